@@ -1,0 +1,178 @@
+"""Parameters: canonical paths over any pytree of arrays, and which of its leaves may be pruned."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from types import EllipsisType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+PyTree = Any
+Pattern = str | Callable[[str, Any], bool] | EllipsisType
+
+# Names of leaves that hold no weights of a linear map, whatever their rank: attention biases are 2-D,
+# stacked (scanned or vmapped) layers add a leading axis to every bias, scale and statistic.
+_NOT_A_WEIGHT = re.compile(
+    r"(.*_)?(b|bias|biases|beta|scale|gamma|gain|offset|mean|var|std|count|counter|average|hidden|ema"
+    r"|running_(mean|var)|moving_(mean|var)(iance)?|cls|cls_token|class_token|mask_token)",
+    re.IGNORECASE,
+)
+_EMBEDDING = re.compile(r".*embed(d(ing)?)?(s|ings)?(_?\d+)?|wte|wpe|.*embed_tokens|.*_emb", re.IGNORECASE)
+_NORM = re.compile(r"(.*(norm|_ln|_bn)|ln|bn)([_.]?\w?\d*)?", re.IGNORECASE)
+# A module called `embed` or `norm` that keeps its table or scale under one of these neutral names.
+_NEUTRAL = re.compile(r"w|weight|table", re.IGNORECASE)
+
+
+def flatten_with_paths(tree: PyTree) -> tuple[list[str], list[Any], jax.tree_util.PyTreeDef]:
+    """Leaves of a pytree with their canonical paths, such as `Dense_0/kernel` or `layers/0/kernel`.
+
+    The same model has the same paths as a Linen dict, an NNX `State`, an Equinox module, or nested lists:
+    a leading `params/` (Linen) and the `.value` of an NNX `Variable` are left out.
+
+    Returns:
+      (paths, leaves, treedef), in the order of `jax.tree.leaves`.
+    """
+    nnx = sys.modules.get("flax.nnx")  # a tree can only hold a Variable when someone imported nnx
+    is_variable = (lambda x: isinstance(x, nnx.Variable)) if nnx else (lambda x: False)
+    outer, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_variable)
+    paths = []
+    for keys, node in outer:
+        base = [_key_name(key) for key in keys]
+        if base and base[0] == "params" and len(base) > 1:
+            base = base[1:]
+        if is_variable(node):
+            for inner, _ in jax.tree_util.tree_flatten_with_path(node)[0]:
+                paths.append("/".join(base + [_key_name(key) for key in inner[1:]]))
+        else:
+            paths.append("/".join(base))
+    leaves, treedef = jax.tree.flatten(tree)
+    return paths, leaves, treedef
+
+
+def _key_name(key: Any) -> str:
+    match key:
+        case DictKey(key=name) | GetAttrKey(name=name) | FlattenedIndexKey(key=name) | SequenceKey(idx=name):
+            return str(name)
+    return str(key).strip(".[]'\"")
+
+
+def prunable(
+    params: PyTree,
+    include: Pattern | Iterable[Pattern] | None = None,
+    exclude: Pattern | Iterable[Pattern] = (),
+) -> PyTree:
+    """Tree of Python bools: which leaves of `params` may be pruned.
+
+    By default the float leaves with two or more axes that are not named a bias, scale, statistic or
+    embedding. `include` replaces that default, `...` inside it stands for it, and `exclude` takes away.
+
+    Args:
+      params: pytree of arrays (or `jax.ShapeDtypeStruct`s).
+      include: None for the default, or patterns. A pattern is a regular expression that matches a whole
+        path or a whole leading part of it (so a module's path names all in it), a predicate
+        `(path, leaf) -> bool`, or `...` (the default).
+      exclude: patterns to leave out of what `include` selected.
+
+    Returns:
+      A tree like `params` with True at the leaves to prune.
+
+    Raises:
+      ValueError: a pattern matches no leaf, is no regular expression, or includes a leaf that has no
+        float dtype or no axes; `params` has no leaves.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
+      ...           "Embed_0": {"embedding": jnp.ones((5, 3))}}
+      >>> jp.prunable(params)
+      {'Dense_0': {'bias': False, 'kernel': True}, 'Embed_0': {'embedding': False}}
+      >>> jp.prunable(params, include=(..., "Embed_0"), exclude="Dense_.*/kernel")
+      {'Dense_0': {'bias': False, 'kernel': False}, 'Embed_0': {'embedding': True}}
+    """
+    paths, leaves, treedef = flatten_with_paths(params)
+    if not leaves:
+        raise ValueError("`params` has no leaves: there is nothing to prune.")
+    chosen = [False] * len(leaves)
+    if include is None:
+        include = (...,)
+    for pattern in _patterns("include", include):
+        for i in _matches("include", pattern, paths, leaves):
+            if pattern is not ...:
+                _check_can_be_pruned(paths[i], leaves[i])
+            chosen[i] = True
+    for pattern in _patterns("exclude", exclude):
+        for i in _matches("exclude", pattern, paths, leaves):
+            chosen[i] = False
+    return jax.tree.unflatten(treedef, chosen)
+
+
+def is_float_array(leaf: Any) -> bool:
+    """Whether a leaf is an array (or abstract array) of a floating-point dtype."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and hasattr(leaf, "shape") and jnp.issubdtype(dtype, jnp.floating)
+
+
+def is_weight(path: str, leaf: Any) -> bool:
+    """The default rule of `prunable`, on one leaf."""
+    if not is_float_array(leaf) or len(leaf.shape) < 2:
+        return False
+    *parents, name = path.split("/")
+    if _NOT_A_WEIGHT.fullmatch(name) or _EMBEDDING.fullmatch(name) or "batch_stats" in parents:
+        return False
+    in_module = parents[-1] if parents else ""
+    if in_module.isdigit() and len(parents) > 1:  # `norms/0/weight`
+        in_module = parents[-2]
+    plain_matrix = len(leaf.shape) == 2 and _NEUTRAL.fullmatch(name)
+    return not (plain_matrix and (_EMBEDDING.fullmatch(in_module) or _NORM.fullmatch(in_module)))
+
+
+def _patterns(argument: str, patterns: Any) -> Sequence[Pattern]:
+    if isinstance(patterns, str) or callable(patterns) or patterns is ...:
+        return (patterns,)
+    patterns = tuple(patterns)
+    for pattern in patterns:
+        if not (isinstance(pattern, str) or callable(pattern) or pattern is ...):
+            raise TypeError(
+                f"`{argument}` must hold path patterns (str), predicates (path, leaf) -> bool, or `...`, "
+                f"got {pattern!r}."
+            )
+    return patterns
+
+
+def _matches(argument: str, pattern: Pattern, paths: list[str], leaves: list[Any]) -> list[int]:
+    if pattern is ...:
+        return [i for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)) if is_weight(path, leaf)]
+    if callable(pattern):
+        return [i for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)) if pattern(path, leaf)]
+    try:
+        expression = re.compile(f"(?:{pattern})(?:/.*)?")
+    except re.error as error:
+        raise ValueError(
+            f"`{argument}` pattern {pattern!r} is not a regular expression ({error}). "
+            "Write '.*' for any text, as in 'encoder/.*/kernel'."
+        ) from None
+    found = [i for i, path in enumerate(paths) if expression.fullmatch(path)]
+    if not found:
+        shown = ", ".join(repr(path) for path in paths[:20]) + (", ..." if len(paths) > 20 else "")
+        raise ValueError(
+            f"`{argument}` pattern {pattern!r} matched no parameter. There are: {shown} ({len(paths)} in all). "
+            "Patterns are regular expressions on whole paths."
+        )
+    return found
+
+
+def _check_can_be_pruned(path: str, leaf: Any) -> None:
+    if not is_float_array(leaf):
+        kind = getattr(leaf, "dtype", type(leaf).__name__)
+        raise ValueError(
+            f"`include` names {path!r}, which is {kind}: only floating-point arrays can be pruned. "
+            "Leave it out of `include`, or add it to `exclude`."
+        )
+    if len(leaf.shape) == 0:
+        raise ValueError(f"`include` names {path!r}, which is a scalar: only arrays with axes can be pruned.")
