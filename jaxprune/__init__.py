@@ -1,5 +1,43 @@
-"""Functional pruning for JAX: scores, masks, schedules, lottery tickets and real removal."""
+"""Functional pruning for JAX: scores, masks, schedules, lottery tickets and real removal.
 
+The way through the code is one way: scores -> selection -> masks -> transforms -> imp.
+"""
+
+from jaxprune import schedules, scores
+from jaxprune.controls import shuffle_masks
+from jaxprune.imp import IMP, imp
+from jaxprune.masks import apply_masks, make_masks, sparsity
 from jaxprune.params import prunable
+from jaxprune.report import summary
+from jaxprune.rewind import Finetune, Reinitialize, Rewind, RewindLearningRate
+from jaxprune.structures import NM, Block, Channels, Layers, Unstructured
+from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
 
-__all__ = ["prunable"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "IMP",
+    "NM",
+    "Block",
+    "Channels",
+    "Finetune",
+    "Layers",
+    "Reinitialize",
+    "Rewind",
+    "RewindLearningRate",
+    "Unstructured",
+    "apply_masks",
+    "get_masks",
+    "gradual",
+    "has_masks",
+    "imp",
+    "make_masks",
+    "masked",
+    "prunable",
+    "replace_masks",
+    "schedules",
+    "scores",
+    "shuffle_masks",
+    "sparsity",
+    "summary",
+]

@@ -1,0 +1,432 @@
+"""Iterative magnitude pruning: a whole experiment as one XLA program."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.masks import (
+    Scope,
+    aligned,
+    apply_masks,
+    check_fraction,
+    check_scope,
+    counts_to_prune,
+    full_masks,
+    kept_per_leaf,
+    masks_from_counts,
+    prunable_leaves,
+)
+from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.rewind import Initialization, Rewind, replace
+from jaxprune.scores import magnitude
+from jaxprune.scores.scorer import call_score
+from jaxprune.selection import Count
+from jaxprune.structures import NM, Structure, Unstructured
+from jaxprune.transforms.masks_in_state import has_masks, replace_masks
+from jaxprune.transforms.moments import clear_moments
+
+
+class Carry(NamedTuple):
+    """What goes from round to round; save it to resume.
+
+    round: the next round, int32; key: the experiment's key; state: the trained state of the last round;
+    masks: those it was trained under; snapshot: what the rewind remembers.
+    """
+
+    round: jax.Array
+    key: jax.Array
+    state: Any
+    masks: PyTree
+    snapshot: PyTree
+
+
+class Round(NamedTuple):
+    """One row of the history: a training under one set of masks.
+
+    round: 0 is the dense training; sparsity: float32, pruned / prunable; kept: prunable weights left (int32;
+    float32 beyond 2^31); metrics: those of the last training step; evaluation: `evaluate(state)` at the end; curve: the same
+    every `every` steps, stacked (steps that the round did not run hold NaN, or 0 in integers); masks: if kept.
+    """
+
+    round: jax.Array
+    sparsity: jax.Array
+    kept: jax.Array
+    metrics: PyTree
+    evaluation: PyTree
+    curve: PyTree
+    masks: PyTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class IMP:
+    """An experiment; made by `imp`. All of its methods are pure and run under `jit` and `vmap`."""
+
+    train_step: Callable[[Any, Any], tuple[Any, PyTree]]
+    batch_fn: Callable[[jax.Array, jax.Array], Any]
+    steps: int
+    rounds: int
+    rate: Any = 0.2
+    score: Callable[..., PyTree] = magnitude
+    scope: Scope = "global"
+    structure: Structure = Unstructured()  # noqa: RUF009 (it is frozen)
+    where: PyTree | None = None
+    rewind: Initialization = Rewind()  # noqa: RUF009 (it is frozen)
+    evaluate: Callable[[Any], PyTree] | None = None
+    every: int | None = None
+    keep_masks: bool = False
+
+    @property
+    def curve_steps(self) -> tuple[int, ...]:
+        """Steps at which a row's `curve` was evaluated."""
+        return tuple(range(self.every, self.steps + 1, self.every)) if self.every else ()
+
+    def init(self, key: jax.Array, state: Any) -> Carry:
+        """The carry before the first round: nothing pruned, nothing trained.
+
+        Args:
+          key: a `jax.random.key`; batches, scores and drawn weights all follow from it.
+          state: any pytree with `.params` and `.opt_state`. With an optimizer from `masked` the masks live in its
+            state; otherwise each step is followed by `apply_masks` (the moments of such an optimizer see pruned gradients).
+
+        Returns:
+          A `Carry`.
+        """
+        state = self._settled(key, state)
+        masks = full_masks(state.params, self.structure, prunable_leaves(state.params, self.where))
+        self._units(state.params)  # raises for a rate tree that doesn't fit
+        state = _under(state, masks)
+        return Carry(jnp.zeros([], jnp.int32), key, state, masks, self.rewind.take(state))
+
+    def step(self, carry: Carry) -> tuple[Carry, Round]:
+        """One round: prune and rewind (not in round 0), then train and evaluate.
+
+        There are `rounds + 1` of them: round 0 is the dense network's.
+
+        Args:
+          carry: from `init` or the last `step`.
+
+        Returns:
+          The next carry and the round's row.
+
+        Raises:
+          ValueError: all rounds are done (where `carry.round` is a known number).
+        """
+        if not isinstance(carry.round, jax.core.Tracer) and np.any(np.asarray(carry.round) > self.rounds):
+            raise ValueError(
+                f"all {self.rounds + 1} rounds (0 to {self.rounds}) are done: there is no next one."
+            )
+        round_key = jax.random.fold_in(carry.key, carry.round)
+        batch_key, score_key, init_key = jax.random.split(round_key, 3)
+        is_first = carry.round == 0
+
+        def prune(state: Any, masks: PyTree) -> tuple[Any, PyTree]:
+            masks = self._prune(score_key, state.params, masks, carry.round)
+            return _under(self.rewind.restore(init_key, state, carry.snapshot), masks), masks
+
+        state, masks = jax.lax.cond(is_first, lambda *same: same, prune, carry.state, carry.masks)
+        start = jnp.where(is_first, 0, self.rewind.step).astype(jnp.int32)
+        state, snapshot, metrics, curve = self._train(
+            batch_key, state, masks, start, carry.snapshot, is_first
+        )
+        row = self._row(carry.round, state, masks, metrics, curve)
+        return Carry(carry.round + 1, carry.key, state, masks, snapshot), row
+
+    def run(self, key: jax.Array, state: Any) -> tuple[Any, Round]:
+        """All rounds, as one program under `jit`.
+
+        Args:
+          key, state: as for `init`.
+
+        Returns:
+          The state after the last round's training, and the history: a `Round` whose leaves have a leading
+          axis of `rounds + 1`; row r was trained after r prunings.
+        """
+        carry, history = jax.lax.scan(
+            lambda carry, _: self.step(carry), self.init(key, state), length=self.rounds + 1
+        )
+        return carry.state, history
+
+    def train(self, key: jax.Array, state: Any, masks: PyTree) -> tuple[Any, Round]:
+        """One whole training, from `state` at step 0, under given masks: for the controls.
+
+        Args:
+          key: a `jax.random.key`.
+          state: as for `init`.
+          masks: tree like the parameters; those of `history.masks` fit, also under `jax.vmap` or `jax.lax.map`.
+
+        Returns:
+          The trained state and its row (`round` is -1).
+        """
+        state = self._settled(key, state)
+        full = full_masks(state.params, self.structure, prunable_leaves(state.params, self.where))
+        masks = jax.tree.unflatten(
+            jax.tree.structure(full), [jnp.asarray(m) for m in aligned(full, masks, "masks")]
+        )
+        batch_key = jax.random.split(key, 3)[0]
+        none = jnp.zeros([], bool)
+        trained, _, metrics, curve = self._train(
+            batch_key, _under(state, masks), masks, jnp.zeros([], jnp.int32), (), none
+        )
+        return trained, self._row(jnp.int32(-1), trained, masks, metrics, curve)
+
+    # Inside a round.
+
+    def _prune(self, key: jax.Array, params: PyTree, masks: PyTree, round: jax.Array) -> PyTree:
+        chosen, table = self._counts(params)
+        counts = jax.tree.map(lambda column: column[round], table)
+        scores = call_score(self.score, params, key)
+        new = masks_from_counts(scores, counts, self.structure, chosen, masks)
+        held = [jnp.asarray(mask) for mask in jax.tree.leaves(new)]
+        return jax.tree.unflatten(jax.tree.structure(masks), held)
+
+    def _counts(self, params: PyTree) -> tuple[list[int], Any]:
+        """Units to prune after r rounds, from exact arithmetic on the host: rows r of arrays."""
+        chosen, units, rates = self._units(params)
+        rows = []
+        for r in range(self.rounds + 1):
+            shares = (
+                [1 - (1 - rate) ** r for rate in rates] if isinstance(rates, list) else 1 - (1 - rates) ** r
+            )
+            rows.append(counts_to_prune(shares, units, self.scope))
+
+        def column(values: list[int]) -> Count:
+            return Count(
+                jnp.asarray([v >> 32 for v in values], jnp.uint32),
+                jnp.asarray([v & 0xFFFFFFFF for v in values], jnp.uint32),
+            )
+
+        if isinstance(rows[0], list):
+            return chosen, [column(list(values)) for values in zip(*rows, strict=True)]
+        return chosen, column(rows)
+
+    def _units(self, params: PyTree) -> tuple[list[int], list[int], Any]:
+        chosen = prunable_leaves(params, self.where)
+        paths, leaves, _ = flatten_with_paths(params)
+        units = [math.prod(self.structure.unit_shape(leaves[i].shape)) for i in chosen]
+        if isinstance(self.rate, numbers.Real):
+            return chosen, units, float(self.rate)
+        rates = aligned(params, self.rate, "rate")
+        for i in chosen:
+            check_fraction("rate", rates[i], paths[i])
+        return chosen, units, [float(rates[i]) for i in chosen]
+
+    def _train(
+        self, key: jax.Array, state: Any, masks: PyTree, start: jax.Array, snapshot: PyTree, take: jax.Array
+    ) -> tuple[Any, PyTree, PyTree, PyTree]:
+        """Steps start, ..., steps - 1, in segments that end where something is to be seen or remembered."""
+        in_optimizer = has_masks(state.opt_state)
+
+        def one(step: jax.Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
+            state, _ = carry
+            state, metrics = self.train_step(state, self.batch_fn(key, step))
+            if not in_optimizer:
+                state = replace(state, params=apply_masks(state.params, masks))
+            return state, metrics
+
+        def empty(fn: Callable, *args: Any) -> PyTree:
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, *args))
+
+        metrics = empty(lambda s: one(jnp.zeros([], jnp.int32), (s, None))[1], state)
+        remember = self.rewind.step if 0 < self.rewind.step < self.steps else None
+        ends = sorted({self.steps, *self.curve_steps} | ({remember} if remember else set()))
+        if len(ends) == 1 and not self.curve_steps:
+            state, metrics = jax.lax.fori_loop(start, self.steps, one, (state, metrics))
+            return state, snapshot, metrics, ()
+
+        def segment(carry: Any, limits: tuple[jax.Array, jax.Array]) -> tuple[Any, PyTree]:
+            state, metrics, snapshot = carry
+            low, high = limits
+            state, metrics = jax.lax.fori_loop(jnp.maximum(low, start), high, one, (state, metrics))
+            if remember:
+                snapshot = jax.lax.cond(
+                    take & (high == remember),
+                    lambda s, _: self.rewind.take(s),
+                    lambda _, old: old,
+                    state,
+                    snapshot,
+                )
+            if not self.curve_steps:
+                return (state, metrics, snapshot), ()
+            every = self.every or 1
+            seen = jax.lax.cond(
+                (high % every == 0) & (high > start),
+                lambda s: self._evaluate(s),
+                lambda s: jax.tree.map(_not_run, empty(self._evaluate, s)),
+                state,
+            )
+            return (state, metrics, snapshot), seen
+
+        bounds = jnp.asarray([0, *ends[:-1]], jnp.int32), jnp.asarray(ends, jnp.int32)
+        (state, metrics, snapshot), seen = jax.lax.scan(segment, (state, metrics, snapshot), bounds)
+        rows = np.asarray([i for i, end in enumerate(ends) if self.every and end % self.every == 0], int)
+        return state, snapshot, metrics, jax.tree.map(lambda x: x[rows], seen)
+
+    def _evaluate(self, state: Any) -> PyTree:
+        return () if self.evaluate is None else jax.tree.map(jnp.asarray, self.evaluate(state))
+
+    def _row(self, round: jax.Array, state: Any, masks: PyTree, metrics: PyTree, curve: PyTree) -> Round:
+        kept, total = kept_per_leaf(state.params, masks)
+        whole = sum(n for n in total if n is not None)
+        wide = jnp.int32 if whole < 2**31 else jnp.float32
+        left = sum((jnp.asarray(k).astype(wide) for k in kept if k is not None), jnp.zeros([], wide))
+        # 1 - kept / whole would lose the digits of a high density's small sparsity.
+        pruned = sum(
+            (
+                jnp.asarray(n - k).astype(jnp.float32)
+                for k, n in zip(kept, total, strict=True)
+                if k is not None
+            ),
+            jnp.zeros([], jnp.float32),
+        )
+        shown = masks if self.keep_masks else ()
+        return Round(round, pruned / whole, left, metrics, self._evaluate(state), curve, shown)
+
+    def _settled(self, key: jax.Array, state: Any) -> Any:
+        """The state in the dtypes that a training step gives back (Python scalars, weak types)."""
+        for field in ("params", "opt_state"):
+            if not hasattr(state, field):
+                raise TypeError(
+                    f"`state` must have .params and .opt_state (flax TrainState fits), {type(state).__name__} has no .{field}."
+                )
+        state = jax.tree.map(jnp.asarray, state)
+        batch = jax.eval_shape(self.batch_fn, key, jnp.zeros([], jnp.int32))
+        after, _ = jax.eval_shape(self.train_step, state, batch)
+        before_paths, before, treedef = flatten_with_paths(state)
+        after_paths, new, after_treedef = flatten_with_paths(after)
+        if treedef != after_treedef:
+            odd = sorted(set(before_paths) ^ set(after_paths)) or ["(same leaves, other node types)"]
+            raise ValueError(
+                f"`train_step` must return a state like the one it got; the trees differ at {odd[0]!r}."
+            )
+        for path, old, out in zip(before_paths, before, new, strict=True):
+            if old.shape != out.shape:
+                raise ValueError(
+                    f"`train_step` must return a state like the one it got; {path!r} went from {old.shape} to {out.shape}."
+                )
+        cast = [
+            x if x.dtype == out.dtype else x.astype(out.dtype) for x, out in zip(before, new, strict=True)
+        ]
+        strong = [
+            jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x for x in cast
+        ]
+        return jax.tree.unflatten(treedef, strong)
+
+
+def imp(
+    train_step: Callable[[Any, Any], tuple[Any, PyTree]],
+    batch_fn: Callable[[jax.Array, jax.Array], Any],
+    *,
+    steps: int,
+    rounds: int,
+    rate: Any = 0.2,
+    score: Callable[..., PyTree] = magnitude,
+    scope: Scope = "global",
+    structure: Structure = Unstructured(),  # noqa: B008 (it is frozen)
+    where: PyTree | None = None,
+    rewind: Initialization = Rewind(),  # noqa: B008 (it is frozen)
+    evaluate: Callable[[Any], PyTree] | None = None,
+    every: int | None = None,
+    keep_masks: bool = False,
+) -> IMP:
+    """Iterative magnitude pruning: train, prune the lowest `rate` of what is left, rewind, and again.
+
+    After r rounds exactly `round((1 - (1 - rate)^r) * n)` of the n units are pruned.
+
+    Args:
+      train_step: (state, batch) -> (state, metrics). The state is any pytree with `.params` and `.opt_state`; its
+        optimizer should be `jp.masked(tx)`, which alone holds the zeros.
+      batch_fn: (key, step) -> batch, pure. One key serves all the steps of a round, so fold `step` in:
+        `jax.random.fold_in(key, step)`.
+      steps: training steps a round, counted from step 0.
+      rounds: prunings; with the dense round 0 there are `rounds + 1` trainings.
+      rate: share of the remaining units that a round prunes, or a tree of shares like the parameters (each leaf
+        its own, as LeNet's 0.1 on the output layer).
+      score: params -> scores, or (params, key) -> scores.
+      scope, structure, where: as for `make_masks`.
+      rewind: `Rewind(step)`, `RewindLearningRate(step)`, `Finetune()` or `Reinitialize(init_fn)`.
+      evaluate: state -> metrics, at the end of each round.
+      every: also evaluate every so many steps, for curves.
+      keep_masks: keep each round's masks in the history.
+
+    Returns:
+      An `IMP` with `run`, `init`, `step` and `train`.
+
+    Raises:
+      ValueError: counts below 1, a rate outside (0, 1), a rewind step beyond the round, an unknown scope, `every` without
+        `evaluate`, more rounds than an N:M pattern can take.
+
+    Note:
+      On a CPU, XLA runs `conv_general_dilated` inside a loop many times slower than outside. Give the convolutions of a
+      model that trains there a matmul form (`nn.Conv(..., conv_general_dilated=jaxprune.demo.matmul_conv)`),
+      or run `jax.jit(train_step)` in a Python loop of your own.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import jaxprune as jp
+      >>> from flax.training.train_state import TrainState
+      >>> def train_step(state, batch):
+      ...     loss, grads = jax.value_and_grad(lambda p: jnp.mean((batch @ p["w"] - 1) ** 2))(state.params)
+      ...     return state.apply_gradients(grads=grads), {"loss": loss}
+      >>> def batch_fn(key, step):
+      ...     return jax.random.normal(jax.random.fold_in(key, step), (8, 10))
+      >>> state = TrainState.create(
+      ...     apply_fn=None, params={"w": jnp.linspace(0.1, 1, 20).reshape(10, 2)}, tx=jp.masked(optax.sgd(0.01)))
+      >>> experiment = jp.imp(train_step, batch_fn, steps=5, rounds=3, rate=0.2)
+      >>> state, history = jax.jit(experiment.run)(jax.random.key(0), state)
+      >>> [int(kept) for kept in history.kept]
+      [20, 16, 13, 10]
+
+    References:
+      Frankle, Carbin, The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks, 2018,
+      arXiv:1803.03635.
+    """
+    for name, value, least in (("steps", steps, 1), ("rounds", rounds, 0), ("every", every, 1)):
+        if name == "every" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
+    check_scope(scope, structure)
+    if isinstance(rate, numbers.Real):
+        check_fraction("rate", rate)
+    if every is not None and evaluate is None:
+        raise ValueError("`every` asks for curves of `evaluate`, which is not given.")
+    if every is not None and every > steps:
+        raise ValueError(f"`every` must be at most `steps`, got every={every}, steps={steps}.")
+    if not callable(getattr(rewind, "restore", None)):
+        raise TypeError(f"`rewind` must be Rewind(step), Finetune(), ..., got {rewind!r}.")
+    if rewind.step >= steps:
+        raise ValueError(
+            f"`rewind` must go back to a step inside the round, got {rewind!r} with steps={steps}: "
+            f"the last one is {steps - 1}."
+        )
+    if isinstance(structure, NM) and isinstance(rate, numbers.Real):
+        final = 1 - (1 - float(rate)) ** rounds
+        if final > structure.sparsity + 1e-6:
+            raise ValueError(
+                f"`rounds` must not pass the sparsity {structure.sparsity:g} of {structure}, "
+                f"got {final:g} after {rounds} rounds at rate {rate:g}."
+            )
+    return IMP(
+        train_step, batch_fn, int(steps), int(rounds), rate, score, scope, structure, where, rewind, evaluate,
+        every, keep_masks,
+    )  # fmt: skip
+
+
+def _under(state: Any, masks: PyTree) -> Any:
+    """The state with its pruned weights at zero, the masks in its optimizer and no memory of the pruned."""
+    opt_state = clear_moments(state.opt_state, state.params, masks)
+    if has_masks(opt_state):
+        opt_state = replace_masks(opt_state, masks)
+    return replace(state, params=apply_masks(state.params, masks), opt_state=opt_state)
+
+
+def _not_run(x: jax.Array) -> jax.Array:
+    return jnp.full_like(x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x

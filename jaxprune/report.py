@@ -1,0 +1,113 @@
+"""What is pruned where, as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+
+import jax
+import rich.box
+import rich.console
+import rich.table
+
+from jaxprune.masks import kept_per_leaf
+from jaxprune.params import PyTree, flatten_with_paths
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSummary:
+    """One parameter: its path, shape, weights kept (None: not prunable) and weights in all."""
+
+    path: str
+    shape: tuple[int, ...]
+    kept: int | None
+    total: int
+
+    @property
+    def sparsity(self) -> float | None:
+        """Pruned share; None where the leaf is not prunable."""
+        if self.kept is None:
+            return None
+        return 1 - self.kept / self.total if self.total else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Rows by parameter; printing it shows a table."""
+
+    rows: tuple[LayerSummary, ...]
+
+    @property
+    def kept(self) -> int:
+        """Prunable weights that are left."""
+        return sum(row.kept for row in self.rows if row.kept is not None)
+
+    @property
+    def prunable(self) -> int:
+        """Prunable weights, pruned ones included."""
+        return sum(row.total for row in self.rows if row.kept is not None)
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return sum(row.total for row in self.rows)
+
+    def __str__(self) -> str:
+        table = rich.table.Table(box=rich.box.SIMPLE, show_footer=True, show_edge=False, pad_edge=False)
+        pruned = f"{1 - self.kept / self.prunable:.2%}" if self.prunable else "-"
+        table.add_column("parameter", footer="prunable")
+        table.add_column("shape", footer="")
+        table.add_column("weights", footer=f"{self.prunable:,}", justify="right")
+        table.add_column("kept", footer=f"{self.kept:,}", justify="right")
+        table.add_column("sparsity", footer=pruned, justify="right")
+        for row in self.rows:
+            shape = "x".join(map(str, row.shape)) or "scalar"
+            kept = "-" if row.kept is None else f"{row.kept:,}"
+            share = "-" if row.sparsity is None else f"{row.sparsity:.2%}"
+            table.add_row(row.path, shape, f"{row.total:,}", kept, share)
+        # A file of its own: the table is the same in a terminal, a notebook and a log.
+        console = rich.console.Console(file=io.StringIO(), width=120, color_system=None)
+        console.print(table)
+        lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+        return "\n".join(lines).strip("\n")
+
+    __repr__ = __str__
+
+
+def summary(params: PyTree, masks: PyTree) -> Summary:
+    """A printable table of what is kept, parameter by parameter.
+
+    Args:
+      params: pytree of arrays.
+      masks: its masks.
+
+    Returns:
+      A `Summary`; `rows` holds the numbers.
+
+    Raises:
+      ValueError: trees that don't match, or traced masks (a table needs known numbers).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"kernel": jnp.ones((2, 4)), "bias": jnp.ones(4)}
+      >>> print(jp.summary(params, {"kernel": jnp.array([[True, False, True, True]]), "bias": True}))
+      parameter   shape   weights   kept   sparsity
+      ─────────────────────────────────────────────
+      bias        4             4      -          -
+      kernel      2x4           8      6     25.00%
+      ─────────────────────────────────────────────
+      prunable                  8      6     25.00%
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, masks))):
+        raise ValueError(
+            "`masks` must be known numbers for a table, got traced arrays: call it outside of jit."
+        )
+    paths, leaves, _ = flatten_with_paths(params)
+    kept, _ = kept_per_leaf(params, masks)
+    rows = []
+    for path, leaf, left in zip(paths, leaves, kept, strict=True):
+        shape = tuple(getattr(leaf, "shape", ()))
+        rows.append(LayerSummary(path, shape, left, math.prod(shape)))
+    return Summary(tuple(rows))

@@ -1,0 +1,195 @@
+"""Initialization: from which values training goes on after a pruning.
+
+Each choice is a frozen dataclass with the same three things: `step`, at which it takes its snapshot and from which
+the next rounds train on; `take(state)`, what to remember of the state there; and
+`restore(key, state, snapshot)`, the state to go on from. A state is any pytree with `.params` and `.opt_state`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.masks import aligned
+from jaxprune.params import PyTree, flatten_with_paths
+
+
+class Initialization(Protocol):
+    """What `imp` asks of its `rewind`."""
+
+    @property
+    def step(self) -> int: ...
+
+    def take(self, state: Any) -> PyTree: ...
+
+    def restore(self, key: jax.Array, state: Any, snapshot: PyTree) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewind:
+    """Back to the state of step `step` of the first round, all of it.
+
+    Weights, optimizer state, the schedule's step and every other part of the state (batch statistics, keys) return to
+    what they were; training goes on from there. `step=0` is the original lottery ticket.
+
+    Args:
+      step: the step of the first (dense) round to go back to.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.Rewind(step=100)
+      Rewind(step=100)
+
+    References:
+      Frankle et al., Linear Mode Connectivity and the Lottery Ticket Hypothesis, 2019, arXiv:1912.05671.
+    """
+
+    step: int = 0
+
+    def __post_init__(self):
+        _check_step(self.step)
+
+    def take(self, state: Any) -> PyTree:
+        return state
+
+    def restore(self, key: jax.Array, state: Any, snapshot: PyTree) -> Any:
+        del key, state
+        return snapshot
+
+
+@dataclasses.dataclass(frozen=True)
+class RewindLearningRate:
+    """Weights stay; the learning rate goes back to step `step` of the first round.
+
+    The whole optimizer state of that step returns, counts and moments together (a moment without its count would
+    break Adam's bias correction), and so does every integer scalar of the state, such as
+    `TrainState.step`. Weights, batch statistics and keys stay.
+
+    Args:
+      step: the step of the first (dense) round to go back to.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.RewindLearningRate()
+      RewindLearningRate(step=0)
+
+    References:
+      Renda, Frankle, Carbin, Comparing Rewinding and Fine-tuning in Neural Network Pruning, 2020,
+      arXiv:2003.02389.
+    """
+
+    step: int = 0
+
+    def __post_init__(self):
+        _check_step(self.step)
+
+    def take(self, state: Any) -> PyTree:
+        return state.opt_state, [leaf for leaf in jax.tree.leaves(_rest(state)) if _is_counter(leaf)]
+
+    def restore(self, key: jax.Array, state: Any, snapshot: PyTree) -> Any:
+        del key
+        opt_state, counters = snapshot
+        counters = iter(counters)
+        rewound = jax.tree.map(lambda leaf: next(counters) if _is_counter(leaf) else leaf, _rest(state))
+        return replace(rewound, params=state.params, opt_state=opt_state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    """Everything stays: values, optimizer state and schedule go on.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.Finetune().step
+      0
+    """
+
+    @property
+    def step(self) -> int:
+        return 0
+
+    def take(self, state: Any) -> PyTree:
+        del state
+        return ()
+
+    def restore(self, key: jax.Array, state: Any, snapshot: PyTree) -> Any:
+        del key, snapshot
+        return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Reinitialize:
+    """Survivors are drawn anew; the rest of the state is that of step 0.
+
+    Args:
+      init_fn: key -> parameters (or Linen variables with just `params`); a new key each round.
+
+    Example:
+      >>> import jax
+      >>> import jaxprune as jp
+      >>> jp.Reinitialize(lambda key: {"w": jax.random.normal(key, (3, 3))}).step
+      0
+
+    References:
+      Frankle, Carbin, The Lottery Ticket Hypothesis, 2018, arXiv:1803.03635 (the control experiment).
+    """
+
+    init_fn: Callable[[jax.Array], PyTree]
+
+    def __post_init__(self):
+        if not callable(self.init_fn):
+            raise TypeError(f"`init_fn` must map a key to parameters, got {self.init_fn!r}.")
+
+    @property
+    def step(self) -> int:
+        return 0
+
+    def take(self, state: Any) -> PyTree:
+        return state
+
+    def restore(self, key: jax.Array, state: Any, snapshot: PyTree) -> Any:
+        paths, old, treedef = flatten_with_paths(state.params)
+        new = aligned(state.params, self.init_fn(key), "init_fn(key)")
+        for path, w, drawn in zip(paths, old, new, strict=True):
+            if jnp.shape(w) != jnp.shape(drawn):
+                raise ValueError(
+                    f"`init_fn` must give the shapes of the parameters, got {jnp.shape(drawn)} at {path!r} "
+                    f"instead of {jnp.shape(w)}."
+                )
+        drawn = [jnp.asarray(value, jnp.asarray(w).dtype) for value, w in zip(new, old, strict=True)]
+        return replace(snapshot, params=jax.tree.unflatten(treedef, drawn))
+
+
+def replace(state: Any, **fields: Any) -> Any:
+    """A copy of a state with other fields: TrainState, NamedTuple, dataclass or any object."""
+    for method in ("replace", "_replace"):
+        if callable(getattr(state, method, None)):
+            return getattr(state, method)(**fields)
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        new = copy.copy(state)
+        for name, value in fields.items():
+            object.__setattr__(new, name, value)  # past a custom __init__ and frozen=True
+        return new
+    raise TypeError(
+        f"`state` must be a flax TrainState, a NamedTuple or a dataclass with .params and .opt_state, "
+        f"got {type(state).__name__}."
+    )
+
+
+def _rest(state: Any) -> Any:
+    return replace(state, params=None, opt_state=None)
+
+
+def _is_counter(leaf: Any) -> bool:
+    return jnp.ndim(leaf) == 0 and jnp.issubdtype(getattr(leaf, "dtype", np.asarray(leaf).dtype), jnp.integer)
+
+
+def _check_step(step: Any) -> None:
+    if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
+        raise ValueError(f"`step` must be a whole number of at least 0, got {step!r}.")

@@ -1,0 +1,49 @@
+"""Normalisation inside each layer, so that a global threshold compares like with like."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.params import PyTree, is_float_array
+
+By = Literal["mean", "max", "l2", "sum"]
+
+
+def normalize(scores: PyTree, by: By = "mean") -> PyTree:
+    """Divides each leaf's scores by a size of that leaf: `score / size(|score|)`.
+
+    Args:
+      scores: pytree of score arrays.
+      by: "mean" or "max" of the leaf, its "l2" norm, or its "sum", each over |score|.
+
+    Returns:
+      Tree like `scores`, in float32. A leaf that is all zero stays zero.
+
+    Raises:
+      ValueError: an unknown `by`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> jp.scores.normalize({"small": jnp.array([1.0, 3.0]), "large": jnp.array([10.0, 30.0])})
+      {'large': Array([0.5, 1.5], dtype=float32), 'small': Array([0.5, 1.5], dtype=float32)}
+    """
+    if by not in get_args(By):
+        raise ValueError(f"`by` must be one of {', '.join(map(repr, get_args(By)))}, got {by!r}.")
+
+    def divide(score: jax.Array) -> jax.Array:
+        if not is_float_array(score) or score.size == 0:
+            return score
+        score = score.astype(jnp.float32)
+        largest = jnp.max(jnp.abs(score))
+        # Scaled by the largest first: sums and squares of large scores would overflow float32.
+        unit = score / jnp.where(largest > 0, largest, 1)
+        size = {"mean": jnp.mean, "max": jnp.max, "sum": jnp.sum, "l2": jnp.linalg.norm}[by](
+            jnp.abs(unit.ravel())
+        )
+        return unit / jnp.where(size > 0, size, 1)
+
+    return jax.tree.map(divide, scores)

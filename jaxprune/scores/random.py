@@ -1,0 +1,31 @@
+"""Random scores, the control experiment."""
+
+from __future__ import annotations
+
+import jax
+
+from jaxprune.params import PyTree, is_float_array
+
+
+def random(params: PyTree, key: jax.Array) -> PyTree:
+    """Uniform random scores in [0, 1): pruning by chance.
+
+    Args:
+      params: pytree of arrays; leaves that are not floating-point arrays pass through unscored.
+      key: a `jax.random.key`. `imp` and `gradual` hand a fresh one to a score that takes `key`.
+
+    Returns:
+      Tree like `params` of float32 scores.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> jp.scores.random({"w": jnp.zeros((2, 3))}, jax.random.key(0))["w"].shape
+      (2, 3)
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    scores = [
+        jax.random.uniform(k, w.shape) if is_float_array(w) else w for k, w in zip(keys, leaves, strict=False)
+    ]
+    return jax.tree.unflatten(treedef, scores)

@@ -1,0 +1,91 @@
+"""Blocks: rectangles of neighbouring weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.structures.structure import Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Blocks of `shape` over the last axes; blocks at the far edges are smaller where it doesn't divide.
+
+    The score of a block is the mean of its weights' scores, so that the smaller ones at the edges compete
+    fairly. A count counts blocks.
+
+    Args:
+      shape: extent of a block along the last `len(shape)` axes, such as (4, 4); leading axes are not grouped.
+
+    Raises:
+      ValueError: an extent below 1, or a leaf with fewer axes than the block (the leaf is named).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> scores = jnp.array([[1.0, 1.0, 5.0], [1.0, 1.0, 5.0], [9.0, 9.0, 0.0]])
+      >>> jp.make_masks({"w": scores}, 0.5, structure=jp.Block((2, 2)))["w"]
+      Array([[False, False,  True],
+             [False, False,  True],
+             [ True,  True, False]], dtype=bool)
+
+    References:
+      Narang, Undersander, Diamos, Block-Sparse Recurrent Neural Networks, 2017, arXiv:1711.02782.
+    """
+
+    shape: tuple[int, ...]
+
+    def __post_init__(self):
+        extents = (self.shape,) if isinstance(self.shape, int) else tuple(self.shape)
+        if not extents or any(not isinstance(n, int) or n < 1 for n in extents):
+            raise ValueError(
+                f"Block `shape` must hold extents of at least 1, such as (4, 4), got {self.shape!r}."
+            )
+        object.__setattr__(self, "shape", extents)
+
+    def check(self, path: str, shape: Shape) -> None:
+        if len(shape) < len(self.shape):
+            raise ValueError(
+                f"Block({self.shape}) needs {len(self.shape)} axes, got {path!r} of shape {shape}. Exclude this leaf."
+            )
+
+    def _extents(self, shape: Shape) -> Shape:
+        return (1,) * (len(shape) - len(self.shape)) + self.shape
+
+    def unit_shape(self, shape: Shape) -> Shape:
+        return tuple(-(-n // b) for n, b in zip(shape, self._extents(shape), strict=True))
+
+    def unit_sizes(self, shape: Shape) -> np.ndarray:
+        sizes = np.ones(self.unit_shape(shape), np.int64)
+        for axis, (n, b) in enumerate(zip(shape, self._extents(shape), strict=True)):
+            along = np.minimum(b, n - b * np.arange(sizes.shape[axis]))
+            sizes = sizes * along.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        return sizes
+
+    def unit_scores(self, scores: jax.Array) -> jax.Array:
+        shape, extents = scores.shape, self._extents(scores.shape)
+        units = self.unit_shape(shape)
+        if math.prod(shape) == 0:
+            return jnp.zeros(units, jnp.float32)
+        scores = scores.astype(jnp.float32)
+        # Differences to the block's first entry: a block of equal scores keeps its score exactly.
+        first = scores[tuple(slice(None, None, b) for b in extents)]
+        differences = scores - self.expand(first, shape)
+        padded = jnp.pad(differences, [(0, u * b - n) for u, b, n in zip(units, extents, shape, strict=True)])
+        split = padded.reshape([n for u, b in zip(units, extents, strict=True) for n in (u, b)])
+        total = split.sum(axis=tuple(range(1, 2 * len(shape), 2)))
+        return first + total / self.unit_sizes(shape).astype(np.float32)
+
+    def expand(self, units: jax.Array, shape: Shape) -> jax.Array:
+        extents = self._extents(shape)
+        split = jnp.expand_dims(units, tuple(range(1, 2 * len(shape), 2)))
+        spread = jnp.broadcast_to(
+            split, [n for u, b in zip(units.shape, extents, strict=True) for n in (u, b)]
+        )
+        whole = spread.reshape([u * b for u, b in zip(units.shape, extents, strict=True)])
+        return whole[tuple(slice(0, n) for n in shape)]

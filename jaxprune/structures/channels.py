@@ -1,0 +1,56 @@
+"""Channels: slices across one axis, by default the output channels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from jaxprune.structures.structure import Shape, mean_over
+
+
+@dataclasses.dataclass(frozen=True)
+class Channels:
+    """Every index along `axis` is a unit: its whole slice is kept or pruned; the mask is (1, ..., C, ..., 1).
+
+    The score of a channel is the mean of its weights' scores (of magnitudes: the L1 norm over the size).
+
+    Args:
+      axis: the channel axis; -1, the output of Flax and Haiku kernels. Equinox and torch layouts: 0.
+
+    Raises:
+      ValueError: a leaf without this axis (the leaf is named).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> jp.make_masks({"w": jnp.array([[3.0, 1.0], [2.0, 1.0]])}, 0.5, structure=jp.Channels())["w"]
+      Array([[ True, False]], dtype=bool)
+
+    References:
+      Li et al., Pruning Filters for Efficient ConvNets, 2016, arXiv:1608.08710.
+    """
+
+    axis: int = -1
+
+    def check(self, path: str, shape: Shape) -> None:
+        if not -len(shape) <= self.axis < len(shape):
+            raise ValueError(f"Channels `axis` {self.axis} is out of range for {path!r} of shape {shape}.")
+
+    def unit_shape(self, shape: Shape) -> Shape:
+        axis = self.axis % len(shape)
+        return tuple(n if i == axis else 1 for i, n in enumerate(shape))
+
+    def unit_sizes(self, shape: Shape) -> int:
+        size = 1
+        for i, n in enumerate(shape):
+            size *= 1 if i == self.axis % len(shape) else n
+        return size
+
+    def unit_scores(self, scores: jax.Array) -> jax.Array:
+        axis = self.axis % scores.ndim
+        return mean_over(scores, tuple(i for i in range(scores.ndim) if i != axis))
+
+    def expand(self, units: jax.Array, shape: Shape) -> jax.Array:
+        del shape
+        return units

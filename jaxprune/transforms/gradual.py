@@ -1,0 +1,137 @@
+"""Masks that follow a schedule while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.masks import (
+    Scope,
+    apply_masks,
+    check_fraction,
+    check_scope,
+    counts_to_prune,
+    full_masks,
+    masks_from_counts,
+    prunable_leaves,
+)
+from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.scores import magnitude
+from jaxprune.scores.scorer import call_score
+from jaxprune.structures import NM, Structure, Unstructured
+from jaxprune.transforms.masked import masked_update
+from jaxprune.transforms.moments import clear_moments
+
+
+class GradualState(NamedTuple):
+    """count: steps so far; sparsity: the schedule's at the last update of the masks; masks; inner_state."""
+
+    count: jax.Array
+    sparsity: jax.Array
+    masks: PyTree
+    inner_state: Any
+
+
+def gradual(
+    inner: optax.GradientTransformation,
+    schedule: Callable[[Any], Any],
+    *,
+    score: Callable[..., PyTree] = magnitude,
+    scope: Scope = "global",
+    structure: Structure = Unstructured(),  # noqa: B008 (it is frozen)
+    where: PyTree | None = None,
+    key: jax.Array | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer so that it prunes to `schedule(step)` while it trains, and holds the zeros.
+
+    At a step where the schedule's value changes, and only there (`lax.cond`), the weights are scored, new masks are made with the
+    old ones as `prior` (what is pruned stays pruned), and the inner optimizer's memory of the newly pruned weights
+    is reset. Otherwise a step is that of `masked`. Under `vmap` the condition becomes a select:
+    the masks are then computed at every step and thrown away, which is exact but slower.
+
+    Args:
+      inner: any optax optimizer.
+      schedule: step -> sparsity, such as `jp.schedules.cubic(0.9, begin=0, end=10_000, every=100)`.
+      score: params -> scores, larger = keep; one that takes `key` gets a fresh key at each update.
+      scope: "global" or "local".
+      structure: what a unit is.
+      where: tree of bools, the leaves to prune; None for `prunable(params)`.
+      key: for scores that take a key.
+
+    Returns:
+      A transformation whose state is a `GradualState`.
+
+    Raises:
+      ValueError: as `make_masks` does, at `init`; no `params` at `update`; a score that wants a key and no `key`.
+      TypeError: a schedule that is not callable.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import jaxprune as jp
+      >>> params = {"w": jnp.array([[4.0, 3.0, 2.0, 1.0]])}
+      >>> tx = jp.gradual(optax.sgd(0.0), jp.schedules.iterative(0.5, rounds=2))
+      >>> state = tx.init(params)
+      >>> for _ in range(2):
+      ...     updates, state = tx.update({"w": jnp.ones((1, 4))}, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      ...     print(params["w"])
+      [[4. 3. 2. 0.]]
+      [[4. 3. 0. 0.]]
+
+    References:
+      Zhu, Gupta, To prune, or not to prune, 2017, arXiv:1710.01878.
+    """
+    inner = optax.with_extra_args_support(inner)
+    check_scope(scope, structure)
+    if not callable(schedule):
+        raise TypeError(f"`schedule` must map a step to a sparsity, got {schedule!r}: see jp.schedules.")
+    final = getattr(schedule, "final", None)
+    if final is not None:
+        check_fraction("schedule", final)
+        if isinstance(structure, NM) and final > structure.sparsity + 1e-6:
+            raise ValueError(
+                f"`schedule` must not pass {structure.sparsity:g}, the sparsity of {structure}, got {final:g}."
+            )
+
+    def init_fn(params: PyTree) -> GradualState:
+        masks = full_masks(params, structure, prunable_leaves(params, where))
+        nothing = jnp.zeros([], jnp.float32)
+        return GradualState(jnp.zeros([], jnp.int32), nothing, masks, inner.init(params))
+
+    def update_fn(updates: PyTree, state: GradualState, params: PyTree | None = None, **extra_args: Any):
+        if params is None:
+            raise ValueError("`params` must be given to update(): pass tx.update(grads, state, params).")
+        sparsity = jnp.asarray(schedule(state.count), jnp.float32)
+
+        def prune(masks: PyTree, inner_state: Any) -> tuple[PyTree, Any]:
+            step_key = None if key is None else jax.random.fold_in(key, state.count)
+            scores = call_score(score, params, step_key)
+            chosen = prunable_leaves(params, where)
+            _, leaves, _ = flatten_with_paths(params)
+            units = [_units(structure, leaves[i].shape) for i in chosen]
+            counts = counts_to_prune(sparsity, units, scope)
+            new = jax.tree.leaves(masks_from_counts(scores, counts, structure, chosen, masks))
+            held = [jnp.asarray(m, bool) for m in new]
+            masks = jax.tree.unflatten(jax.tree.structure(masks), held)
+            fresh = inner.init(apply_masks(params, masks))
+            return masks, clear_moments(inner_state, params, masks, fresh)
+
+        masks, inner_state = jax.lax.cond(
+            sparsity > state.sparsity, prune, lambda *kept: kept, state.masks, state.inner_state
+        )
+        updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)
+        count = optax.safe_increment(state.count)
+        return updates, GradualState(count, jnp.maximum(sparsity, state.sparsity), masks, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _units(structure: Structure, shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in structure.unit_shape(shape):
+        size *= n
+    return size
