@@ -11,9 +11,9 @@ from jaxprune.params import PyTree
 def shuffle_masks(key: jax.Array, masks: PyTree) -> PyTree:
     """The same number of kept units in each leaf, at random places.
 
-    The control for "does it matter which weights of a layer are kept": only the counts of each layer stay. Masks of
-    units (channels) are shuffled as units. Masks whose units are larger than an entry (blocks, N:M groups)
-    lose that pattern.
+    The control for "does it matter which weights of a layer are kept": only the counts of each layer stay.
+    Masks of units (channels) are shuffled as units. Masks whose units are larger than an entry (blocks, N:M
+    groups) lose that pattern.
 
     Args:
       key: a `jax.random.key`.

@@ -52,8 +52,9 @@ class Round(NamedTuple):
     """One row of the history: a training under one set of masks.
 
     round: 0 is the dense training; sparsity: float32, pruned / prunable; kept: prunable weights left (int32;
-    float32 beyond 2^31); metrics: those of the last training step; evaluation: `evaluate(state)` at the end; curve: the same
-    every `every` steps, stacked (steps that the round did not run hold NaN, or 0 in integers); masks: if kept.
+    float32 beyond 2^31); metrics: those of the last training step; evaluation: `evaluate(state)` at the
+    end; curve: the same every `every` steps, stacked (steps that the round did not run hold NaN, or 0 in
+    integers); masks: if kept.
     """
 
     round: jax.Array
@@ -76,9 +77,9 @@ class IMP:
     rate: Any = 0.2
     score: Callable[..., PyTree] = magnitude
     scope: Scope = "global"
-    structure: Structure = Unstructured()  # noqa: RUF009 (it is frozen)
+    structure: Structure = Unstructured()
     where: PyTree | None = None
-    rewind: Initialization = Rewind()  # noqa: RUF009 (it is frozen)
+    rewind: Initialization = Rewind()
     evaluate: Callable[[Any], PyTree] | None = None
     every: int | None = None
     keep_masks: bool = False
@@ -93,8 +94,9 @@ class IMP:
 
         Args:
           key: a `jax.random.key`; batches, scores and drawn weights all follow from it.
-          state: any pytree with `.params` and `.opt_state`. With an optimizer from `masked` the masks live in its
-            state; otherwise each step is followed by `apply_masks` (the moments of such an optimizer see pruned gradients).
+          state: any pytree with `.params` and `.opt_state`. With an optimizer from `masked` the masks live
+            in its state; otherwise each step is followed by `apply_masks` (the moments of such an optimizer
+            see pruned gradients).
 
         Returns:
           A `Carry`.
@@ -160,7 +162,8 @@ class IMP:
         Args:
           key: a `jax.random.key`.
           state: as for `init`.
-          masks: tree like the parameters; those of `history.masks` fit, also under `jax.vmap` or `jax.lax.map`.
+          masks: tree like the parameters; those of `history.masks` fit, also under `jax.vmap` or
+            `jax.lax.map`.
 
         Returns:
           The trained state and its row (`round` is -1).
@@ -294,7 +297,8 @@ class IMP:
         for field in ("params", "opt_state"):
             if not hasattr(state, field):
                 raise TypeError(
-                    f"`state` must have .params and .opt_state (flax TrainState fits), {type(state).__name__} has no .{field}."
+                    f"`state` must have .params and .opt_state (flax TrainState fits), "
+                    f"{type(state).__name__} has no .{field}."
                 )
         state = jax.tree.map(jnp.asarray, state)
         batch = jax.eval_shape(self.batch_fn, key, jnp.zeros([], jnp.int32))
@@ -309,7 +313,8 @@ class IMP:
         for path, old, out in zip(before_paths, before, new, strict=True):
             if old.shape != out.shape:
                 raise ValueError(
-                    f"`train_step` must return a state like the one it got; {path!r} went from {old.shape} to {out.shape}."
+                    f"`train_step` must return a state like the one it got; {path!r} went from {old.shape} "
+                    f"to {out.shape}."
                 )
         cast = [
             x if x.dtype == out.dtype else x.astype(out.dtype) for x, out in zip(before, new, strict=True)
@@ -329,9 +334,9 @@ def imp(
     rate: Any = 0.2,
     score: Callable[..., PyTree] = magnitude,
     scope: Scope = "global",
-    structure: Structure = Unstructured(),  # noqa: B008 (it is frozen)
+    structure: Structure = Unstructured(),
     where: PyTree | None = None,
-    rewind: Initialization = Rewind(),  # noqa: B008 (it is frozen)
+    rewind: Initialization = Rewind(),
     evaluate: Callable[[Any], PyTree] | None = None,
     every: int | None = None,
     keep_masks: bool = False,
@@ -341,14 +346,14 @@ def imp(
     After r rounds exactly `round((1 - (1 - rate)^r) * n)` of the n units are pruned.
 
     Args:
-      train_step: (state, batch) -> (state, metrics). The state is any pytree with `.params` and `.opt_state`; its
-        optimizer should be `jp.masked(tx)`, which alone holds the zeros.
+      train_step: (state, batch) -> (state, metrics). The state is any pytree with `.params` and
+        `.opt_state`; its optimizer should be `jp.masked(tx)`, which alone holds the zeros.
       batch_fn: (key, step) -> batch, pure. One key serves all the steps of a round, so fold `step` in:
         `jax.random.fold_in(key, step)`.
       steps: training steps a round, counted from step 0.
       rounds: prunings; with the dense round 0 there are `rounds + 1` trainings.
-      rate: share of the remaining units that a round prunes, or a tree of shares like the parameters (each leaf
-        its own, as LeNet's 0.1 on the output layer).
+      rate: share of the remaining units that a round prunes, or a tree of shares like the parameters (each
+        leaf its own, as LeNet's 0.1 on the output layer).
       score: params -> scores, or (params, key) -> scores.
       scope, structure, where: as for `make_masks`.
       rewind: `Rewind(step)`, `RewindLearningRate(step)`, `Finetune()` or `Reinitialize(init_fn)`.
@@ -360,13 +365,14 @@ def imp(
       An `IMP` with `run`, `init`, `step` and `train`.
 
     Raises:
-      ValueError: counts below 1, a rate outside (0, 1), a rewind step beyond the round, an unknown scope, `every` without
-        `evaluate`, more rounds than an N:M pattern can take.
+      ValueError: counts below 1, a rate outside (0, 1), a rewind step beyond the round, an unknown scope,
+        `every` without `evaluate`, more rounds than an N:M pattern can take.
 
     Note:
-      On a CPU, XLA runs `conv_general_dilated` inside a loop many times slower than outside. Give the convolutions of a
-      model that trains there a matmul form (`nn.Conv(..., conv_general_dilated=jaxprune.demo.matmul_conv)`),
-      or run `jax.jit(train_step)` in a Python loop of your own.
+      On a CPU, XLA runs `conv_general_dilated` inside a loop many times slower than outside. Give the
+      convolutions of a model that trains there a matmul form (`nn.Conv(...,
+      conv_general_dilated=jaxprune.demo.matmul_conv)`), or run `jax.jit(train_step)` in a Python loop of
+      your own.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -378,7 +384,8 @@ def imp(
       >>> def batch_fn(key, step):
       ...     return jax.random.normal(jax.random.fold_in(key, step), (8, 10))
       >>> state = TrainState.create(
-      ...     apply_fn=None, params={"w": jnp.linspace(0.1, 1, 20).reshape(10, 2)}, tx=jp.masked(optax.sgd(0.01)))
+      ...     apply_fn=None, params={"w": jnp.linspace(0.1, 1, 20).reshape(10, 2)},
+      tx=jp.masked(optax.sgd(0.01)))
       >>> experiment = jp.imp(train_step, batch_fn, steps=5, rounds=3, rate=0.2)
       >>> state, history = jax.jit(experiment.run)(jax.random.key(0), state)
       >>> [int(kept) for kept in history.kept]

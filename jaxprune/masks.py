@@ -21,15 +21,15 @@ def make_masks(
     scores: PyTree,
     sparsity: Any,
     scope: Scope = "global",
-    structure: Structure = Unstructured(),  # noqa: B008 (it is frozen)
+    structure: Structure = Unstructured(),
     where: PyTree | None = None,
     prior: PyTree | None = None,
 ) -> PyTree:
     """Keep-masks that prune exactly `round(sparsity * n)` of n units, those of the lowest scores.
 
     Units of equal score go in the order of the leaves, then of their flat index. What `prior` has pruned
-    goes first and counts. The masks have the structure of `scores`; a leaf is a bool array that broadcasts to its parameter
-    (True = keep), or the plain `True` where `where` is False.
+    goes first and counts. The masks have the structure of `scores`; a leaf is a bool array that broadcasts
+    to its parameter (True = keep), or the plain `True` where `where` is False.
 
     Args:
       scores: pytree of float arrays shaped like the parameters, larger = keep.
@@ -60,7 +60,7 @@ def make_masks(
       Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015, arXiv:1506.02626.
     """
     check_scope(scope, structure)
-    paths, leaves, treedef = flatten_with_paths(scores)
+    paths, leaves, _ = flatten_with_paths(scores)
     chosen = prunable_leaves(scores, where)
     for i in chosen:
         check_scores(paths[i], leaves[i])
@@ -280,8 +280,8 @@ def mask_leaves(params: PyTree, masks: PyTree, argument: str = "masks") -> list[
         )
         if not fits:
             raise ValueError(
-                f"`{argument}` must broadcast to the parameters, got a mask of shape {mask.shape} at {path!r} of "
-                f"shape {shape}."
+                f"`{argument}` must broadcast to the parameters, got a mask of shape {mask.shape} at {path!r} "
+                f"of shape {shape}."
             )
     return found
 
@@ -310,12 +310,13 @@ def aligned(tree: PyTree, other: PyTree, argument: str) -> list[Any]:
 def check_fraction(name: str, value: Any, path: str | None = None) -> None:
     """Raises unless a known number is in [0, 1)."""
     at = f" at {path!r}" if path else ""
-    if isinstance(value, bool) or not (isinstance(value, numbers.Real) or hasattr(value, "dtype")):
+    is_array = hasattr(value, "dtype")
+    if isinstance(value, bool) or not (is_array or isinstance(value, numbers.Real)):
         raise TypeError(f"`{name}` must be a number in [0, 1), got {value!r}{at}.")
     if isinstance(value, jax.core.Tracer):
         return
-    if hasattr(value, "dtype") and np.ndim(value) != 0:
-        raise ValueError(f"`{name}` must be a scalar, got shape {np.shape(value)}{at}.")
+    if is_array and value.ndim != 0:
+        raise ValueError(f"`{name}` must be a scalar, got shape {value.shape}{at}.")
     number = float(value)
     if not 0 <= number < 1:
         hint = f" It is a fraction: pass {number / 100:g}." if 1 < number <= 100 else ""
@@ -352,7 +353,8 @@ def _check_pattern(structure: NM, share: Any, path: str) -> None:
     if float(share) != 0 and not math.isclose(float(share), structure.sparsity, rel_tol=1e-6):
         raise ValueError(
             f"`sparsity` must be {structure.sparsity:g} for NM({structure.n}, {structure.m}), which keeps "
-            f"{structure.n} of every {structure.m}, got {share} at {path!r}. (`gradual` may pass smaller ones.)"
+            f"{structure.n} of every {structure.m}, got {share} at {path!r}. (`gradual` may pass smaller "
+            "ones.)"
         )
 
 

@@ -132,7 +132,7 @@ def is_weight(path: str, leaf: Any) -> bool:
     return not (plain_matrix and (_EMBEDDING.fullmatch(in_module) or _NORM.fullmatch(in_module)))
 
 
-def _patterns(argument: str, patterns: Any) -> Sequence[Pattern]:
+def _patterns(argument: str, patterns: Any) -> Sequence[Any]:
     if isinstance(patterns, str) or callable(patterns) or patterns is ...:
         return (patterns,)
     patterns = tuple(patterns)
@@ -161,8 +161,8 @@ def _matches(argument: str, pattern: Pattern, paths: list[str], leaves: list[Any
     if not found:
         shown = ", ".join(repr(path) for path in paths[:20]) + (", ..." if len(paths) > 20 else "")
         raise ValueError(
-            f"`{argument}` pattern {pattern!r} matched no parameter. There are: {shown} ({len(paths)} in all). "
-            "Patterns are regular expressions on whole paths."
+            f"`{argument}` pattern {pattern!r} matched no parameter. There are: {shown} "
+            f"({len(paths)} in all). Patterns are regular expressions on whole paths."
         )
     return found
 

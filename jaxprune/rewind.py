@@ -1,8 +1,8 @@
 """Initialization: from which values training goes on after a pruning.
 
-Each choice is a frozen dataclass with the same three things: `step`, at which it takes its snapshot and from which
-the next rounds train on; `take(state)`, what to remember of the state there; and
-`restore(key, state, snapshot)`, the state to go on from. A state is any pytree with `.params` and `.opt_state`.
+Each choice is a frozen dataclass with the same three things: `step`, at which it takes its snapshot and
+from which the next rounds train on; `take(state)`, what to remember of the state there; and `restore(key,
+state, snapshot)`, the state to go on from. A state is any pytree with `.params` and `.opt_state`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Initialization(Protocol):
 class Rewind:
     """Back to the state of step `step` of the first round, all of it.
 
-    Weights, optimizer state, the schedule's step and every other part of the state (batch statistics, keys) return to
-    what they were; training goes on from there. `step=0` is the original lottery ticket.
+    Weights, optimizer state, the schedule's step and every other part of the state (batch statistics, keys)
+    return to what they were; training goes on from there. `step=0` is the original lottery ticket.
 
     Args:
       step: the step of the first (dense) round to go back to.
@@ -67,8 +67,8 @@ class Rewind:
 class RewindLearningRate:
     """Weights stay; the learning rate goes back to step `step` of the first round.
 
-    The whole optimizer state of that step returns, counts and moments together (a moment without its count would
-    break Adam's bias correction), and so does every integer scalar of the state, such as
+    The whole optimizer state of that step returns, counts and moments together (a moment without its count
+    would break Adam's bias correction), and so does every integer scalar of the state, such as
     `TrainState.step`. Weights, batch statistics and keys stay.
 
     Args:

@@ -1,7 +1,9 @@
 """Temporary: sort-based selection."""
 
 from typing import NamedTuple
-import jax, jax.numpy as jnp, numpy as np
+
+import jax
+import jax.numpy as jnp
 
 
 class Count(NamedTuple):

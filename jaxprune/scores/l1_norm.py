@@ -9,7 +9,7 @@ from jaxprune.scores.unit_norm import unit_norm
 from jaxprune.structures import Structure, Unstructured
 
 
-def l1_norm(params: PyTree, structure: Structure = Unstructured()) -> PyTree:  # noqa: B008 (it is frozen)
+def l1_norm(params: PyTree, structure: Structure = Unstructured()) -> PyTree:
     """L1 norm of each unit: `score = sum |w|` over the unit's weights.
 
     A sum grows with the unit's size; compare layers of different sizes with `normalize`, or take

@@ -9,7 +9,7 @@ from jaxprune.scores.unit_norm import unit_norm
 from jaxprune.structures import Structure, Unstructured
 
 
-def l2_norm(params: PyTree, structure: Structure = Unstructured()) -> PyTree:  # noqa: B008 (it is frozen)
+def l2_norm(params: PyTree, structure: Structure = Unstructured()) -> PyTree:
     """L2 norm of each unit: `score = sqrt(sum w^2)` over the unit's weights.
 
     Args:

@@ -51,7 +51,8 @@ class Block:
     def check(self, path: str, shape: Shape) -> None:
         if len(shape) < len(self.shape):
             raise ValueError(
-                f"Block({self.shape}) needs {len(self.shape)} axes, got {path!r} of shape {shape}. Exclude this leaf."
+                f"Block({self.shape}) needs {len(self.shape)} axes, got {path!r} of shape {shape}. "
+                "Exclude this leaf."
             )
 
     def _extents(self, shape: Shape) -> Shape:

@@ -42,16 +42,17 @@ def gradual(
     *,
     score: Callable[..., PyTree] = magnitude,
     scope: Scope = "global",
-    structure: Structure = Unstructured(),  # noqa: B008 (it is frozen)
+    structure: Structure = Unstructured(),
     where: PyTree | None = None,
     key: jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that it prunes to `schedule(step)` while it trains, and holds the zeros.
 
-    At a step where the schedule's value changes, and only there (`lax.cond`), the weights are scored, new masks are made with the
-    old ones as `prior` (what is pruned stays pruned), and the inner optimizer's memory of the newly pruned weights
-    is reset. Otherwise a step is that of `masked`. Under `vmap` the condition becomes a select:
-    the masks are then computed at every step and thrown away, which is exact but slower.
+    At a step where the schedule's value changes, and only there (`lax.cond`), the weights are scored, new
+    masks are made with the old ones as `prior` (what is pruned stays pruned), and the inner optimizer's
+    memory of the newly pruned weights is reset. Otherwise a step is that of `masked`. Under `vmap` the
+    condition becomes a select: the masks are then computed at every step and thrown away, which is exact
+    but slower.
 
     Args:
       inner: any optax optimizer.
@@ -66,7 +67,8 @@ def gradual(
       A transformation whose state is a `GradualState`.
 
     Raises:
-      ValueError: as `make_masks` does, at `init`; no `params` at `update`; a score that wants a key and no `key`.
+      ValueError: as `make_masks` does, at `init`; no `params` at `update`; a score that wants a key and no
+        `key`.
       TypeError: a schedule that is not callable.
 
     Example:
@@ -94,7 +96,8 @@ def gradual(
         check_fraction("schedule", final)
         if isinstance(structure, NM) and final > structure.sparsity + 1e-6:
             raise ValueError(
-                f"`schedule` must not pass {structure.sparsity:g}, the sparsity of {structure}, got {final:g}."
+                f"`schedule` must not pass {structure.sparsity:g}, the sparsity of {structure}, "
+                f"got {final:g}."
             )
 
     def init_fn(params: PyTree) -> GradualState:

@@ -25,9 +25,9 @@ def masked(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that pruned weights are exactly zero after every update.
 
-    The inner optimizer sees neither the gradients nor the values of pruned weights, so that its moments, norms
-    and weight decay are those of the sparse network. The update of a pruned weight w is -w. Put this wrapper
-    outermost: what is chained after it could move the zeros again.
+    The inner optimizer sees neither the gradients nor the values of pruned weights, so that its moments,
+    norms and weight decay are those of the sparse network. The update of a pruned weight w is -w. Put this
+    wrapper outermost: what is chained after it could move the zeros again.
 
     Args:
       inner: any optax optimizer.

@@ -92,8 +92,8 @@ def mask_leaves_of_masks(held: PyTree, masks: PyTree) -> list[Any]:
 def stored(mask: Any, ndim: int | None) -> jax.Array:
     """A mask as the state keeps it: an array of its own, so that donating the state leaves the user's alone.
 
-    A scalar stands for a leaf that is not prunable, which costs nothing in an update. So a scalar False, a leaf
-    pruned as a whole, is kept with the parameter's axes.
+    A scalar stands for a leaf that is not prunable, which costs nothing in an update. So a scalar False, a
+    leaf pruned as a whole, is kept with the parameter's axes.
     """
     if isinstance(mask, bool) and not mask and ndim:
         return jnp.zeros((1,) * ndim, bool)

@@ -14,8 +14,9 @@ from jaxprune.params import PyTree
 def clear_moments(opt_state: PyTree, params: PyTree, masks: PyTree, fresh: PyTree | None = None) -> PyTree:
     """Resets the optimizer's memory of pruned weights: moments, accumulated gradients, averages.
 
-    It finds them in the state of any optimizer, by shape and not by name: every subtree with the tree structure of the
-    parameters (leaves may be missing, as muon has them) is one, leaf by leaf where the shapes are equal.
+    It finds them in the state of any optimizer, by shape and not by name: every subtree with the tree
+    structure of the parameters (leaves may be missing, as muon has them) is one, leaf by leaf where the
+    shapes are equal.
 
     Args:
       opt_state: state of the inner optimizer.
