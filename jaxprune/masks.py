@@ -261,16 +261,16 @@ def full_masks(params: PyTree, structure: Structure, chosen: list[int]) -> PyTre
 def placed_like(mask: jax.Array, w: jax.Array) -> jax.Array:
     """The mask on the devices of its parameter, cut as the parameter is.
 
-    An explicit mesh has it so in the types: a `where` of differently sharded operands is an error there. On an
-    automatic mesh only known arrays are moved, under `jit` the compiler places them.
+    An explicit mesh has it so in the types: a `where` of differently sharded operands is an error there. On
+    an automatic mesh only known arrays are moved, under `jit` the compiler places them.
     """
     if mask.ndim == 0:
         return mask
-    type_of = jax.typeof(w).sharding
-    known = None if isinstance(w, jax.core.Tracer) else w.sharding
-    sharding = known if isinstance(known, NamedSharding) else type_of
-    is_explicit = AxisType.Explicit in getattr(type_of.mesh, "axis_types", ())
-    if not (is_explicit or isinstance(known, NamedSharding)):
+    sharding: Any = jax.typeof(w).sharding
+    is_explicit = AxisType.Explicit in getattr(sharding.mesh, "axis_types", ())
+    if not isinstance(w, jax.core.Tracer) and isinstance(w.sharding, NamedSharding):
+        sharding = w.sharding
+    elif not is_explicit:
         return mask
     spec = tuple(sharding.spec) + (None,) * (w.ndim - len(sharding.spec))
     spec = [axis if n == m else None for axis, n, m in zip(spec, w.shape, mask.shape, strict=True)]

@@ -387,7 +387,7 @@ def test_bad_input_is_named():
         jp.make_masks({"w": jnp.array([[jnp.inf, 1.0]])}, 0.5)
     with pytest.raises(ValueError, match=r"`m` must divide the input axis, got 'w' of shape \(6, 4\)"):
         jp.make_masks({"w": jnp.ones((6, 4))}, 0.5, structure=jp.NM(2, 4))
-    with pytest.raises(ValueError, match="must be 0.5 for NM"):
+    with pytest.raises(ValueError, match=r"must be 0\.5 for NM"):
         jp.make_masks({"w": jnp.ones((8, 4))}, 0.8, structure=jp.NM(2, 4))
     with pytest.raises(ValueError, match="0 < n < m"):
         jp.NM(4, 4)
@@ -407,7 +407,7 @@ def test_bad_masks_are_named():
     params = {"w": jnp.ones((2, 3))}
     with pytest.raises(ValueError, match=r"must broadcast to the parameters, got shape \(3, 2\) at 'w'"):
         jp.apply_masks(params, {"w": jnp.ones((3, 2), bool)})
-    with pytest.raises(TypeError, match="must hold bool arrays .* got float32 at 'w'"):
+    with pytest.raises(TypeError, match=r"must hold bool arrays .* got float32 at 'w'"):
         jp.apply_masks(params, {"w": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match="it has 'v' besides"):
         jp.apply_masks(params, {"w": True, "v": True})

@@ -451,20 +451,20 @@ def test_bad_input_is_named():
         jp.get_masks(optax.chain(jp.masked(optax.sgd(0.1)), jp.masked(optax.sgd(0.1))).init(params))
     with pytest.raises(ValueError, match="must have the tree structure"):
         jp.masked(optax.sgd(0.1), {"w": True}).init(params)
+    tx = jp.masked(optax.sgd(0.1))
     with pytest.raises(ValueError, match="`params` must be given"):
-        tx = jp.masked(optax.sgd(0.1))
         tx.update(params, tx.init(params))
+    tx = jp.gradual(optax.sgd(0.1), jp.schedules.constant(0.5))
     with pytest.raises(ValueError, match="`params` must be given"):
-        tx = jp.gradual(optax.sgd(0.1), jp.schedules.constant(0.5))
         tx.update(params, tx.init(params))
     with pytest.raises(TypeError, match="must map a step to a sparsity"):
         jp.gradual(optax.sgd(0.1), 0.5)
-    with pytest.raises(ValueError, match="must not pass 0.5"):
+    with pytest.raises(ValueError, match=r"must not pass 0\.5"):
         jp.gradual(optax.sgd(0.1), jp.schedules.constant(0.8), structure=jp.NM(2, 4))
     with pytest.raises(ValueError, match="nothing to prune"):
         jp.gradual(optax.sgd(0.1), jp.schedules.constant(0.8)).init({"bias": jnp.ones(3)})
+    tx = jp.gradual(optax.sgd(0.1), jp.schedules.constant(0.5), score=jp.scores.random)
     with pytest.raises(ValueError, match="`score` takes a `key`"):
-        tx = jp.gradual(optax.sgd(0.1), jp.schedules.constant(0.5), score=jp.scores.random)
         tx.update(params, tx.init(params), params)
     with pytest.raises(TypeError, match="must hold bool arrays"):
         jp.replace_masks(jp.masked(optax.sgd(0.1)).init(params), params)

@@ -137,7 +137,9 @@ def count_to_prune(sparsity, n: int):
         raise ValueError(f"`n` must be in [0, 2**63), got {n}.")
     if isinstance(sparsity, int | float | np.floating | np.integer):
         if not 0 <= sparsity <= 1:
-            raise ValueError(f"`sparsity` must be in [0, 1], got {sparsity}. It is a fraction: pass 0.9, not 90.")
+            raise ValueError(
+                f"`sparsity` must be in [0, 1], got {sparsity}. It is a fraction: pass 0.9, not 90."
+            )
         return min(round(float(sparsity) * n), n)
     sparsity = jnp.asarray(sparsity)
     if not jnp.issubdtype(sparsity.dtype, jnp.floating) or sparsity.ndim != 0:

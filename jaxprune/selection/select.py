@@ -26,7 +26,9 @@ def select(
             raise TypeError(f"`scores` must be float32, bfloat16 or float16, got {leaf.dtype}.")
     before = [None] * len(leaves) if pruned is None else list(pruned)
     if len(before) != len(leaves):
-        raise ValueError(f"`pruned` must have one entry for each of the {len(leaves)} leaves, got {len(before)}.")
+        raise ValueError(
+            f"`pruned` must have one entry for each of the {len(leaves)} leaves, got {len(before)}."
+        )
     for leaf, done in zip(leaves, before, strict=True):
         if done is not None and done.shape != leaf.shape:
             raise ValueError(f"`pruned` must have the shape of its scores, {leaf.shape}, got {done.shape}.")
@@ -60,7 +62,9 @@ def _select(scores: list[jax.Array], k: Count, pruned: list[jax.Array | None]) -
         here = counts.minimum(left, n_tied)
         left = counts.subtract(left, here)
         index = _flat_index(score.shape)
-        cut, _ = _search(lambda i, tied=tied, index=index: _count(tied & (index < i)), jnp.uint32(score.size), here, n_tied)
+        cut, _ = _search(
+            lambda i, tied=tied, index=index: _count(tied & (index < i)), jnp.uint32(score.size), here, n_tied
+        )
         gone = (keys < threshold) | (tied & (index < cut))
         if pruned[leaf] is not None:
             gone |= pruned[leaf]
