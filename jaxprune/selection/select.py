@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -34,19 +33,11 @@ def select(
     if isinstance(k, int) and k > size:
         raise ValueError(f"`k` must be at most the number of scores, {size}, got {k}.")
     k = counts.minimum(counts.as_count(k), Count.of(size))
-    return _select(leaves, k, before, partitioned=_partitioned(leaves))
+    return _select(leaves, k, before)
 
 
-def _partitioned(leaves: Sequence[jax.Array]) -> bool:
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        return jax.device_count() > 1
-    return any(len(leaf.sharding.device_set) > 1 for leaf in leaves)
-
-
-@functools.partial(jax.jit, static_argnames="partitioned")
-def _select(
-    scores: list[jax.Array], k: Count, pruned: list[jax.Array | None], *, partitioned: bool
-) -> list[jax.Array]:
+@jax.jit
+def _select(scores: list[jax.Array], k: Count, pruned: list[jax.Array | None]) -> list[jax.Array]:
     if not scores:
         return []
     dtype = key_dtype(scores)
@@ -60,7 +51,7 @@ def _select(
         parts = []
         for leaf in range(len(scores)):
             keys = order_keys(held[leaf], pruned[leaf], dtype)
-            parts.append(count([keys < threshold_key(t, dtype) for t in thresholds], partitioned=partitioned))
+            parts.append(count([keys < threshold_key(t, dtype) for t in thresholds]))
         return Count(jnp.stack([part.high for part in parts], -1), jnp.stack([part.low for part in parts], -1))
 
     sizes = counts.stack([Count.of(score.size) for score in scores])
@@ -71,18 +62,18 @@ def _select(
         missing = counts.subtract(missing, here)
         keys = keys_of(leaf)
         edge = threshold_key(threshold, dtype)
-        gone = (keys < edge) | _first(lambda keys_of=keys_of, leaf=leaf: keys_of(leaf) == edge, keys.shape, here, Count(tied.high[leaf], tied.low[leaf]), partitioned)
+        gone = (keys < edge) | _first(lambda keys_of=keys_of, leaf=leaf: keys_of(leaf) == edge, keys.shape, here, Count(tied.high[leaf], tied.low[leaf]))
         keeps.append(~gone if pruned[leaf] is None else ~(gone | pruned[leaf]))
     return keeps
 
 
-def _first(tied: Callable[[], jax.Array], shape: tuple[int, ...], k: Count, size: Count, partitioned: bool) -> jax.Array:
+def _first(tied: Callable[[], jax.Array], shape: tuple[int, ...], k: Count, size: Count) -> jax.Array:
     """The first k of the tied entries, in row-major order."""
     first = jnp.zeros(shape, bool)
     for axes in _digits(shape):
         def below(cuts, tied=tied, axes=axes):
             chosen, index = tied(), _index(shape, axes)
-            found = count([chosen & (index < cut.astype(jnp.int32)) for cut in cuts], partitioned=partitioned)
+            found = count([chosen & (index < cut.astype(jnp.int32)) for cut in cuts])
             return Count(found.high[:, None], found.low[:, None])
         whole = Count(size.high[None], size.low[None])
         cut, k, size = search(below, math.prod(shape[axis] for axis in axes), k, whole)
