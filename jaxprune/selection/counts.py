@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -90,30 +89,13 @@ def as_float(a: Count) -> jax.Array:
     return a.high.astype(jnp.float32) * 2.0**32 + a.low.astype(jnp.float32)
 
 
-def from_uint32(values: jax.Array) -> Count:
-    """uint32 values as counts."""
-    return Count(jnp.zeros_like(values), values)
-
-
-def zeros_like(a: Count) -> Count:
-    """Zeros of the same shape."""
-    return Count(jnp.zeros_like(a.high), jnp.zeros_like(a.low))
-
-
-def stack(parts: Sequence[Count]) -> Count:
-    """Counts of one shape along a new first axis."""
-    return Count(jnp.stack([part.high for part in parts]), jnp.stack([part.low for part in parts]))
-
-
-def total(parts: Count) -> Count:
-    """Exact sum of up to 2^24 counts: the bytes are summed apart, 2^24 of which fit in uint32."""
-    if parts.low.size > 1 << 24:
-        raise ValueError(f"`parts` must have at most 2**24 entries, got {parts.low.size}.")
-    if parts.low.ndim == 0:
-        return parts
-    result = Count(jnp.sum(parts.high, dtype=jnp.uint32), jnp.sum(parts.low & 0xFF, dtype=jnp.uint32))
+def total(parts: jax.Array) -> Count:
+    """Exact sum of up to 2^24 uint32 parts: their bytes are summed apart, 2^24 of which fit in uint32."""
+    if parts.size > 1 << 24:
+        raise ValueError(f"`parts` must have at most 2**24 entries, got {parts.size}.")
+    result = Count(jnp.zeros((), jnp.uint32), jnp.sum(parts & 0xFF, dtype=jnp.uint32))
     for shift in (8, 16, 24):
-        byte = jnp.sum((parts.low >> shift) & 0xFF, dtype=jnp.uint32)
+        byte = jnp.sum((parts >> shift) & 0xFF, dtype=jnp.uint32)
         result = add(result, Count(byte >> (32 - shift), byte << shift))
     return result
 

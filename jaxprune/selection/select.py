@@ -11,8 +11,9 @@ from jax import lax
 
 from jaxprune.selection import counts
 from jaxprune.selection.counts import Count
-from jaxprune.selection.keys import key_dtype, order_keys, positions, threshold_key
-from jaxprune.selection.search import count, search
+from jaxprune.selection.keys import key_dtype, largest_key, order_keys
+
+_PROBES = 7
 
 
 def select(
@@ -38,68 +39,71 @@ def select(
 
 @jax.jit
 def _select(scores: list[jax.Array], k: Count, pruned: list[jax.Array | None]) -> list[jax.Array]:
-    if not scores:
-        return []
     dtype = key_dtype(scores)
+    size = Count.of(sum(score.size for score in scores))
 
     def keys_of(leaf: int) -> jax.Array:
-        return order_keys(scores[leaf], pruned[leaf], dtype)
+        return order_keys(scores[leaf], pruned[leaf], dtype).astype(jnp.uint32)
 
-    def below(thresholds: Sequence[jax.Array]) -> Count:
-        # Without the barrier XLA computes the keys once before the loop and keeps them: as large as the scores.
-        held, thresholds = lax.optimization_barrier((scores, thresholds))
-        parts = []
+    def below(threshold: jax.Array) -> Count:
+        result = Count.of(0)
         for leaf in range(len(scores)):
-            keys = order_keys(held[leaf], pruned[leaf], dtype)
-            parts.append(count([keys < threshold_key(t, dtype) for t in thresholds]))
-        return Count(jnp.stack([part.high for part in parts], -1), jnp.stack([part.low for part in parts], -1))
+            result = counts.add(result, _count(keys_of(leaf) < threshold))
+        return result
 
-    sizes = counts.stack([Count.of(score.size) for score in scores])
-    threshold, missing, tied = search(below, positions(dtype), k, sizes)
+    threshold, left = _search(below, jnp.uint32(largest_key(dtype) + 1), k, size)
     keeps = []
-    for leaf in range(len(scores)):
-        here = counts.minimum(missing, Count(tied.high[leaf], tied.low[leaf]))
-        missing = counts.subtract(missing, here)
+    for leaf, score in enumerate(scores):
         keys = keys_of(leaf)
-        edge = threshold_key(threshold, dtype)
-        gone = (keys < edge) | _first(lambda keys_of=keys_of, leaf=leaf: keys_of(leaf) == edge, keys.shape, here, Count(tied.high[leaf], tied.low[leaf]))
-        keeps.append(~gone if pruned[leaf] is None else ~(gone | pruned[leaf]))
+        tied = keys == threshold
+        n_tied = counts.where(counts.equal(left, Count.of(0)), Count.of(0), _count(tied))
+        here = counts.minimum(left, n_tied)
+        left = counts.subtract(left, here)
+        index = _flat_index(score.shape)
+        cut, _ = _search(lambda i, tied=tied, index=index: _count(tied & (index < i)), jnp.uint32(score.size), here, n_tied)
+        gone = (keys < threshold) | (tied & (index < cut))
+        if pruned[leaf] is not None:
+            gone |= pruned[leaf]
+        keeps.append(~gone)
     return keeps
 
 
-def _first(tied: Callable[[], jax.Array], shape: tuple[int, ...], k: Count, size: Count) -> jax.Array:
-    """The first k of the tied entries, in row-major order."""
-    first = jnp.zeros(shape, bool)
-    for axes in _digits(shape):
-        def below(cuts, tied=tied, axes=axes):
-            chosen, index = tied(), _index(shape, axes)
-            found = count([chosen & (index < cut.astype(jnp.int32)) for cut in cuts])
-            return Count(found.high[:, None], found.low[:, None])
-        whole = Count(size.high[None], size.low[None])
-        cut, k, size = search(below, math.prod(shape[axis] for axis in axes), k, whole)
-        size = Count(size.high[0], size.low[0])
-        index = _index(shape, axes)
-        first |= tied() & (index < cut.astype(jnp.int32))
-        tied = lambda tied=tied, index=index, cut=cut: tied() & (index == cut.astype(jnp.int32))  # noqa: E731
-    return first
+def _search(below: Callable[[jax.Array], Count], high: jax.Array, k: Count, size: Count):
+    """The largest t in [0, high] that `below(t) <= k` allows to find, and k - below(t).
+
+    `below` counts the entries smaller than t: it rises from 0 at t = 0 to `size` at `high`, and k <= size.
+    """
+
+    def cond(state):
+        low, high, count_low, count_high = state
+        return (high - low > 1) & ~counts.equal(count_low, k) & ~counts.equal(count_high, k)
+
+    def body(state):
+        low, high, count_low, count_high = state
+        middle = low + (high - low) // 2
+        count = below(middle)
+        under = counts.less_equal(count, k)
+        return (
+            jnp.where(under, middle, low),
+            jnp.where(under, high, middle),
+            counts.where(under, count, count_low),
+            counts.where(under, count_high, count),
+        )
+
+    zero = jnp.zeros((), jnp.uint32)
+    low, high, count_low, count_high = lax.while_loop(cond, body, (zero, high, Count(zero, zero), size))
+    exact = counts.equal(count_high, k) & ~counts.equal(count_low, k)
+    return jnp.where(exact, high, low), counts.where(exact, Count.of(0), counts.subtract(k, count_low))
 
 
-def _digits(shape: tuple[int, ...], largest: int = 1 << 31) -> list[list[int]]:
-    """Consecutive axes in groups, each of which one int32 can number: one group but for the largest arrays."""
-    groups, product = [[]], 1
-    for axis, length in enumerate(shape):
-        if product * length >= largest:
-            groups.append([])
-            product = 1
-        groups[-1].append(axis)
-        product *= length
-    return groups
+def _count(chosen: jax.Array) -> Count:
+    if chosen.size < 1 << 32:
+        return Count(jnp.zeros((), jnp.uint32), jnp.sum(chosen, dtype=jnp.uint32))
+    raise NotImplementedError
 
 
-def _index(shape: tuple[int, ...], axes: Sequence[int]) -> jax.Array:
-    """Row-major number of each entry along the axes; from iotas, which stay with the shards they describe."""
-    index, stride = jnp.zeros(shape, jnp.int32), 1
-    for axis in reversed(axes):
-        index += lax.broadcasted_iota(jnp.int32, shape, axis) * stride
-        stride *= shape[axis]
+def _flat_index(shape: tuple[int, ...]) -> jax.Array:
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(math.prod(shape[axis + 1 :]))
     return index
