@@ -84,9 +84,7 @@ def matmul_conv(
             return jnp.zeros((lhs.shape[0], *out, lhs.shape[-1]), lhs.dtype)
         start = [i * d for i, d in zip(at, dilation, strict=True)]
         limit = [b + (n - 1) * s + 1 for b, n, s in zip(start, out, strides, strict=True)]
-        return lax.slice(
-            padded, [0, *start, 0], [lhs.shape[0], *limit, lhs.shape[-1]], [1, *strides, 1]
-        )
+        return lax.slice(padded, [0, *start, 0], [lhs.shape[0], *limit, lhs.shape[-1]], [1, *strides, 1])
 
     slices = [shifted(at) for at in itertools.product(*(range(k) for k in size))]
     patches = slices[0] if len(slices) == 1 else jnp.concatenate(slices, axis=-1)
@@ -127,7 +125,11 @@ def _check(lhs: jax.Array, rhs: jax.Array, numbers: Any, features: int, batches:
 
 
 def _pads(
-    spatial: Sequence[int], extent: Sequence[int], strides: Sequence[int], padding: Any, stretch: Sequence[int]
+    spatial: Sequence[int],
+    extent: Sequence[int],
+    strides: Sequence[int],
+    padding: Any,
+    stretch: Sequence[int],
 ) -> list[tuple[int, int]]:
     if isinstance(padding, str):
         if any(s != 1 for s in stretch):
