@@ -42,7 +42,7 @@ class Data(NamedTuple):
         value = 0
         for split in self:
             for array in split:
-                value = zlib.crc32(np.ascontiguousarray(array), value)
+                value = zlib.crc32(array.tobytes(), value)
         return f"{value:08x}"
 
 

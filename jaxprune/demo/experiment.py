@@ -124,9 +124,9 @@ def _line(records: list[results.Record]) -> Line:
 def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description:<13}"),
-        BarColumn(),
+        BarColumn(20),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
         console=console,
     )
@@ -135,4 +135,4 @@ def _progress(console: Console) -> Progress:
 def _note(row: Round) -> str:
     kept = 100 * (1 - float(np.mean(row.sparsity)))
     accuracy = 100 * float(np.mean(row.evaluation["test_accuracy"]))
-    return f"{kept:.2f} % kept, test accuracy {accuracy:.2f} % at the end"
+    return f"{kept:.2f} % kept, accuracy {accuracy:.2f} %"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -66,18 +67,20 @@ def table(results: dict[str, Any]) -> rich.table.Table:
     shown = rich.table.Table(
         title=f"Lottery tickets: {settings['model']} on {settings['data']}, {settings['steps']} steps a round",
         caption=(
-            "Test accuracy in % at the early stop: the step of minimum validation loss, looked at every "
-            f"{_every(steps)} steps; {spread}."
-            + (f" A run that stops at {steps[-1]} was still improving." if still else "")
+            "Test accuracy in % at the early stop, the step of minimum validation loss "
+            f"(looked at every {steps[0]} steps); {spread}."
+            + (f" Runs that stop at {steps[-1]} were still improving." if still else "")
         ),
         box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
     )
-    shown.add_column("round", justify="right")
-    shown.add_column("kept %", justify="right")
+    shown.add_column("round", justify="right", no_wrap=True)
+    shown.add_column("kept %", justify="right", no_wrap=True)
     for kind in KINDS:
         shown.add_column(TITLES[kind], justify="right", no_wrap=True)
-    for kind in KINDS:
-        shown.add_column(f"stop: {TITLES[kind]}", justify="right")
+        shown.add_column("stop", justify="right", no_wrap=True, style="dim")
     for round in range(settings["rounds"] + 1):
         row = [by.get((kind, round)) for kind in KINDS]
         kept = 100 * float(np.mean(by[TICKET, round]["kept_fraction"]))
@@ -88,7 +91,7 @@ def table(results: dict[str, Any]) -> rich.table.Table:
             for r, mean in zip(row, means, strict=True)
         ]
         stops = [f"{np.mean(r['early_stop_step']):.0f}" if r else "–" for r in row]
-        shown.add_row(str(round), f"{kept:.2f}", *accuracies, *stops)
+        shown.add_row(str(round), f"{kept:.2f}", *itertools.chain(*zip(accuracies, stops, strict=True)))
     return shown
 
 
@@ -110,12 +113,10 @@ def _mean(values: list[float | None] | None) -> float:
     return -math.inf if math.isnan(mean) else mean
 
 
-def _every(steps: list[int]) -> int:
-    return steps[0]
-
-
 def _plain(array: np.ndarray) -> Any:
     """Nested lists of Python numbers; None for what JSON can't write."""
-    if array.dtype.kind != "f" or np.isfinite(array).all():
+    if array.dtype.kind != "f":
         return array.tolist()
-    return np.where(np.isfinite(array), array.astype(object), None).tolist()
+    plain = array.astype(object)
+    plain[~np.isfinite(array)] = None
+    return plain.tolist()
