@@ -1,0 +1,178 @@
+"""Checkpoints: any pytree of arrays on disk, whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune.params import PyTree
+
+_KIND = "jaxprune"
+
+
+def save(path: str | os.PathLike[str], tree: PyTree) -> None:
+    """Writes a pytree to a new folder.
+
+    Orbax writes beside `path` and renames at the end: a process that is killed leaves no folder `path`, and one that
+    is there is complete. Plain Orbax reads it too, as a dict from leaf names such as `params/Dense_0/kernel` to
+    arrays.
+
+    Args:
+      path: the folder to make; its parents are made as needed.
+      tree: pytree of arrays of any dtype, typed PRNG keys and Python numbers.
+
+    Raises:
+      FileExistsError: something is at `path` already.
+      ValueError: no leaves, or two leaves of one name.
+      TypeError: a leaf that is no array and no number (it is named).
+      ImportError: Orbax is missing.
+
+    Example:
+      >>> import tempfile, jax, jax.numpy as jnp
+      >>> from jaxprune import checkpoint
+      >>> tree = {"params": {"w": jnp.ones((2, 2))}, "masks": {"w": jnp.eye(2) > 0}, "key": jax.random.key(0)}
+      >>> path = tempfile.mkdtemp() + "/first"
+      >>> checkpoint.save(path, tree)
+      >>> checkpoint.restore(path, like=tree)["masks"]["w"]
+      Array([[ True, False],
+             [False,  True]], dtype=bool)
+    """
+    path = Path(path).absolute()
+    if path.exists():
+        raise FileExistsError(f"`path` must be new, but {path} exists: remove it or choose another.")
+    names, leaves, _ = _named(tree, "tree")
+    if not leaves:
+        raise ValueError("`tree` has no leaves: there is nothing to save.")
+    described = {name: _describe(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
+    arrays = {
+        name: jax.random.key_data(leaf) if _is_key(leaf) else _array(leaf)
+        for name, leaf in zip(names, leaves, strict=True)
+        if 0 not in np.shape(leaf)  # Orbax takes no empty arrays; their description says all
+    }
+    # Orbax takes no empty tree either.
+    arrays = arrays or {"": np.zeros(1)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _checkpointer() as checkpointer:
+        checkpointer.save(path, arrays, custom_metadata={_KIND: json.dumps(described)})
+
+
+def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
+    """Reads what `save` wrote.
+
+    Args:
+      path: the folder.
+      like: tree with the structure, shapes and dtypes of the saved one: arrays (each sharding is taken over),
+        `jax.ShapeDtypeStruct`s, typed keys, numbers. `jax.eval_shape` makes one without computing it.
+
+    Returns:
+      A tree like `like` with the saved values, bit for bit. NumPy arrays and Python numbers stay what they are there.
+
+    Raises:
+      FileNotFoundError: no folder at `path`.
+      ValueError: not written by `save`, or leaves, shapes, dtypes or key types differ (the leaf is named).
+      ImportError: Orbax is missing.
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise FileNotFoundError(f"`path` must be a checkpoint, but there is no folder {path}.")
+    names, leaves, treedef = _named(like, "like")
+    with _checkpointer() as checkpointer:
+        described = _read_description(checkpointer, path)
+        _check_same(path, described, {n: _describe(n, leaf) for n, leaf in zip(names, leaves, strict=True)})
+        wanted = {
+            name: _abstract(leaf, described[name])
+            for name, leaf in zip(names, leaves, strict=True)
+            if 0 not in described[name]["shape"]
+        }
+        found = checkpointer.restore(path, wanted or {"": np.zeros(1)})
+    new = [
+        _like(leaf, found[name]) if name in wanted else leaf for name, leaf in zip(names, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, new)
+
+
+def _checkpointer() -> Any:
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError as error:
+        raise ImportError(
+            "checkpoints need orbax-checkpoint: pip install orbax-checkpoint, or pip install 'jaxprune[demo]'."
+        ) from error
+    logging.getLogger("absl").setLevel(max(logging.getLogger("absl").level, logging.WARNING))
+    return ocp.StandardCheckpointer()
+
+
+def _named(tree: PyTree, argument: str) -> tuple[list[str], list[Any], jax.tree_util.PyTreeDef]:
+    found, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    names = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"`{argument}` has two leaves of the name {name!r}: rename one.")
+    return names, [leaf for _, leaf in found], treedef
+
+
+def _is_key(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _array(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _describe(name: str, leaf: Any) -> dict[str, Any]:
+    if isinstance(leaf, bool | int | float | complex):
+        return {"shape": [], "dtype": type(leaf).__name__}
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        raise TypeError(f"a checkpoint holds arrays and numbers, got {type(leaf).__name__} at {name!r}.")
+    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+
+def _read_description(checkpointer: Any, path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return json.loads(checkpointer.metadata(path).custom_metadata[_KIND])
+    except (TypeError, KeyError, AttributeError, ValueError, OSError):
+        raise ValueError(f"{path} is not a checkpoint that `jaxprune.checkpoint.save` wrote.") from None
+
+
+def _check_same(path: Path, saved: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> None:
+    for name in wanted:
+        if name not in saved:
+            raise ValueError(f"the checkpoint {path} lacks {name!r}, which `like` has ({_some(saved)}).")
+    for name in saved:
+        if name not in wanted:
+            raise ValueError(f"the checkpoint {path} has {name!r}, which `like` lacks ({_some(wanted)}).")
+    for name, of in wanted.items():
+        for what in ("shape", "dtype"):
+            if saved[name][what] != of[what]:
+                had, got = (str(d[name][what]).replace("[", "(").replace("]", ")") for d in (saved, wanted))
+                raise ValueError(
+                    f"the checkpoint {path} has {what} {had} at {name!r}, but `like` has {got} there."
+                )
+
+
+def _some(names: dict[str, Any]) -> str:
+    shown = ", ".join(repr(name) for name in list(names)[:5]) + (", ..." if len(names) > 5 else "")
+    return f"there are: {shown}; {len(names)} in all"
+
+
+def _abstract(leaf: Any, described: dict[str, Any]) -> Any:
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        # The abstract form of a key array is what its data looks like; keys are small and go anywhere.
+        data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        sharding = None if _is_key(leaf) else leaf.sharding
+        sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+    return np.asarray(leaf)
+
+
+def _like(leaf: Any, value: Any) -> Any:
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
+    return type(leaf)(value.item()) if isinstance(leaf, bool | int | float | complex) else value

@@ -1,0 +1,197 @@
+"""The compiled programs of `jaxprune imp`: a round of all seeds, and a control of all seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training.train_state import TrainState
+
+import jaxprune as jp
+from jaxprune.demo import models
+from jaxprune.demo.data import Data, Split
+from jaxprune.demo.settings import Settings
+from jaxprune.imp import IMP, Carry, Round
+from jaxprune.params import PyTree
+
+# Seeds are the leading axis of everything but the number of the round: were it one for each seed, `cond` on it would
+# become a select, and every round would prune and not prune.
+_CARRY = Carry(None, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
+_ROW = Round(None, 0, 0, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
+
+
+class Keys(NamedTuple):
+    """Typed keys (seeds,), one stream for each use."""
+
+    batches: jax.Array
+    weights: jax.Array
+    reinitialized: jax.Array
+    random: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What the experiment calls; every argument and result has a leading axis of seeds.
+
+    first: () -> the carry before round 0. round: carry -> (carry, row). reinitialized, random: (masks, round)
+    -> row of the control under these masks.
+    """
+
+    first: Callable[[], Carry]
+    round: Callable[[Carry], tuple[Carry, Round]]
+    reinitialized: Callable[[PyTree, int], Round]
+    random: Callable[[PyTree, int], Round]
+    abstract_carry: Carry
+    abstract_row: Round
+    abstract_control: Round
+    initial: Callable[[], PyTree]
+
+
+def keys(settings: Settings) -> Keys:
+    """Streams of each seed; those of the first n seeds don't depend on how many there are."""
+    root = jax.random.key(settings.seed)
+    of_seed = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i), len(Keys._fields)))
+    return Keys(*of_seed(jnp.arange(settings.seeds)).T)
+
+
+def compile_programs(settings: Settings, data: Data) -> Programs:
+    """Traces and compiles all of them; what the core finds wrong with the settings is raised here."""
+    model = models.build(settings.model)
+    shape = (1, *data.train.images.shape[1:])
+    tx = jp.masked(optax.adam(settings.learning_rate))
+
+    def init_fn(key: jax.Array) -> PyTree:
+        return model.init(key, jnp.zeros(shape))["params"]
+
+    def fresh(key: jax.Array) -> TrainState:
+        return TrainState.create(apply_fn=model.apply, params=init_fn(key), tx=tx)
+
+    imp = experiment(settings, data, model, init_fn)
+    streams = keys(settings)
+    initial = jax.jit(jax.vmap(fresh))(streams.weights)
+    start = jax.jit(jax.vmap(imp.init, out_axes=_CARRY))
+
+    def fold(of_seeds: jax.Array, round: int) -> jax.Array:
+        return jax.vmap(jax.random.fold_in, (0, None))(of_seeds, round)
+
+    reinitialize = jax.jit(lambda round: jax.vmap(fresh)(fold(streams.reinitialized, round)))
+    shuffle = jax.jit(lambda masks, round: jax.vmap(jp.shuffle_masks)(fold(streams.random, round), masks))
+
+    def train(of_seeds: jax.Array, states: TrainState, masks: PyTree) -> Round:
+        _, row = jax.vmap(imp.train, out_axes=(0, _ROW))(of_seeds, states, masks)
+        return row._replace(masks=())
+
+    first_carry = jax.eval_shape(start, streams.batches, initial)
+    step = jax.jit(jax.vmap(imp.step, in_axes=(_CARRY,), out_axes=(_CARRY, _ROW))).lower(first_carry)
+    control = jax.jit(train).lower(streams.batches, initial, first_carry.masks)
+    with ThreadPoolExecutor(2) as pool:
+        run_round, run_control = pool.map(lambda lowered: lowered.compile(), (step, control))
+    carry, row = step.out_info
+    return Programs(
+        first=lambda: start(streams.batches, initial),
+        round=run_round,
+        reinitialized=lambda masks, r: run_control(fold(streams.reinitialized, r), reinitialize(r), masks),
+        random=lambda masks, r: run_control(fold(streams.random, r), initial, shuffle(masks, r)),
+        abstract_carry=_abstract(carry),
+        abstract_row=_abstract(row),
+        abstract_control=_abstract(control.out_info),
+        initial=lambda: initial.params,
+    )
+
+
+def experiment(
+    settings: Settings, data: Data, model: nn.Module, init_fn: Callable[[jax.Array], PyTree]
+) -> IMP:
+    """The experiment of one seed."""
+    train = _on_device(data.train)
+    seen = {"validation": _on_device(data.validation), "test": _on_device(data.test)}
+
+    def mean_loss(params: PyTree, split: Split) -> tuple[jax.Array, jax.Array]:
+        logits: Any = model.apply({"params": params}, split.images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
+        return losses.mean(), (logits.argmax(-1) == split.labels).mean()
+
+    def train_step(state: TrainState, batch: Split) -> tuple[TrainState, dict[str, jax.Array]]:
+        (loss, _), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params, batch)
+        return state.apply_gradients(grads=grads), {"loss": loss}
+
+    def batch_fn(key: jax.Array, step: jax.Array) -> Split:
+        drawn = jax.random.randint(
+            jax.random.fold_in(key, step), (settings.batch_size,), 0, len(train.labels)
+        )
+        return Split(train.images[drawn], train.labels[drawn])
+
+    def evaluate(state: TrainState) -> dict[str, jax.Array]:
+        metrics = {}
+        for name, split in seen.items():
+            metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = mean_loss(state.params, split)
+        return metrics
+
+    params = jax.eval_shape(init_fn, jax.random.key(0))
+    output = _output_layer(params)
+    exclude = ()
+    if settings.structure == "channels":
+        exclude = (f"{output}/kernel",)
+    elif settings.structure == "2:4" and settings.model == "cnn":
+        exclude = ("Conv_0/kernel",)  # it has one input channel
+    rate: Any = settings.rate
+    if settings.scope == "local":
+        rate = {
+            layer: dict.fromkeys(of, settings.rate_of_output if layer == output else settings.rate)
+            for layer, of in params.items()
+        }
+    return jp.imp(
+        train_step,
+        batch_fn,
+        steps=settings.steps,
+        rounds=settings.rounds,
+        rate=rate,
+        scope=settings.scope,
+        structure=_structure(settings.structure),
+        where=jp.prunable(params, exclude=exclude),
+        rewind=_rewind(settings, init_fn),
+        evaluate=evaluate,
+        every=settings.evaluate_every,
+        keep_masks=True,
+    )
+
+
+def _structure(name: str) -> jp.Unstructured | jp.Channels | jp.Block | jp.NM:
+    match name:
+        case "channels":
+            return jp.Channels()
+        case "blocks":
+            return jp.Block((4, 4))
+        case "2:4":
+            return jp.NM(2, 4)
+    return jp.Unstructured()
+
+
+def _rewind(settings: Settings, init_fn: Callable[[jax.Array], PyTree]) -> Any:
+    match settings.rewind:
+        case "lr":
+            return jp.RewindLearningRate(settings.rewind_step)
+        case "finetune":
+            return jp.Finetune()
+        case "reinitialize":
+            return jp.Reinitialize(init_fn)
+    return jp.Rewind(settings.rewind_step)
+
+
+def _output_layer(params: PyTree) -> str:
+    """The last dense layer, by its number."""
+    return max((name for name in params if name.startswith("Dense_")), key=lambda name: int(name[6:]))
+
+
+def _on_device(split: Split) -> Split:
+    return Split(jnp.asarray(split.images), jnp.asarray(split.labels))
+
+
+def _abstract(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

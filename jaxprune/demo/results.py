@@ -1,0 +1,122 @@
+"""Rows of the experiment as numbers a person looks at: records, table, CSV."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.box
+import rich.table
+
+from jaxprune.imp import Round
+
+TICKET, REINITIALIZED, RANDOM = KINDS = ("ticket", "reinitialized", "random")
+TITLES = {TICKET: "ticket", REINITIALIZED: "reinitialised", RANDOM: "random masks"}
+Record = dict[str, Any]
+
+
+def record(kind: str, round: int, row: Round, curve_steps: tuple[int, ...]) -> Record:
+    """One training of all seeds, in plain numbers; lists have one entry a seed.
+
+    Early stopping is the evaluation of minimum validation loss, and `test_accuracy` the one there; `final_test_accuracy`
+    is that after the last step. Accuracies are fractions.
+    """
+    curve = {name: np.asarray(values) for name, values in row.curve.items()}
+    loss = np.where(np.isnan(curve["validation_loss"]), np.inf, curve["validation_loss"])
+    at = loss.argmin(axis=1)
+
+    def there(name: str) -> list[Any]:
+        return _plain(np.take_along_axis(curve[name], at[:, None], axis=1)[:, 0])
+
+    return {
+        "kind": kind,
+        "round": round,
+        "kept": _plain(np.asarray(row.kept)),
+        "kept_fraction": _plain(1 - np.asarray(row.sparsity, np.float64)),
+        "early_stop_step": _plain(np.asarray(curve_steps)[at]),
+        "validation_loss": there("validation_loss"),
+        "validation_accuracy": there("validation_accuracy"),
+        "test_accuracy": there("test_accuracy"),
+        "final_test_accuracy": _plain(np.asarray(row.evaluation["test_accuracy"])),
+        "curve": {name: _plain(values) for name, values in curve.items()},
+    }
+
+
+def write_csv(path: Path, records: list[Record]) -> None:
+    """One line for each training of each seed."""
+    names = [name for name, value in records[0].items() if isinstance(value, list)]
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["kind", "round", "seed", *names])
+        for r in records:
+            for seed in range(len(r["kept"])):
+                writer.writerow([r["kind"], r["round"], seed, *(r[name][seed] for name in names)])
+
+
+def table(results: dict[str, Any]) -> rich.table.Table:
+    """Kept share, accuracy and early-stop step of ticket and controls, by round."""
+    settings, steps = results["settings"], results["curve_steps"]
+    by = {(r["kind"], r["round"]): r for r in results["records"]}
+    seeds = settings["seeds"]
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    still = any(r["early_stop_step"].count(steps[-1]) for r in results["records"])
+    shown = rich.table.Table(
+        title=f"Lottery tickets: {settings['model']} on {settings['data']}, {settings['steps']} steps a round",
+        caption=(
+            "Test accuracy in % at the early stop, the step of minimum validation loss "
+            f"(looked at every {steps[0]} steps); {spread}."
+            + (f" Runs that stop at {steps[-1]} were still improving." if still else "")
+        ),
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
+    )
+    shown.add_column("round", justify="right", no_wrap=True)
+    shown.add_column("kept %", justify="right", no_wrap=True)
+    for kind in KINDS:
+        shown.add_column(TITLES[kind], justify="right", no_wrap=True)
+        shown.add_column("stop", justify="right", no_wrap=True, style="dim")
+    for round in range(settings["rounds"] + 1):
+        row = [by.get((kind, round)) for kind in KINDS]
+        kept = 100 * float(np.mean(by[TICKET, round]["kept_fraction"]))
+        means = [_mean(r and r["test_accuracy"]) for r in row]
+        best = max(means)
+        accuracies = [
+            f"[bold]{_accuracy(r)}[/]" if mean == best and r else _accuracy(r)
+            for r, mean in zip(row, means, strict=True)
+        ]
+        stops = [f"{np.mean(r['early_stop_step']):.0f}" if r else "–" for r in row]
+        shown.add_row(str(round), f"{kept:.2f}", *itertools.chain(*zip(accuracies, stops, strict=True)))
+    return shown
+
+
+def percent(values: list[float | None]) -> np.ndarray:
+    """Accuracies in percent; NaN where a training had none."""
+    return 100 * np.asarray([math.nan if v is None else v for v in values])
+
+
+def _accuracy(r: Record | None) -> str:
+    if r is None:
+        return "–"
+    values = percent(r["test_accuracy"])
+    spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{spread}"
+
+
+def _mean(values: list[float | None] | None) -> float:
+    mean = float(percent(values).mean()) if values else -math.inf
+    return -math.inf if math.isnan(mean) else mean
+
+
+def _plain(array: np.ndarray) -> Any:
+    """Nested lists of Python numbers; None for what JSON can't write."""
+    if array.dtype.kind != "f":
+        return array.tolist()
+    plain = array.astype(object)
+    plain[~np.isfinite(array)] = None
+    return plain.tolist()

@@ -1,0 +1,97 @@
+"""Plots, with matplotlib's object interface: no state, no window, no backend to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLORS = ("#0072b2", "#d55e00", "#7f7f7f", "#009e73", "#cc79a7")
+_MARKERS = ("o", "s", "^", "D", "v")
+
+
+class Line(NamedTuple):
+    """What one method did at several sparsities.
+
+    kept: (points,) percent of the weights; accuracy: (points, seeds) percent; stop: (points, seeds) steps.
+    """
+
+    kept: np.ndarray
+    accuracy: np.ndarray
+    stop: np.ndarray
+
+
+def plot_tickets(lines: Mapping[str, Line], title: str = "") -> Figure:
+    """Accuracy, and the step of minimum validation loss, against the share of weights kept.
+
+    Points are means over seeds, bands one standard deviation (ddof 1; none for one seed) to both sides.
+
+    Args:
+      lines: name -> `Line`; the names are the legend.
+      title: over both panels.
+
+    Returns:
+      A `matplotlib.figure.Figure`; write it with `figure.savefig(path)`.
+
+    Raises:
+      ValueError: no lines, or arrays of a line that don't fit together.
+      ImportError: matplotlib is missing.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxprune.plots import Line, plot_tickets
+      >>> kept = np.array([100.0, 50.0, 25.0])
+      >>> line = Line(kept, np.full((3, 2), 97.0), np.full((3, 2), 1000))
+      >>> [axes.get_ylabel() for axes in plot_tickets({"ticket": line}).axes]
+      ['test accuracy (%)', 'early-stop step']
+    """
+    if not lines:
+        raise ValueError("`lines` is empty: there is nothing to plot.")
+    for name, line in lines.items():
+        shapes = np.shape(line.kept), np.shape(line.accuracy), np.shape(line.stop)
+        if len(shapes[0]) != 1 or len(shapes[1]) != 2 or shapes[1] != shapes[2] or shapes[1][:1] != shapes[0]:
+            raise ValueError(
+                f"`lines`[{name!r}] must have kept (points,), accuracy and stop (points, seeds), got {shapes}."
+            )
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'jaxprune[demo]'.") from error
+    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2)
+    for i, (name, line) in enumerate(lines.items()):
+        color, marker = _COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]
+        for axes, values in zip(panels, (line.accuracy, line.stop), strict=True):
+            mean = np.mean(values, axis=1)
+            axes.plot(line.kept, mean, color=color, marker=marker, markersize=4, linewidth=1.6, label=name)
+            if values.shape[1] > 1:
+                spread = np.std(values, axis=1, ddof=1)
+                axes.fill_between(
+                    line.kept, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0
+                )
+    kept = np.concatenate([line.kept for line in lines.values()])
+    ticks = [
+        t for t in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if kept.min() * 0.95 <= t <= kept.max() * 1.05
+    ]
+    for axes, label in zip(panels, ("test accuracy (%)", "early-stop step"), strict=True):
+        axes.set_xscale("log")
+        axes.set_xlim(kept.max() * 1.08, kept.min() / 1.08)
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel("weights kept (%)")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, loc="lower left")
+    panels[1].set_ylim(bottom=0)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
