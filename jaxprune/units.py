@@ -62,8 +62,9 @@ def placed_like(mask: jax.Array, w: jax.Array) -> jax.Array:
         return mask
     sharding: Any = jax.typeof(w).sharding
     is_explicit = AxisType.Explicit in getattr(sharding.mesh, "axis_types", ())
-    if not isinstance(w, jax.core.Tracer) and isinstance(w.sharding, NamedSharding):
-        sharding = w.sharding
+    known = None if isinstance(w, jax.core.Tracer) else getattr(w, "sharding", None)  # NumPy has none
+    if isinstance(known, NamedSharding):
+        sharding = known
     elif not is_explicit:
         return mask
     spec = tuple(sharding.spec) + (None,) * (w.ndim - len(sharding.spec))
