@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxprune.structures.structure import Shape
 
@@ -74,13 +76,17 @@ class Block:
         if math.prod(shape) == 0:
             return jnp.zeros(units, jnp.float32)
         scores = scores.astype(jnp.float32)
-        # Differences to the block's first entry: a block of equal scores keeps its score exactly.
-        first = scores[tuple(slice(None, None, b) for b in extents)]
-        differences = scores - self.expand(first, shape)
-        padded = jnp.pad(differences, [(0, u * b - n) for u, b, n in zip(units, extents, shape, strict=True)])
-        split = padded.reshape([n for u, b in zip(units, extents, strict=True) for n in (u, b)])
-        total = split.sum(axis=tuple(range(1, 2 * len(shape), 2)))
-        return first + total / self.unit_sizes(shape).astype(np.float32)
+        pads = [(0, u * b - n) for u, b, n in zip(units, extents, shape, strict=True)]
+        is_padded = any(after for _, after in pads)
+        split = self._split(jnp.pad(scores, pads, constant_values=jnp.inf) if is_padded else scores)
+        inside = tuple(range(1, split.ndim, 2))
+        # Differences to the block's lowest entry: a block of equal scores keeps its score exactly.
+        low = jnp.min(split, axis=inside, keepdims=True)
+        differences = split - low
+        if is_padded:
+            differences = jnp.where(self._split(jnp.pad(jnp.ones(shape, bool), pads)), differences, 0)
+        total = differences.sum(axis=inside)
+        return low.reshape(units) + total / self.unit_sizes(shape).astype(np.float32)
 
     def expand(self, units: jax.Array, shape: Shape) -> jax.Array:
         extents = self._extents(shape)
@@ -88,5 +94,20 @@ class Block:
         spread = jnp.broadcast_to(
             split, [n for u, b in zip(units.shape, extents, strict=True) for n in (u, b)]
         )
-        whole = spread.reshape([u * b for u, b in zip(units.shape, extents, strict=True)])
-        return whole[tuple(slice(0, n) for n in shape)]
+        whole_shape = [u * b for u, b in zip(units.shape, extents, strict=True)]
+        whole = jax.lax.reshape(spread, whole_shape, out_sharding=_explicit_sharding(units, 1))
+        return whole if whole.shape == tuple(shape) else whole[tuple(slice(0, n) for n in shape)]
+
+    def _split(self, whole: jax.Array) -> jax.Array:
+        extents = self._extents(whole.shape)
+        shape = [n for w, b in zip(whole.shape, extents, strict=True) for n in (w // b, b)]
+        return jax.lax.reshape(whole, shape, out_sharding=_explicit_sharding(whole, 2))
+
+
+def _explicit_sharding(x: jax.Array, axes: int) -> NamedSharding | None:
+    """On an explicit mesh a reshape must be told where a sharded axis goes: to the first of `axes` axes."""
+    sharding: Any = jax.typeof(x).sharding
+    if AxisType.Explicit not in getattr(sharding.mesh, "axis_types", ()):
+        return None
+    spec = [axis for n in sharding.spec for axis in (n, *[None] * (axes - 1))]
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))

@@ -43,10 +43,10 @@ def mean_over(scores: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Mean over axes, which are kept with size 1; exact where the scores are constant.
 
     Scores that are one value a unit (as `scores.l2_norm` gives them) must come through unchanged, or rounding
-    in the sum would reorder close units. So the mean is taken of the differences to the unit's first entry.
+    in the sum would reorder close units. So the mean is taken of the differences to the unit's lowest entry.
     """
     if any(scores.shape[axis] == 0 for axis in axes):
         return jnp.zeros([1 if i in axes else n for i, n in enumerate(scores.shape)], jnp.float32)
     scores = scores.astype(jnp.float32)
-    first = scores[tuple(slice(0, 1) if i in axes else slice(None) for i in range(scores.ndim))]
-    return first + jnp.mean(scores - first, axis=axes, keepdims=True)
+    low = jnp.min(scores, axis=axes, keepdims=True)
+    return low + jnp.mean(scores - low, axis=axes, keepdims=True)
