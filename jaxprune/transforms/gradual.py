@@ -43,10 +43,9 @@ def gradual(
     """Wraps an optimizer so that it prunes to `schedule(step)` while it trains, and holds the zeros.
 
     At a step where the schedule's value changes, and only there (`lax.cond`), the weights are scored, new
-    masks are made with the old ones as `prior` (what is pruned stays pruned), and the inner optimizer's
-    memory of the newly pruned weights is reset. Otherwise a step is that of `masked`. Under `vmap` the
-    condition becomes a select: the masks are then computed at every step and thrown away, which is exact
-    but slower.
+    masks are made with the old ones as `prior`: what is pruned stays pruned. A step is that of `masked`, with
+    the inner optimizer's memory of pruned weights held at its initial value. Under `vmap` the condition
+    becomes a select: the masks are then computed at every step and thrown away, which is exact but slower.
 
     Args:
       inner: any optax optimizer.
@@ -104,24 +103,24 @@ def gradual(
             raise ValueError("`params` must be given to update(): pass tx.update(grads, state, params).")
         sparsity = jnp.asarray(schedule(state.count), jnp.float32)
 
-        def prune(masks: PyTree, inner_state: Any) -> tuple[PyTree, Any]:
+        def prune(masks: PyTree) -> PyTree:
             step_key = None if key is None else jax.random.fold_in(key, state.count)
             scores = call_score(score, params, step_key)
             chosen = prunable_leaves(params, where)
             _, leaves, _ = flatten_with_paths(params)
             units = [math.prod(structure.unit_shape(leaves[i].shape)) for i in chosen]
             counts = counts_to_prune(sparsity, units, scope)
-            new = jax.tree.leaves(masks_from_counts(scores, counts, structure, chosen, masks))
-            held = [jnp.asarray(m, bool) for m in new]
-            masks = jax.tree.unflatten(jax.tree.structure(masks), held)
-            fresh = inner.init(apply_masks(params, masks))
-            return masks, clear_moments(inner_state, params, masks, fresh)
+            new = masks_from_counts(scores, counts, structure, chosen, masks)
+            held = [jnp.asarray(mask, bool) for mask in jax.tree.leaves(new)]
+            return jax.tree.unflatten(jax.tree.structure(masks), held)
 
-        masks, inner_state = jax.lax.cond(
-            sparsity > state.sparsity, prune, lambda *kept: kept, state.masks, state.inner_state
-        )
-        updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)
+        # Only the masks go through the condition, which copies what it hands through. The moments are cleared
+        # at every step instead: that fuses into the inner update.
+        masks = jax.lax.cond(sparsity > state.sparsity, prune, lambda same: same, state.masks)
+        fresh = inner.init(apply_masks(params, masks))
+        inner_state = clear_moments(state.inner_state, params, masks, fresh)
+        new_updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)
         count = optax.safe_increment(state.count)
-        return updates, GradualState(count, jnp.maximum(sparsity, state.sparsity), masks, inner_state)
+        return new_updates, GradualState(count, jnp.maximum(sparsity, state.sparsity), masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
