@@ -383,9 +383,8 @@ def imp(
       ...     return state.apply_gradients(grads=grads), {"loss": loss}
       >>> def batch_fn(key, step):
       ...     return jax.random.normal(jax.random.fold_in(key, step), (8, 10))
-      >>> state = TrainState.create(
-      ...     apply_fn=None, params={"w": jnp.linspace(0.1, 1, 20).reshape(10, 2)},
-      tx=jp.masked(optax.sgd(0.01)))
+      >>> params = {"w": jnp.linspace(0.1, 1, 20).reshape(10, 2)}
+      >>> state = TrainState.create(apply_fn=None, params=params, tx=jp.masked(optax.sgd(0.01)))
       >>> experiment = jp.imp(train_step, batch_fn, steps=5, rounds=3, rate=0.2)
       >>> state, history = jax.jit(experiment.run)(jax.random.key(0), state)
       >>> [int(kept) for kept in history.kept]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array, prunable
 from jaxprune.selection import count_to_prune, nm_keep, select
@@ -257,6 +258,26 @@ def full_masks(params: PyTree, structure: Structure, chosen: list[int]) -> PyTre
     return jax.tree.unflatten(treedef, masks)
 
 
+def placed_like(mask: jax.Array, w: jax.Array) -> jax.Array:
+    """The mask on the devices of its parameter, cut as the parameter is.
+
+    An explicit mesh has it so in the types: a `where` of differently sharded operands is an error there. On
+    an automatic mesh only known arrays are moved, under `jit` the compiler places them.
+    """
+    if mask.ndim == 0:
+        return mask
+    sharding: Any = jax.typeof(w).sharding
+    is_explicit = AxisType.Explicit in getattr(sharding.mesh, "axis_types", ())
+    if not isinstance(w, jax.core.Tracer) and isinstance(w.sharding, NamedSharding):
+        sharding = w.sharding
+    elif not is_explicit:
+        return mask
+    spec = tuple(sharding.spec) + (None,) * (w.ndim - len(sharding.spec))
+    spec = [axis if n == m else None for axis, n, m in zip(spec, w.shape, mask.shape, strict=True)]
+    sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return jax.sharding.reshard(mask, sharding) if is_explicit else jax.device_put(mask, sharding)
+
+
 def keep(mask: Any, w: Any, otherwise: Any = 0) -> Any:
     """`where(mask, w, otherwise)`, with nothing to do for a leaf that is not prunable."""
     if mask is True or (isinstance(mask, np.bool_) and mask):
@@ -280,7 +301,7 @@ def mask_leaves(params: PyTree, masks: PyTree, argument: str = "masks") -> list[
         )
         if not fits:
             raise ValueError(
-                f"`{argument}` must broadcast to the parameters, got a mask of shape {mask.shape} at {path!r} "
+                f"`{argument}` must broadcast to the parameters, got shape {mask.shape} at {path!r} "
                 f"of shape {shape}."
             )
     return found
@@ -310,16 +331,16 @@ def aligned(tree: PyTree, other: PyTree, argument: str) -> list[Any]:
 def check_fraction(name: str, value: Any, path: str | None = None) -> None:
     """Raises unless a known number is in [0, 1)."""
     at = f" at {path!r}" if path else ""
-    is_array = hasattr(value, "dtype")
-    if isinstance(value, bool) or not (is_array or isinstance(value, numbers.Real)):
+    if isinstance(value, bool) or not (hasattr(value, "dtype") or isinstance(value, numbers.Real)):
         raise TypeError(f"`{name}` must be a number in [0, 1), got {value!r}{at}.")
     if isinstance(value, jax.core.Tracer):
         return
-    if is_array and value.ndim != 0:
-        raise ValueError(f"`{name}` must be a scalar, got shape {value.shape}{at}.")
+    shape = getattr(value, "shape", ())
+    if shape != ():
+        raise ValueError(f"`{name}` must be a scalar, got shape {shape}{at}.")
     number = float(value)
     if not 0 <= number < 1:
-        hint = f" It is a fraction: pass {number / 100:g}." if 1 < number <= 100 else ""
+        hint = f" It is a fraction: pass {number / 100:g}." if 1 < number < 100 else ""
         raise ValueError(f"`{name}` must be in [0, 1), got {value}{at}.{hint}")
 
 

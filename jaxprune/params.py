@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -18,12 +18,13 @@ Pattern = str | Callable[[str, Any], bool] | EllipsisType
 # Names of leaves that hold no weights of a linear map, whatever their rank: attention biases are 2-D,
 # stacked (scanned or vmapped) layers add a leading axis to every bias, scale and statistic.
 _NOT_A_WEIGHT = re.compile(
-    r"(.*_)?(b|bias|biases|beta|scale|gamma|gain|offset|mean|var|std|count|counter|average|hidden|ema"
-    r"|running_(mean|var)|moving_(mean|var)(iance)?|cls|cls_token|class_token|mask_token)",
+    r"(.*_)?(bias|biases|beta|scale|gamma|gain|offset|mean|var|variance|cls|cls_token|class_token|mask_token)",
     re.IGNORECASE,
 )
 _EMBEDDING = re.compile(r".*embed(d(ing)?)?(s|ings)?(_?\d+)?|wte|wpe|.*embed_tokens|.*_emb", re.IGNORECASE)
 _NORM = re.compile(r"(.*(norm|_ln|_bn)|ln|bn)([_.]?\w?\d*)?", re.IGNORECASE)
+# Haiku's bias is `b`, but so may be the second matrix of a plain dict: it is a bias beside a `w`.
+_BIAS_BESIDE = {"b": "w"}
 # A module called `embed` or `norm` that keeps its table or scale under one of these neutral names.
 _NEUTRAL = re.compile(r"w|weight|table", re.IGNORECASE)
 
@@ -118,12 +119,14 @@ def is_float_array(leaf: Any) -> bool:
     return dtype is not None and hasattr(leaf, "shape") and jnp.issubdtype(dtype, jnp.floating)
 
 
-def is_weight(path: str, leaf: Any) -> bool:
-    """The default rule of `prunable`, on one leaf."""
+def is_weight(path: str, leaf: Any, paths: Container[str] = ()) -> bool:
+    """The default rule of `prunable`, on one leaf; `paths` are those of the whole tree."""
     if not is_float_array(leaf) or len(leaf.shape) < 2:
         return False
     *parents, name = path.split("/")
     if _NOT_A_WEIGHT.fullmatch(name) or _EMBEDDING.fullmatch(name) or "batch_stats" in parents:
+        return False
+    if name in _BIAS_BESIDE and "/".join([*parents, _BIAS_BESIDE[name]]) in paths:
         return False
     in_module = parents[-1] if parents else ""
     if in_module.isdigit() and len(parents) > 1:  # `norms/0/weight`
@@ -147,7 +150,8 @@ def _patterns(argument: str, patterns: Any) -> Sequence[Any]:
 
 def _matches(argument: str, pattern: Pattern, paths: list[str], leaves: list[Any]) -> list[int]:
     if pattern is ...:
-        return [i for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)) if is_weight(path, leaf)]
+        known = set(paths)
+        return [i for i, path in enumerate(paths) if is_weight(path, leaves[i], known)]
     if callable(pattern):
         return [i for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)) if pattern(path, leaf)]
     try:

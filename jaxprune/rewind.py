@@ -187,7 +187,7 @@ def _rest(state: Any) -> Any:
 
 
 def _is_counter(leaf: Any) -> bool:
-    return jnp.ndim(leaf) == 0 and jnp.issubdtype(getattr(leaf, "dtype", np.asarray(leaf).dtype), jnp.integer)
+    return jnp.ndim(leaf) == 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
 
 
 def _check_step(step: Any) -> None:

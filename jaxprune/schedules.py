@@ -43,11 +43,9 @@ class Schedule:
         xp: Any = np if exact else jnp
         since = step - self.begin
         since = since - since % self.every  # the value holds between updates
-        span = self.end - self.begin
-        fraction = xp.clip(since / span if span else xp.ones_like(since, dtype=float), 0.0, 1.0)
-        value = xp.where(
-            step < self.begin, 0.0, xp.where(since >= span, self.final, self.shape(fraction, xp))
-        )
+        fraction = xp.clip(since / max(self.end - self.begin, 1), 0.0, 1.0)
+        value = xp.where(step >= self.end, self.final, self.shape(fraction, xp))
+        value = xp.where(step < self.begin, 0.0, value)
         return float(value) if exact else value.astype(jnp.float32)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.masks import aligned, mask_leaves
+from jaxprune.masks import aligned, mask_leaves, placed_like
 from jaxprune.params import PyTree
 
 
@@ -104,9 +104,8 @@ def stored_masks(params: PyTree, masks: PyTree | None) -> PyTree:
     """Checked copies of `masks`; None stands for nothing pruned."""
     leaves, treedef = jax.tree.flatten(params)
     found = [True] * len(leaves) if masks is None else mask_leaves(params, masks)
-    return jax.tree.unflatten(
-        treedef, [stored(mask, jnp.ndim(w)) for w, mask in zip(leaves, found, strict=True)]
-    )
+    held = [placed_like(stored(mask, jnp.ndim(w)), w) for w, mask in zip(leaves, found, strict=True)]
+    return jax.tree.unflatten(treedef, held)
 
 
 def _only(opt_state: PyTree) -> Any:

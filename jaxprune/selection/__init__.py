@@ -1,0 +1,7 @@
+"""Which entries go: exact choice of the k smallest scores, without sorting, gathering or concatenating them."""
+
+from jaxprune.selection.counts import Count, count_to_prune
+from jaxprune.selection.groups import nm_keep
+from jaxprune.selection.select import select
+
+__all__ = ["Count", "count_to_prune", "nm_keep", "select"]
