@@ -123,6 +123,13 @@ def _is_key(leaf: Any) -> bool:
     return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
 
+def _impl(key: Any) -> Any:
+    """The implementation of a key, which may be abstract: only a traced one tells it in public."""
+    found = []
+    jax.eval_shape(lambda traced: found.append(jax.random.key_impl(traced)), key)
+    return found[0]
+
+
 def _array(leaf: Any) -> Any:
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
@@ -159,7 +166,7 @@ def _check_same(path: Path, saved: dict[str, dict[str, Any]], wanted: dict[str, 
 
 
 def _same_number(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether they differ only in that one is a Python number, as TrainState's first `step`, and one a scalar."""
+    """Whether they differ only in that one is a Python number, such as TrainState's first `step`."""
     dtypes = [str(d["dtype"]).rstrip("0123456789") for d in (one, other)]
     is_python = one["dtype"] in _NUMBERS or other["dtype"] in _NUMBERS
     return is_python and dtypes[0] == dtypes[1] and one["shape"] == other["shape"] == []
@@ -182,5 +189,5 @@ def _abstract(leaf: Any, described: dict[str, Any]) -> Any:
 
 def _like(leaf: Any, value: Any) -> Any:
     if _is_key(leaf):
-        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
+        return jax.random.wrap_key_data(value, impl=_impl(leaf))
     return type(leaf)(value.item()) if isinstance(leaf, bool | int | float | complex) else value

@@ -174,9 +174,8 @@ class IMP:
             jax.tree.structure(full), [jnp.asarray(m) for m in aligned(full, masks, "masks")]
         )
         batch_key = jax.random.split(key, 3)[0]
-        none = jnp.zeros([], bool)
         trained, _, metrics, curve = self._train(
-            batch_key, _under(state, masks), masks, jnp.zeros([], jnp.int32), (), none
+            batch_key, _under(state, masks), masks, jnp.zeros([], jnp.int32), (), None
         )
         return trained, self._row(jnp.int32(-1), trained, masks, metrics, curve)
 
@@ -222,7 +221,13 @@ class IMP:
         return chosen, units, [float(rates[i]) for i in chosen]
 
     def _train(
-        self, key: jax.Array, state: Any, masks: PyTree, start: jax.Array, snapshot: PyTree, take: jax.Array
+        self,
+        key: jax.Array,
+        state: Any,
+        masks: PyTree,
+        start: jax.Array,
+        snapshot: PyTree,
+        take: jax.Array | None,
     ) -> tuple[Any, PyTree, PyTree, PyTree]:
         """Steps start, ..., steps - 1, in segments that end where something is to be seen or remembered."""
         in_optimizer = has_masks(state.opt_state)
@@ -238,7 +243,7 @@ class IMP:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, *args))
 
         metrics = empty(lambda s: one(jnp.zeros([], jnp.int32), (s, None))[1], state)
-        remember = self.rewind.step if 0 < self.rewind.step < self.steps else None
+        remember = self.rewind.step if take is not None and 0 < self.rewind.step < self.steps else None
         ends = sorted({self.steps, *self.curve_steps} | ({remember} if remember else set()))
         if len(ends) == 1 and not self.curve_steps:
             state, metrics = jax.lax.fori_loop(start, self.steps, one, (state, metrics))
@@ -248,7 +253,7 @@ class IMP:
             state, metrics, snapshot = carry
             low, high = limits
             state, metrics = jax.lax.fori_loop(jnp.maximum(low, start), high, one, (state, metrics))
-            if remember:
+            if remember and take is not None:
                 snapshot = jax.lax.cond(
                     take & (high == remember),
                     lambda s, _: self.rewind.take(s),

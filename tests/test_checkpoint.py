@@ -66,6 +66,12 @@ def test_a_train_state_with_masks_comes_back_from_its_abstract_form(tmp_path):
     assert checkpoint.restore(tmp_path / "after", like=state).step == 1
 
 
+def test_keys_come_back_from_their_abstract_form(tmp_path):
+    keys = {"fry": jax.random.key(3), "rbg": jax.random.split(jax.random.key(3, impl="rbg"), 2)}
+    checkpoint.save(tmp_path / "keys", keys)
+    same(checkpoint.restore(tmp_path / "keys", like=jax.eval_shape(lambda: keys)), keys)
+
+
 def test_nnx_state_comes_back(tmp_path):
     state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
     checkpoint.save(tmp_path / "nnx", state)

@@ -20,8 +20,8 @@ from jaxprune.demo.settings import Settings
 from jaxprune.imp import IMP, Carry, Round
 from jaxprune.params import PyTree
 
-# Seeds are the leading axis of everything but the number of the round: were there one for each seed, `cond` on
-# it would become a select, and every round would do both of its branches.
+# Seeds are the leading axis of everything but the number of the round: with one for each seed, `cond` on it
+# would become a select, and every round would do both of its branches.
 _CARRY = Carry(None, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
 _ROW = Round(None, 0, 0, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
 

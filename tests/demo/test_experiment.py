@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 import jaxprune as jp
@@ -22,7 +23,7 @@ from jaxprune.demo import data, experiment, programs, results
 from jaxprune.demo.settings import Settings
 
 TINY = Settings(rounds=2, steps=6, every=3, seeds=2, batch_size=8)
-QUIET = Console(file=open(os.devnull, "w"))  # noqa: SIM115 (it lives as long as the tests)
+QUIET = Console(quiet=True)
 
 
 def arguments(settings):
@@ -50,6 +51,23 @@ def assert_same(one, other):
     assert arrays_one.keys() == arrays_other.keys()
     for name, array in arrays_one.items():
         assert array.tobytes() == arrays_other[name].tobytes(), name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """Most of these runs, in other processes too, are of the same two programs."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    compilation_cache.reset_cache()
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    yield {name.upper(): str(value) for name, value in wanted.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +145,7 @@ def test_seeds_differ_and_do_not_depend_on_how_many_there_are(finished, tmp_path
     assert abs(loss[1][0][0] - loss[1][1][0]) > 1e-3
 
 
-def test_controls_keep_what_they_say(monkeypatch):
+def test_controls_keep_what_they_say():
     one = dataclasses.replace(TINY, rounds=1, seeds=1)
     of = programs.compile_programs(one, data.digits())
     carry, _ = of.round(of.first())
@@ -174,7 +192,6 @@ class Killed(BaseException):
 def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
     finished, tmp_path, monkeypatch, trainings
 ):
-    """Compiled programs are shared, so that only what is on disk differs."""
     settings = dataclasses.replace(TINY, out=str(tmp_path))
     left = trainings
     save = experiment.RunFolder.save_row
@@ -187,7 +204,6 @@ def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
         save(self, *args)
 
     monkeypatch.setattr(experiment.RunFolder, "save_row", save_row)
-    monkeypatch.setattr(experiment, "compile_programs", lambda *args: shared_programs())
     with pytest.raises(Killed):
         experiment.run(settings, QUIET)
     with pytest.raises(ValueError, match="holds an interrupted run: --resume goes on with it"):
@@ -197,14 +213,7 @@ def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
     assert_same(finished, tmp_path)
 
 
-def shared_programs(kept=[]):  # noqa: B006 (it is a cache)
-    if not kept:
-        kept.append(programs.compile_programs(TINY, data.digits()))
-    return kept[0]
-
-
-def test_overwriting_replaces_an_interrupted_run(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "compile_programs", lambda *args: shared_programs())
+def test_overwriting_replaces_an_interrupted_run(finished, tmp_path):
     out = tmp_path / "out"
     (out / "rounds").mkdir(parents=True)
     (out / "rounds" / "ticket-000").mkdir()
@@ -232,7 +241,8 @@ def whole(folder: Path):
                 assert checkpointer.restore(path.absolute())
 
 
-def test_killed_at_any_moment_nothing_is_half_written_and_it_resumes(finished, tmp_path):
+def test_killed_at_any_moment_nothing_is_half_written_and_it_resumes(finished, tmp_path, compile_once):
+    env = {**os.environ, **compile_once}
     command = [sys.executable, "-m", "jaxprune.cli", "imp", f"--out={tmp_path / 'out'}", *arguments(TINY)]
     moments = (
         "settings.json",
@@ -243,14 +253,16 @@ def test_killed_at_any_moment_nothing_is_half_written_and_it_resumes(finished, t
     )
     resume = []
     for moment in moments:
-        process = subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, *resume], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while process.poll() is None and not list((tmp_path / "out").glob(moment)):
             time.sleep(0.0005)
         process.send_signal(signal.SIGKILL)
         process.wait()
         whole(tmp_path / "out")
         resume = ["--resume"] if (tmp_path / "out" / "settings.json").exists() else []
-    subprocess.run([*command, *resume], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, *resume], env=env, check=True, stdout=subprocess.DEVNULL)
     assert_same(finished, tmp_path / "out")
 
 
@@ -268,7 +280,7 @@ def test_the_options_of_the_four_questions_run(tmp_path, changes):
         TINY, rounds=1, seeds=1, steps=4, every=2, out=str(tmp_path / "out"), **changes
     )
     experiment.run(settings, QUIET)
-    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["records"]) == 3
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["records"]) == 4
 
 
 def test_a_training_that_diverges_is_written_as_null_and_shown(tmp_path):
