@@ -1,11 +1,11 @@
 """What does iterative magnitude pruning cost beyond the training itself?
 
-A whole experiment (`jax.jit(imp.run)`: rounds + 1 trainings, pruning and rewinding between them) against a
-hand-written `lax.scan` over as many steps of the same training with the plain optimizer, and against a PyTorch
-loop that multiplies a mask in after each step. Data have MNIST's shapes (784 pixels, batch 60, Adam).
+A whole experiment (`jax.jit(imp.run)`: rounds + 1 trainings, pruning and rewinding between them) against
+a hand-written `lax.scan` over as many steps of the same training with the plain optimizer, and against a
+PyTorch loop that multiplies a mask in after each step. Data have MNIST's shapes (784 pixels, batch 60, Adam).
 
-The two take turns, and a ratio is the median over the turns. CPU time is that of all threads of the process, per
-replicate and step: on a shared machine wall time says little.
+The loops take turns, and a ratio is the median over the turns. CPU time is that of all threads of the
+process, per replicate and step: on a shared machine wall time says little.
 
     python benchmarks/imp.py [--markdown FILE]
 """

@@ -12,26 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.masks import (
-    Scope,
-    aligned,
-    apply_masks,
-    check_fraction,
-    check_scope,
-    counts_to_prune,
-    full_masks,
-    kept_per_leaf,
-    masks_from_counts,
-    prunable_leaves,
-)
-from jaxprune.params import PyTree, flatten_with_paths
-from jaxprune.rewind import Initialization, Rewind, replace
+from jaxprune.allocation import Scope, check_fraction, check_scope, counts_to_prune
+from jaxprune.masks import kept_per_leaf
+from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
+from jaxprune.rewind import Initialization, Rewind
 from jaxprune.scores import magnitude
 from jaxprune.scores.scorer import call_score
 from jaxprune.selection import Count
 from jaxprune.structures import NM, Structure, Unstructured
-from jaxprune.transforms.masks_in_state import has_masks, replace_masks
-from jaxprune.transforms.moments import clear_moments
+from jaxprune.training import Training, under
+from jaxprune.units import full_masks, masks_from_counts
 
 
 class Carry(NamedTuple):
@@ -87,7 +77,11 @@ class IMP:
     @property
     def curve_steps(self) -> tuple[int, ...]:
         """Steps at which a row's `curve` was evaluated."""
-        return tuple(range(self.every, self.steps + 1, self.every)) if self.every else ()
+        return self._training.curve_steps
+
+    @property
+    def _training(self) -> Training:
+        return Training(self.train_step, self.batch_fn, self.steps, self.evaluate, self.every)
 
     def init(self, key: jax.Array, state: Any) -> Carry:
         """The carry before the first round: nothing pruned, nothing trained.
@@ -101,10 +95,10 @@ class IMP:
         Returns:
           A `Carry`.
         """
-        state = self._settled(key, state)
+        state = self._training.settled(key, state)
         masks = full_masks(state.params, self.structure, prunable_leaves(state.params, self.where))
         self._units(state.params)  # raises for a rate tree that doesn't fit
-        state = _under(state, masks)
+        state = under(state, masks)
         return Carry(jnp.zeros([], jnp.int32), key, state, masks, self.rewind.take(state))
 
     def step(self, carry: Carry) -> tuple[Carry, Round]:
@@ -131,12 +125,15 @@ class IMP:
 
         def prune(state: Any, masks: PyTree) -> tuple[Any, PyTree]:
             masks = self._prune(score_key, state.params, masks, carry.round)
-            return _under(self.rewind.restore(init_key, state, carry.snapshot), masks), masks
+            return under(self.rewind.restore(init_key, state, carry.snapshot), masks), masks
+
+        def take(state: Any, old: PyTree) -> PyTree:
+            return jax.lax.cond(is_first, lambda s, _: self.rewind.take(s), lambda _, o: o, state, old)
 
         state, masks = jax.lax.cond(is_first, lambda *same: same, prune, carry.state, carry.masks)
         start = jnp.where(is_first, 0, self.rewind.step).astype(jnp.int32)
-        state, snapshot, metrics, curve = self._train(
-            batch_key, state, masks, start, carry.snapshot, is_first
+        state, metrics, snapshot, curve = self._training.run(
+            batch_key, state, masks, start, (self.rewind.step, take, carry.snapshot)
         )
         row = self._row(carry.round, state, masks, metrics, curve)
         return Carry(carry.round + 1, carry.key, state, masks, snapshot), row
@@ -168,14 +165,14 @@ class IMP:
         Returns:
           The trained state and its row (`round` is -1).
         """
-        state = self._settled(key, state)
+        state = self._training.settled(key, state)
         full = full_masks(state.params, self.structure, prunable_leaves(state.params, self.where))
         masks = jax.tree.unflatten(
             jax.tree.structure(full), [jnp.asarray(m) for m in aligned(full, masks, "masks")]
         )
         batch_key = jax.random.split(key, 3)[0]
-        trained, _, metrics, curve = self._train(
-            batch_key, _under(state, masks), masks, jnp.zeros([], jnp.int32), (), None
+        trained, metrics, _, curve = self._training.run(
+            batch_key, under(state, masks), masks, jnp.zeros([], jnp.int32)
         )
         return trained, self._row(jnp.int32(-1), trained, masks, metrics, curve)
 
@@ -220,66 +217,6 @@ class IMP:
             check_fraction("rate", rates[i], paths[i])
         return chosen, units, [float(rates[i]) for i in chosen]
 
-    def _train(
-        self,
-        key: jax.Array,
-        state: Any,
-        masks: PyTree,
-        start: jax.Array,
-        snapshot: PyTree,
-        take: jax.Array | None,
-    ) -> tuple[Any, PyTree, PyTree, PyTree]:
-        """Steps start, ..., steps - 1, in segments that end where something is to be seen or remembered."""
-        in_optimizer = has_masks(state.opt_state)
-
-        def one(step: jax.Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
-            state, _ = carry
-            state, metrics = self.train_step(state, self.batch_fn(key, step))
-            if not in_optimizer:
-                state = replace(state, params=apply_masks(state.params, masks))
-            return state, metrics
-
-        def empty(fn: Callable, *args: Any) -> PyTree:
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, *args))
-
-        metrics = empty(lambda s: one(jnp.zeros([], jnp.int32), (s, None))[1], state)
-        remember = self.rewind.step if take is not None and 0 < self.rewind.step < self.steps else None
-        ends = sorted({self.steps, *self.curve_steps} | ({remember} if remember else set()))
-        if len(ends) == 1 and not self.curve_steps:
-            state, metrics = jax.lax.fori_loop(start, self.steps, one, (state, metrics))
-            return state, snapshot, metrics, ()
-
-        def segment(carry: Any, limits: tuple[jax.Array, jax.Array]) -> tuple[Any, PyTree]:
-            state, metrics, snapshot = carry
-            low, high = limits
-            state, metrics = jax.lax.fori_loop(jnp.maximum(low, start), high, one, (state, metrics))
-            if remember and take is not None:
-                snapshot = jax.lax.cond(
-                    take & (high == remember),
-                    lambda s, _: self.rewind.take(s),
-                    lambda _, old: old,
-                    state,
-                    snapshot,
-                )
-            if not self.curve_steps:
-                return (state, metrics, snapshot), ()
-            every = self.every or 1
-            seen = jax.lax.cond(
-                (high % every == 0) & (high > start),
-                lambda s: self._evaluate(s),
-                lambda s: jax.tree.map(_not_run, empty(self._evaluate, s)),
-                state,
-            )
-            return (state, metrics, snapshot), seen
-
-        bounds = jnp.asarray([0, *ends[:-1]], jnp.int32), jnp.asarray(ends, jnp.int32)
-        (state, metrics, snapshot), seen = jax.lax.scan(segment, (state, metrics, snapshot), bounds)
-        rows = np.asarray([i for i, end in enumerate(ends) if self.every and end % self.every == 0], int)
-        return state, snapshot, metrics, jax.tree.map(lambda x: x[rows], seen)
-
-    def _evaluate(self, state: Any) -> PyTree:
-        return () if self.evaluate is None else jax.tree.map(jnp.asarray, self.evaluate(state))
-
     def _row(self, round: jax.Array, state: Any, masks: PyTree, metrics: PyTree, curve: PyTree) -> Round:
         kept, total = kept_per_leaf(state.params, masks)
         whole = sum(n for n in total if n is not None)
@@ -295,39 +232,7 @@ class IMP:
             jnp.zeros([], jnp.float32),
         )
         shown = masks if self.keep_masks else ()
-        return Round(round, pruned / whole, left, metrics, self._evaluate(state), curve, shown)
-
-    def _settled(self, key: jax.Array, state: Any) -> Any:
-        """The state in the dtypes that a training step gives back (Python scalars, weak types)."""
-        for field in ("params", "opt_state"):
-            if not hasattr(state, field):
-                raise TypeError(
-                    f"`state` must have .params and .opt_state (flax TrainState fits), "
-                    f"{type(state).__name__} has no .{field}."
-                )
-        state = jax.tree.map(jnp.asarray, state)
-        batch = jax.eval_shape(self.batch_fn, key, jnp.zeros([], jnp.int32))
-        after, _ = jax.eval_shape(self.train_step, state, batch)
-        before_paths, before, treedef = flatten_with_paths(state)
-        after_paths, new, after_treedef = flatten_with_paths(after)
-        if treedef != after_treedef:
-            odd = sorted(set(before_paths) ^ set(after_paths)) or ["(same leaves, other node types)"]
-            raise ValueError(
-                f"`train_step` must return a state like the one it got; the trees differ at {odd[0]!r}."
-            )
-        for path, old, out in zip(before_paths, before, new, strict=True):
-            if old.shape != out.shape:
-                raise ValueError(
-                    f"`train_step` must return a state like the one it got; {path!r} went from {old.shape} "
-                    f"to {out.shape}."
-                )
-        cast = [
-            x if x.dtype == out.dtype else x.astype(out.dtype) for x, out in zip(before, new, strict=True)
-        ]
-        strong = [
-            jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x for x in cast
-        ]
-        return jax.tree.unflatten(treedef, strong)
+        return Round(round, pruned / whole, left, metrics, self._training.evaluated(state), curve, shown)
 
 
 def imp(
@@ -429,15 +334,3 @@ def imp(
         train_step, batch_fn, int(steps), int(rounds), rate, score, scope, structure, where, rewind, evaluate,
         every, keep_masks,
     )  # fmt: skip
-
-
-def _under(state: Any, masks: PyTree) -> Any:
-    """The state with its pruned weights at zero, the masks in its optimizer and no memory of the pruned."""
-    opt_state = clear_moments(state.opt_state, state.params, masks)
-    if has_masks(opt_state):
-        opt_state = replace_masks(opt_state, masks)
-    return replace(state, params=apply_masks(state.params, masks), opt_state=opt_state)
-
-
-def _not_run(x: jax.Array) -> jax.Array:
-    return jnp.full_like(x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 PyTree = Any
@@ -111,6 +112,73 @@ def prunable(
         for i in _matches("exclude", pattern, paths, leaves):
             chosen[i] = False
     return jax.tree.unflatten(treedef, chosen)
+
+
+def prunable_leaves(tree: PyTree, where: PyTree | None) -> list[int]:
+    """Positions, in `jax.tree.leaves(tree)`, of the leaves to prune."""
+    where = prunable(tree) if where is None else where
+    paths, leaves, _ = flatten_with_paths(tree)
+    flags = aligned(tree, where, "where")
+    chosen = []
+    for i, (path, leaf, flag) in enumerate(zip(paths, leaves, flags, strict=True)):
+        if not isinstance(flag, bool | np.bool_):
+            raise TypeError(f"`where` must hold Python bools, got {flag!r} at {path!r}.")
+        if flag:
+            if not is_float_array(leaf):
+                kind = getattr(leaf, "dtype", type(leaf).__name__)
+                raise TypeError(
+                    f"`where` is True at {path!r}, which is {kind}: only floating-point arrays can be pruned."
+                )
+            chosen.append(i)
+    if not chosen:
+        raise ValueError(
+            f"there is nothing to prune: none of the {len(leaves)} leaves is selected. "
+            "Name some with `where=jp.prunable(params, include=...)`."
+        )
+    return chosen
+
+
+def aligned(tree: PyTree, other: PyTree, argument: str) -> list[Any]:
+    """Leaves of `other`, which must have the paths of `tree`, in the order of `tree`."""
+    paths, _, treedef = flatten_with_paths(tree)
+    other_paths, other_leaves, other_treedef = flatten_with_paths(other)
+    if treedef == other_treedef or paths == other_paths:
+        return other_leaves
+    missing = [path for path in paths if path not in set(other_paths)]
+    extra = [path for path in other_paths if path not in set(paths)]
+    if not missing and not extra:
+        by_path = dict(zip(other_paths, other_leaves, strict=True))
+        if len(by_path) == len(paths):
+            return [by_path[path] for path in paths]
+    difference = (
+        f"it lacks {missing[0]!r}" if missing else f"it has {extra[0]!r} besides" if extra else "it differs"
+    )
+    raise ValueError(
+        f"`{argument}` must have the tree structure of the parameters, but {difference} "
+        f"({len(other_paths)} leaves against {len(paths)})."
+    )
+
+
+def mask_leaves(params: PyTree, masks: PyTree, argument: str = "masks") -> list[Any]:
+    """Leaves of `masks` in the order of those of `params`, checked against them."""
+    paths, leaves, _ = flatten_with_paths(params)
+    found = aligned(params, masks, argument)
+    for path, w, mask in zip(paths, leaves, found, strict=True):
+        if isinstance(mask, bool | np.bool_):
+            continue
+        if not hasattr(mask, "dtype") or mask.dtype != jnp.bool_:
+            kind = getattr(mask, "dtype", type(mask).__name__)
+            raise TypeError(f"`{argument}` must hold bool arrays (True = keep), got {kind} at {path!r}.")
+        shape = tuple(getattr(w, "shape", ()))
+        fits = mask.ndim in (0, len(shape)) and all(
+            m in (1, n) for m, n in zip(mask.shape, shape, strict=False)
+        )
+        if not fits:
+            raise ValueError(
+                f"`{argument}` must broadcast to the parameters, got shape {mask.shape} at {path!r} "
+                f"of shape {shape}."
+            )
+    return found
 
 
 def is_float_array(leaf: Any) -> bool:

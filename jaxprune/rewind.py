@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.masks import aligned
-from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.params import PyTree, aligned, flatten_with_paths
 
 
 class Initialization(Protocol):

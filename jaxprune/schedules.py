@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.masks import check_fraction
+from jaxprune.allocation import check_fraction
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,22 +10,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.masks import (
-    Scope,
-    apply_masks,
-    check_fraction,
-    check_scope,
-    counts_to_prune,
-    full_masks,
-    masks_from_counts,
-    prunable_leaves,
-)
-from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.allocation import Scope, check_fraction, check_scope, counts_to_prune
+from jaxprune.masks import apply_masks
+from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores import magnitude
 from jaxprune.scores.scorer import call_score
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.transforms.masked import masked_update
 from jaxprune.transforms.moments import clear_moments
+from jaxprune.units import full_masks, masks_from_counts
 
 
 class GradualState(NamedTuple):
@@ -115,7 +109,7 @@ def gradual(
             scores = call_score(score, params, step_key)
             chosen = prunable_leaves(params, where)
             _, leaves, _ = flatten_with_paths(params)
-            units = [_units(structure, leaves[i].shape) for i in chosen]
+            units = [math.prod(structure.unit_shape(leaves[i].shape)) for i in chosen]
             counts = counts_to_prune(sparsity, units, scope)
             new = jax.tree.leaves(masks_from_counts(scores, counts, structure, chosen, masks))
             held = [jnp.asarray(m, bool) for m in new]
@@ -131,10 +125,3 @@ def gradual(
         return updates, GradualState(count, jnp.maximum(sparsity, state.sparsity), masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _units(structure: Structure, shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in structure.unit_shape(shape):
-        size *= n
-    return size

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.masks import aligned, mask_leaves, placed_like
-from jaxprune.params import PyTree
+from jaxprune.params import PyTree, aligned, mask_leaves
+from jaxprune.units import placed_like
 
 
 def holds_masks(node: Any) -> bool:

@@ -1,0 +1,62 @@
+"""Allocation: how much of each leaf goes, or of all of them together."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any, Literal
+
+import jax
+
+from jaxprune.params import PyTree, aligned, flatten_with_paths
+from jaxprune.selection import count_to_prune
+from jaxprune.structures import Layers, Structure
+
+Scope = Literal["global", "local"]
+
+
+def check_scope(scope: str, structure: Structure) -> None:
+    """Raises ValueError for an unknown scope, or one that has no meaning for the structure."""
+    if scope not in ("global", "local"):
+        raise ValueError(f"`scope` must be 'global' or 'local', got {scope!r}.")
+    if isinstance(structure, type) or not callable(getattr(structure, "unit_scores", None)):
+        raise TypeError(f"`structure` must be a structure such as Unstructured(), got {structure!r}.")
+    if scope == "local" and isinstance(structure, Layers):
+        raise ValueError("`scope` must be 'global' for Layers(): layers are compared with each other.")
+
+
+def check_fraction(name: str, value: Any, path: str | None = None) -> None:
+    """Raises unless a known number is in [0, 1)."""
+    at = f" at {path!r}" if path else ""
+    if isinstance(value, bool) or not (hasattr(value, "dtype") or isinstance(value, numbers.Real)):
+        raise TypeError(f"`{name}` must be a number in [0, 1), got {value!r}{at}.")
+    if isinstance(value, jax.core.Tracer):
+        return
+    shape = getattr(value, "shape", ())
+    if shape != ():
+        raise ValueError(f"`{name}` must be a scalar, got shape {shape}{at}.")
+    number = float(value)
+    if not 0 <= number < 1:
+        hint = f" It is a fraction: pass {number / 100:g}." if 1 < number < 100 else ""
+        raise ValueError(f"`{name}` must be in [0, 1), got {value}{at}.{hint}")
+
+
+def shares_of(sparsity: Any, scores: PyTree, chosen: list[int]) -> Any:
+    """A scalar share for all leaves, or a list with one for each chosen leaf; checked."""
+    is_scalar = isinstance(sparsity, numbers.Real) or getattr(sparsity, "ndim", None) == 0
+    if is_scalar or isinstance(sparsity, str) or sparsity is None:
+        check_fraction("sparsity", sparsity)
+        return sparsity
+    paths, _, _ = flatten_with_paths(scores)
+    shares = aligned(scores, sparsity, "sparsity")
+    for i in chosen:
+        check_fraction("sparsity", shares[i], paths[i])
+    return [shares[i] for i in chosen]
+
+
+def counts_to_prune(shares: Any, units: list[int], scope: Scope) -> Any:
+    """Units to prune: one count over all leaves, or a list with one count a leaf."""
+    if isinstance(shares, list):
+        return [count_to_prune(share, n) for share, n in zip(shares, units, strict=True)]
+    if scope == "local":
+        return [count_to_prune(shares, n) for n in units]
+    return count_to_prune(shares, sum(units))

@@ -1,0 +1,154 @@
+"""One training under one set of masks, as a loop inside a program."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.masks import apply_masks
+from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.rewind import replace
+from jaxprune.transforms.masks_in_state import has_masks, replace_masks
+from jaxprune.transforms.moments import clear_moments
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Training:
+    """`steps` calls of `train_step`, with `evaluate` after every `every` of them.
+
+    The loop runs in segments that end where something is to be seen or remembered, so that a step itself
+    pays for neither; the step is compiled once for all of them.
+    """
+
+    train_step: Callable[[Any, Any], tuple[Any, PyTree]]
+    batch_fn: Callable[[jax.Array, jax.Array], Any]
+    steps: int
+    evaluate: Callable[[Any], PyTree] | None
+    every: int | None
+
+    @property
+    def curve_steps(self) -> tuple[int, ...]:
+        """Steps at which the curve is evaluated."""
+        return tuple(range(self.every, self.steps + 1, self.every)) if self.every else ()
+
+    def run(
+        self,
+        key: jax.Array,
+        state: Any,
+        masks: PyTree,
+        start: jax.Array,
+        remember: tuple[int, Callable[[Any, PyTree], PyTree], PyTree] | None = None,
+    ) -> tuple[Any, PyTree, PyTree, PyTree]:
+        """Steps start, ..., steps - 1.
+
+        Args:
+          key: for all batches.
+          state: a settled state under its masks.
+          masks: enforced here where the optimizer holds none.
+          start: first step, int32.
+          remember: (step, (state, old) -> new, old): what to make of the state at that step.
+
+        Returns:
+          (state, last metrics, what was remembered, curve).
+        """
+        in_optimizer = has_masks(state.opt_state)
+
+        def one(step: jax.Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
+            state, metrics = self.train_step(carry[0], self.batch_fn(key, step))
+            if not in_optimizer:
+                state = replace(state, params=apply_masks(state.params, masks))
+            return state, metrics
+
+        metrics = _zeros(lambda s: one(jnp.zeros([], jnp.int32), (s, None))[1], state)
+        at, update, memory = remember or (0, lambda _, old: old, ())
+        ends = sorted({self.steps, *self.curve_steps} | {at} - {0})
+        if ends == [self.steps] and not self.curve_steps:
+            state, metrics = jax.lax.fori_loop(start, self.steps, one, (state, metrics))
+            return state, metrics, memory, ()
+
+        def segment(carry: Any, limits: tuple[jax.Array, jax.Array]) -> tuple[Any, PyTree]:
+            state, metrics, memory = carry
+            low, high = limits
+            state, metrics = jax.lax.fori_loop(jnp.maximum(low, start), high, one, (state, metrics))
+            if at:
+                memory = jax.lax.cond(high == at, update, lambda _, old: old, state, memory)
+            seen = ()
+            if self.every:
+                is_due = (high % self.every == 0) & (high > start)
+                seen = jax.lax.cond(is_due, self.evaluated, lambda s: _not_run(self.evaluated, s), state)
+            return (state, metrics, memory), seen
+
+        limits = jnp.asarray([0, *ends[:-1]], jnp.int32), jnp.asarray(ends, jnp.int32)
+        (state, metrics, memory), seen = jax.lax.scan(segment, (state, metrics, memory), limits)
+        rows = np.flatnonzero(np.isin(ends, self.curve_steps))
+        return state, metrics, memory, jax.tree.map(lambda x: x[rows], seen)
+
+    def evaluated(self, state: Any) -> PyTree:
+        """`evaluate(state)` as arrays; nothing without it."""
+        return () if self.evaluate is None else jax.tree.map(jnp.asarray, self.evaluate(state))
+
+    def settled(self, key: jax.Array, state: Any) -> Any:
+        """The state in the dtypes that a training step gives back (a loop wants them alike).
+
+        Raises:
+          TypeError: a state without `.params` or `.opt_state`.
+          ValueError: a training step that gives back another tree or other shapes.
+        """
+        for field in ("params", "opt_state"):
+            if not hasattr(state, field):
+                raise TypeError(
+                    f"`state` must have .params and .opt_state (flax TrainState fits), "
+                    f"{type(state).__name__} has no .{field}."
+                )
+        state = jax.tree.map(jnp.asarray, state)
+        batch = jax.eval_shape(self.batch_fn, key, jnp.zeros([], jnp.int32))
+        after, _ = jax.eval_shape(self.train_step, state, batch)
+        paths, leaves, treedef = flatten_with_paths(state)
+        after_paths, new, after_treedef = flatten_with_paths(after)
+        if treedef != after_treedef:
+            odd = sorted(set(paths) ^ set(after_paths)) or ["(same leaves, other node types)"]
+            raise ValueError(
+                f"`train_step` must return a state like the one it got; the trees differ at {odd[0]!r}."
+            )
+        for path, old, out in zip(paths, leaves, new, strict=True):
+            if old.shape != out.shape:
+                raise ValueError(
+                    f"`train_step` must return a state like the one it got; {path!r} went from {old.shape} "
+                    f"to {out.shape}."
+                )
+        return jax.tree.unflatten(
+            treedef, [_with_dtype(x, out.dtype) for x, out in zip(leaves, new, strict=True)]
+        )
+
+
+def under(state: Any, masks: PyTree) -> Any:
+    """The state with its pruned weights at zero, the masks in its optimizer and no memory of the pruned."""
+    opt_state = clear_moments(state.opt_state, state.params, masks)
+    if has_masks(opt_state):
+        opt_state = replace_masks(opt_state, masks)
+    return replace(state, params=apply_masks(state.params, masks), opt_state=opt_state)
+
+
+def _zeros(fn: Callable, *args: Any) -> PyTree:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, *args))
+
+
+def _not_run(fn: Callable, state: Any) -> PyTree:
+    """What `fn(state)` would give, as NaN (0 in integers)."""
+
+    def mark(x: jax.Array) -> jax.Array:
+        return jnp.full_like(x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(mark, _zeros(fn, state))
+
+
+def _with_dtype(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` in a dtype, and no longer weakly typed."""
+    if x.dtype == dtype and not getattr(x, "weak_type", False):
+        return x
+    return jax.lax.convert_element_type(x, dtype)

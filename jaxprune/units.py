@@ -1,0 +1,112 @@
+"""From scores and counts to masks, unit by unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxprune.params import PyTree, flatten_with_paths, mask_leaves
+from jaxprune.selection import nm_keep, select
+from jaxprune.structures import NM, Structure
+
+
+def masks_from_counts(
+    scores: PyTree, counts: Any, structure: Structure, chosen: list[int], prior: PyTree | None
+) -> PyTree:
+    """Masks that prune given counts of units; a list has one count for each chosen leaf."""
+    paths, leaves, treedef = flatten_with_paths(scores)
+    priors = [True] * len(leaves) if prior is None else mask_leaves(scores, prior, "prior")
+    units, pruned = [], []
+    for i in chosen:
+        units.append(structure.unit_scores(jnp.asarray(leaves[i])))
+        pruned.append(_pruned_units(structure, priors[i], leaves[i].shape))
+    if isinstance(structure, NM):
+        kept = _select_nm(structure, [paths[i] for i in chosen], units, counts, pruned)
+    elif isinstance(counts, list):
+        kept = [select([u], count, pruned=[p])[0] for u, count, p in zip(units, counts, pruned, strict=True)]
+    else:
+        kept = select(units, counts, pruned=pruned)
+    masks: list[Any] = [True] * len(leaves)
+    for i, keep_units in zip(chosen, kept, strict=True):
+        mask = structure.expand(keep_units, leaves[i].shape)
+        # A unit that was pruned in part stays pruned in that part.
+        masks[i] = mask if jnp.ndim(priors[i]) == 0 else mask & priors[i]
+    return jax.tree.unflatten(treedef, masks)
+
+
+def full_masks(params: PyTree, structure: Structure, chosen: list[int]) -> PyTree:
+    """All-keep masks in the shapes that `masks_from_counts` gives; each leaf an array of its own."""
+    paths, leaves, treedef = flatten_with_paths(params)
+    masks: list[Any] = [jnp.array(True) for _ in leaves]
+    for i in chosen:
+        structure.check(paths[i], leaves[i].shape)
+        if structure.unit_shape(leaves[i].shape) == leaves[i].shape:
+            masks[i] = jnp.full_like(leaves[i], True, dtype=bool)  # like the parameter: sharding too
+        else:
+            units = jnp.ones(structure.unit_shape(leaves[i].shape), bool)
+            masks[i] = placed_like(structure.expand(units, leaves[i].shape), leaves[i])
+    return jax.tree.unflatten(treedef, masks)
+
+
+def placed_like(mask: jax.Array, w: jax.Array) -> jax.Array:
+    """The mask on the devices of its parameter, cut as the parameter is.
+
+    An explicit mesh has it so in the types: a `where` of differently sharded operands is an error there. On
+    an automatic mesh only known arrays are moved, under `jit` the compiler places them.
+    """
+    if mask.ndim == 0:
+        return mask
+    sharding: Any = jax.typeof(w).sharding
+    is_explicit = AxisType.Explicit in getattr(sharding.mesh, "axis_types", ())
+    known = None if isinstance(w, jax.core.Tracer) else getattr(w, "sharding", None)  # NumPy has none
+    if isinstance(known, NamedSharding):
+        sharding = known
+    elif not is_explicit:
+        return mask
+    spec = tuple(sharding.spec) + (None,) * (w.ndim - len(sharding.spec))
+    spec = [axis if n == m else None for axis, n, m in zip(spec, w.shape, mask.shape, strict=True)]
+    sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return jax.sharding.reshard(mask, sharding) if is_explicit else jax.device_put(mask, sharding)
+
+
+def _pruned_units(structure: Structure, prior: Any, shape: tuple[int, ...]) -> jax.Array | None:
+    """Units of which no weight is left."""
+    if isinstance(prior, bool | np.bool_) and prior:
+        return None
+    if jnp.ndim(prior) == 0 and not isinstance(prior, bool | np.bool_):
+        return None
+    alive = jnp.broadcast_to(prior, shape)
+    if structure.unit_shape(shape) == tuple(shape):
+        return ~alive
+    return structure.unit_scores(alive.astype(jnp.float32)) <= 0
+
+
+def _select_nm(
+    structure: NM, paths: list[str], units: list[Any], counts: Any, pruned: list[Any]
+) -> list[Any]:
+    patterns = [
+        nm_keep(u, structure.n, structure.m, structure.group_axis(path, u.shape), pruned=p)
+        for path, u, p in zip(paths, units, pruned, strict=True)
+    ]
+    limits = [u.size * (structure.m - structure.n) // structure.m for u in units]
+    if isinstance(counts, list):
+        known = all(isinstance(count, int) for count in counts)
+        if known and counts == limits:
+            return patterns
+    elif isinstance(counts, int) and counts == sum(limits):
+        return patterns
+    # Below the pattern's own sparsity: the lowest of the weights that the pattern would prune. A weight that
+    # the pattern keeps ranks above all of them.
+    ranked = [
+        jnp.where(pattern, jnp.inf, jnp.nan_to_num(u.astype(jnp.float32), nan=-jnp.inf))
+        for u, pattern in zip(units, patterns, strict=True)
+    ]
+    if isinstance(counts, list):
+        kept = [select([r], c, pruned=[p])[0] for r, c, p in zip(ranked, counts, pruned, strict=True)]
+    else:
+        kept = select(ranked, counts, pruned=pruned)
+    return [k | pattern for k, pattern in zip(kept, patterns, strict=True)]
