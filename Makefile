@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test clean
 
 demo: .venv/.demo
-	$(BIN)/jaxprune imp
+	$(BIN)/jaxprune imp --overwrite
 
 test: .venv/.test
 	$(BIN)/ruff format --check .

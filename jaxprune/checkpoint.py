@@ -14,14 +14,15 @@ import numpy as np
 from jaxprune.params import PyTree
 
 _KIND = "jaxprune"
+_NUMBERS = frozenset({"bool", "int", "float", "complex"})
 
 
 def save(path: str | os.PathLike[str], tree: PyTree) -> None:
     """Writes a pytree to a new folder.
 
-    Orbax writes beside `path` and renames at the end: a process that is killed leaves no folder `path`, and one that
-    is there is complete. Plain Orbax reads it too, as a dict from leaf names such as `params/Dense_0/kernel` to
-    arrays.
+    Orbax writes beside `path` and renames at the end: a process that is killed leaves no folder `path`, and
+    one that is there is complete. Plain Orbax reads it too, as a dict from leaf names such as
+    `params/Dense_0/kernel` to arrays.
 
     Args:
       path: the folder to make; its parents are made as needed.
@@ -71,7 +72,7 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         `jax.ShapeDtypeStruct`s, typed keys, numbers. `jax.eval_shape` makes one without computing it.
 
     Returns:
-      A tree like `like` with the saved values, bit for bit. NumPy arrays and Python numbers stay what they are there.
+      A tree like `like` with the saved values, bit for bit, NumPy arrays and Python numbers as such.
 
     Raises:
       FileNotFoundError: no folder at `path`.
@@ -102,7 +103,7 @@ def _checkpointer() -> Any:
         import orbax.checkpoint as ocp
     except ImportError as error:
         raise ImportError(
-            "checkpoints need orbax-checkpoint: pip install orbax-checkpoint, or pip install 'jaxprune[demo]'."
+            "checkpoints need Orbax: pip install orbax-checkpoint, or pip install 'jaxprune[demo]'."
         ) from error
     logging.getLogger("absl").setLevel(max(logging.getLogger("absl").level, logging.WARNING))
     return ocp.StandardCheckpointer()
@@ -120,6 +121,13 @@ def _named(tree: PyTree, argument: str) -> tuple[list[str], list[Any], jax.tree_
 def _is_key(leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _impl(key: Any) -> Any:
+    """The implementation of a key, which may be abstract: only a traced one tells it in public."""
+    found = []
+    jax.eval_shape(lambda traced: found.append(jax.random.key_impl(traced)), key)
+    return found[0]
 
 
 def _array(leaf: Any) -> Any:
@@ -150,11 +158,18 @@ def _check_same(path: Path, saved: dict[str, dict[str, Any]], wanted: dict[str, 
             raise ValueError(f"the checkpoint {path} has {name!r}, which `like` lacks ({_some(wanted)}).")
     for name, of in wanted.items():
         for what in ("shape", "dtype"):
-            if saved[name][what] != of[what]:
+            if saved[name][what] != of[what] and not _same_number(saved[name], of):
                 had, got = (str(d[name][what]).replace("[", "(").replace("]", ")") for d in (saved, wanted))
                 raise ValueError(
                     f"the checkpoint {path} has {what} {had} at {name!r}, but `like` has {got} there."
                 )
+
+
+def _same_number(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether they differ only in that one is a Python number, such as TrainState's first `step`."""
+    dtypes = [str(d["dtype"]).rstrip("0123456789") for d in (one, other)]
+    is_python = one["dtype"] in _NUMBERS or other["dtype"] in _NUMBERS
+    return is_python and dtypes[0] == dtypes[1] and one["shape"] == other["shape"] == []
 
 
 def _some(names: dict[str, Any]) -> str:
@@ -174,5 +189,5 @@ def _abstract(leaf: Any, described: dict[str, Any]) -> Any:
 
 def _like(leaf: Any, value: Any) -> Any:
     if _is_key(leaf):
-        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
+        return jax.random.wrap_key_data(value, impl=_impl(leaf))
     return type(leaf)(value.item()) if isinstance(leaf, bool | int | float | complex) else value

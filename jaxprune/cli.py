@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [package for module, package in _NEEDED.items() if not _is_there(module)]
     if missing:
         return _error(
-            f"the command line needs the `demo` extra: pip install 'jaxprune[demo]' (missing: {', '.join(missing)}).",
+            f"the command line needs the `demo` extra (missing: {', '.join(missing)}): "
+            "pip install 'jaxprune[demo]'.",
             1,
         )
     import tyro

@@ -55,7 +55,8 @@ def plot_tickets(lines: Mapping[str, Line], title: str = "") -> Figure:
         shapes = np.shape(line.kept), np.shape(line.accuracy), np.shape(line.stop)
         if len(shapes[0]) != 1 or len(shapes[1]) != 2 or shapes[1] != shapes[2] or shapes[1][:1] != shapes[0]:
             raise ValueError(
-                f"`lines`[{name!r}] must have kept (points,), accuracy and stop (points, seeds), got {shapes}."
+                f"`lines`[{name!r}] must have kept (points,), accuracy and stop (points, seeds), "
+                f"got {shapes}."
             )
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -77,7 +77,7 @@ def digits() -> Data:
 
 
 def mnist(folder: str | Path) -> Data:
-    """Full MNIST: the first 55 000 training images, the other 5 000 for validation, the 10 000 test images."""
+    """Full MNIST: 55 000 training images, the last 5 000 of them for validation, 10 000 test images."""
     arrays = [read_idx(_find(Path(folder), name)) for name in MNIST_FILES]
     for name, array, shape in zip(
         MNIST_FILES, arrays, [(60000, 28, 28), (60000,), (10000, 28, 28), (10000,)], strict=True

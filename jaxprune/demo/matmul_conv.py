@@ -24,14 +24,15 @@ def matmul_conv(
     batch_group_count: int = 1,
     precision: Any = None,
     preferred_element_type: Any = None,
+    out_sharding: Any = None,
 ) -> jax.Array:
     """`lax.conv_general_dilated` as shifted slices, one concatenation and one matrix product (im2col).
 
     For a kernel of K positions and C input channels: patches (N, *out, K C) times kernel (K C, O).
 
-    On a CPU, XLA runs `conv_general_dilated` inside a loop (`scan`, `fori_loop`) several times slower than outside, and
-    a whole training under `jit` is such a loop. This form has no such trap. It takes K times the memory of
-    the input. On a GPU or TPU keep the native convolution.
+    On a CPU, XLA runs `conv_general_dilated` inside a loop (`scan`, `fori_loop`) several times slower than
+    outside, and a whole training under `jit` is such a loop. This form has no such trap. It takes K times the
+    memory of the input. On a GPU or TPU keep the native convolution.
 
     Args:
       lhs: input (N, *spatial, C), channels last.
@@ -43,13 +44,13 @@ def matmul_conv(
       rhs_dilation: the same for the kernel.
       dimension_numbers: must say channels last, as Flax passes it.
       feature_group_count, batch_group_count: must be 1.
-      precision, preferred_element_type: as for `lax.dot_general`.
+      precision, preferred_element_type, out_sharding: as for `lax.dot_general`.
 
     Returns:
       (N, *out, O), equal to `lax.conv_general_dilated`'s up to rounding.
 
     Raises:
-      ValueError: another layout, groups, a kernel for other channels, strides or paddings of the wrong length.
+      ValueError: another layout, groups, a kernel for other channels, strides or pads of the wrong length.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -95,6 +96,7 @@ def matmul_conv(
         (((patches.ndim - 1,), (0,)), ((), ())),
         precision=precision,
         preferred_element_type=preferred_element_type,
+        out_sharding=out_sharding,
     )
 
 
@@ -102,12 +104,13 @@ def _check(lhs: jax.Array, rhs: jax.Array, numbers: Any, features: int, batches:
     for name, value in (("feature_group_count", features), ("batch_group_count", batches)):
         if value != 1:
             raise ValueError(
-                f"matmul_conv has no groups: `{name}` must be 1, got {value}. Use the native convolution for this layer."
+                f"matmul_conv has no groups: `{name}` must be 1, got {value}. "
+                "Use the native convolution for this layer."
             )
     if lhs.ndim != rhs.ndim or lhs.ndim < 3:
         raise ValueError(
-            f"`lhs` (N, *spatial, C) and `rhs` (*spatial, C, O) must have the same number of axes, at least 3, "
-            f"got {lhs.shape} and {rhs.shape}."
+            f"`lhs` (N, *spatial, C) and `rhs` (*spatial, C, O) must have the same number of axes, "
+            f"at least 3, got {lhs.shape} and {rhs.shape}."
         )
     rank = lhs.ndim - 2
     last = (0, rank + 1, *range(1, rank + 1))
@@ -120,7 +123,8 @@ def _check(lhs: jax.Array, rhs: jax.Array, numbers: Any, features: int, batches:
         )
     if lhs.shape[-1] != rhs.shape[-2]:
         raise ValueError(
-            f"`rhs` must have the {lhs.shape[-1]} input channels of `lhs` on its last axis but one, got {rhs.shape}."
+            f"`rhs` must have the {lhs.shape[-1]} input channels of `lhs` on its last axis but one, "
+            f"got {rhs.shape}."
         )
 
 

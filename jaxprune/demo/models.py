@@ -54,7 +54,7 @@ class SmallCNN(nn.Module):
 
 
 def halved(x: jax.Array) -> jax.Array:
-    """Maximum over 2 x 2 windows, by reshaping: as convolutions, windowed reductions are slow in a loop on a CPU."""
+    """Maximum over 2 x 2 windows, by reshaping: windowed reductions are slow in a loop on a CPU too."""
     n, height, width, channels = x.shape
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
 

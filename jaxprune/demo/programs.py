@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,8 +19,8 @@ from jaxprune.demo.settings import Settings
 from jaxprune.imp import IMP, Carry, Round
 from jaxprune.params import PyTree
 
-# Seeds are the leading axis of everything but the number of the round: were it one for each seed, `cond` on it would
-# become a select, and every round would prune and not prune.
+# Seeds are the leading axis of everything but the number of the round: with one for each seed, `cond` on it
+# would become a select, and every round would do both of its branches.
 _CARRY = Carry(None, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
 _ROW = Round(None, 0, 0, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
 
@@ -62,17 +61,7 @@ def keys(settings: Settings) -> Keys:
 
 def compile_programs(settings: Settings, data: Data) -> Programs:
     """Traces and compiles all of them; what the core finds wrong with the settings is raised here."""
-    model = models.build(settings.model)
-    shape = (1, *data.train.images.shape[1:])
-    tx = jp.masked(optax.adam(settings.learning_rate))
-
-    def init_fn(key: jax.Array) -> PyTree:
-        return model.init(key, jnp.zeros(shape))["params"]
-
-    def fresh(key: jax.Array) -> TrainState:
-        return TrainState.create(apply_fn=model.apply, params=init_fn(key), tx=tx)
-
-    imp = experiment(settings, data, model, init_fn)
+    imp, fresh = experiment(settings, data)
     streams = keys(settings)
     initial = jax.jit(jax.vmap(fresh))(streams.weights)
     start = jax.jit(jax.vmap(imp.init, out_axes=_CARRY))
@@ -105,12 +94,19 @@ def compile_programs(settings: Settings, data: Data) -> Programs:
     )
 
 
-def experiment(
-    settings: Settings, data: Data, model: nn.Module, init_fn: Callable[[jax.Array], PyTree]
-) -> IMP:
-    """The experiment of one seed."""
+def experiment(settings: Settings, data: Data) -> tuple[IMP, Callable[[jax.Array], TrainState]]:
+    """The experiment of one seed, and the state it starts from: key -> state."""
+    model = models.build(settings.model)
+    shape = (1, *data.train.images.shape[1:])
+    tx = jp.masked(optax.adam(settings.learning_rate))
     train = _on_device(data.train)
     seen = {"validation": _on_device(data.validation), "test": _on_device(data.test)}
+
+    def init_fn(key: jax.Array) -> PyTree:
+        return model.init(key, jnp.zeros(shape))["params"]
+
+    def fresh(key: jax.Array) -> TrainState:
+        return TrainState.create(apply_fn=model.apply, params=init_fn(key), tx=tx)
 
     def mean_loss(params: PyTree, split: Split) -> tuple[jax.Array, jax.Array]:
         logits: Any = model.apply({"params": params}, split.images)
@@ -146,7 +142,7 @@ def experiment(
             layer: dict.fromkeys(of, settings.rate_of_output if layer == output else settings.rate)
             for layer, of in params.items()
         }
-    return jp.imp(
+    imp = jp.imp(
         train_step,
         batch_fn,
         steps=settings.steps,
@@ -160,6 +156,7 @@ def experiment(
         every=settings.evaluate_every,
         keep_masks=True,
     )
+    return imp, fresh
 
 
 def _structure(name: str) -> jp.Unstructured | jp.Channels | jp.Block | jp.NM:

@@ -22,8 +22,8 @@ Record = dict[str, Any]
 def record(kind: str, round: int, row: Round, curve_steps: tuple[int, ...]) -> Record:
     """One training of all seeds, in plain numbers; lists have one entry a seed.
 
-    Early stopping is the evaluation of minimum validation loss, and `test_accuracy` the one there; `final_test_accuracy`
-    is that after the last step. Accuracies are fractions.
+    The early stop is the evaluation of minimum validation loss, and `test_accuracy` the one there;
+    `final_test_accuracy` is that after the last step. Accuracies are fractions.
     """
     curve = {name: np.asarray(values) for name, values in row.curve.items()}
     loss = np.where(np.isnan(curve["validation_loss"]), np.inf, curve["validation_loss"])
@@ -65,7 +65,7 @@ def table(results: dict[str, Any]) -> rich.table.Table:
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     still = any(r["early_stop_step"].count(steps[-1]) for r in results["records"])
     shown = rich.table.Table(
-        title=f"Lottery tickets: {settings['model']} on {settings['data']}, {settings['steps']} steps a round",
+        title=f"Tickets: {settings['model']} on {settings['data']}, {settings['steps']} steps a round",
         caption=(
             "Test accuracy in % at the early stop, the step of minimum validation loss "
             f"(looked at every {steps[0]} steps); {spread}."

@@ -1,7 +1,7 @@
 """The folder of a run: nothing in it is ever half written, and an interrupted run goes on from it.
 
-settings.json is there from the start. rounds/ has the row of each finished training, carry/ what the next round
-starts from; both go when results.json, written last, says that the run is finished.
+settings.json is there from the start. rounds/ has the row of each finished training, carry/ what the next
+round starts from; both go when results.json, written last, says that the run is finished.
 """
 
 from __future__ import annotations

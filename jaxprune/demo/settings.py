@@ -14,9 +14,9 @@ _NOT_OF_THE_RESULT = ("data_dir", "out", "resume", "overwrite")
 class Settings:
     """Find lottery tickets by iterative magnitude pruning, and compare them with two controls.
 
-    A round trains a network, prunes the smallest weights of what is left and rewinds the others. Under the masks
-    of every round two controls are trained: the same masks with freshly drawn weights, and masks with the
-    same number of weights in each layer at random places. All seeds run side by side in one compiled program.
+    A round trains a network, prunes the smallest weights of what is left and rewinds the others. Under the
+    masks of every round two controls are trained: the same masks with freshly drawn weights, and masks with
+    the same number of weights in each layer at random places. All seeds run side by side in one program.
     """
 
     data: Literal["digits", "mnist"] = "digits"

@@ -1,0 +1,22 @@
+import jax
+import numpy as np
+import pytest
+
+from jaxprune.demo import models
+
+
+def test_lenet_has_the_weights_of_the_paper():
+    images = jax.random.normal(jax.random.key(0), (2, 28, 28, 1))
+    params = models.build("mlp").init(jax.random.key(1), images)["params"]
+    assert [params[f"Dense_{i}"]["kernel"].shape for i in range(3)] == [(784, 300), (300, 100), (100, 10)]
+    kernel = params["Dense_0"]["kernel"]
+    assert float(kernel.std()) == pytest.approx((2 / 1084) ** 0.5, rel=0.01)
+
+
+def test_the_cnn_is_the_same_with_the_native_convolution():
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    ours, native = models.SmallCNN(), models.SmallCNN(conv=None)
+    variables = ours.init(jax.random.key(1), images)
+    np.testing.assert_allclose(
+        ours.apply(variables, images), native.apply(variables, images), rtol=1e-4, atol=1e-5
+    )

@@ -1,0 +1,142 @@
+import subprocess
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+import jaxprune as jp
+from jaxprune import checkpoint
+
+
+class Pair(NamedTuple):
+    a: jax.Array
+    b: jax.Array
+
+
+def everything():
+    return {
+        "float": jnp.array([1.5, jnp.nan, -0.0]),
+        "half": jnp.array([1.0, 2.0], jnp.bfloat16),
+        "masks": {"kernel": jnp.array([[True, False]]), "bias": True},
+        "key": jax.random.key(7),
+        "keys": jax.random.split(jax.random.key(3, impl="rbg"), (2, 3)),
+        "numpy": np.arange(3.0),
+        "empty": jnp.zeros((0, 4), jnp.int8),
+        "none": None,
+        "list": [Pair(jnp.uint32(3), jnp.zeros((), jnp.int32)), ()],
+        "numbers": (3, 0.5),
+        "a/b": {"c.d": jnp.ones(1)},
+    }
+
+
+def same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert type(a) is type(b)
+        if isinstance(a, jax.Array):
+            assert a.dtype == b.dtype
+            if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+                a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert np.shape(a) == np.shape(b)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_every_kind_of_leaf_comes_back_bit_for_bit(tmp_path):
+    checkpoint.save(tmp_path / "new" / "folder", everything())
+    same(checkpoint.restore(tmp_path / "new" / "folder", like=everything()), everything())
+
+
+def test_a_train_state_with_masks_comes_back_from_its_abstract_form(tmp_path):
+    params = {"w": jnp.ones((2, 3))}
+    tx = jp.masked(optax.chain(optax.clip(1.0), optax.adam(1e-3)), {"w": jnp.eye(2, 3) > 0})
+    state = TrainState.create(apply_fn=None, params=params, tx=tx)
+    checkpoint.save(tmp_path / "state", state)
+    restored = checkpoint.restore(tmp_path / "state", like=jax.eval_shape(lambda: state))
+    assert isinstance(restored, TrainState) and int(restored.step) == 0
+    assert restored.step.dtype == jnp.int32
+    same(restored.replace(step=0), state)
+    after = state.apply_gradients(grads=params)
+    checkpoint.save(tmp_path / "after", after)
+    assert checkpoint.restore(tmp_path / "after", like=state).step == 1
+
+
+def test_keys_come_back_from_their_abstract_form(tmp_path):
+    keys = {"fry": jax.random.key(3), "rbg": jax.random.split(jax.random.key(3, impl="rbg"), 2)}
+    checkpoint.save(tmp_path / "keys", keys)
+    same(checkpoint.restore(tmp_path / "keys", like=jax.eval_shape(lambda: keys)), keys)
+
+
+def test_nnx_state_comes_back(tmp_path):
+    state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    checkpoint.save(tmp_path / "nnx", state)
+    same(checkpoint.restore(tmp_path / "nnx", like=state), state)
+
+
+def test_shardings_are_taken_from_like(tmp_path):
+    mesh = jax.make_mesh((8,), ("x",))
+    sharded = jax.device_put(jnp.arange(16.0), jax.NamedSharding(mesh, jax.P("x")))
+    checkpoint.save(tmp_path / "one", {"w": jnp.arange(16.0)})
+    restored = checkpoint.restore(tmp_path / "one", like={"w": sharded})["w"]
+    assert restored.sharding == sharded.sharding
+    np.testing.assert_array_equal(restored, sharded)
+
+
+def test_an_existing_folder_is_left_alone(tmp_path):
+    checkpoint.save(tmp_path / "c", {"w": jnp.ones(1)})
+    with pytest.raises(FileExistsError, match="`path` must be new"):
+        checkpoint.save(tmp_path / "c", {"w": jnp.zeros(1)})
+    assert checkpoint.restore(tmp_path / "c", like={"w": jnp.zeros(1)})["w"] == 1
+
+
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ({"w": jnp.ones((2, 3)), "k": 1}, r"lacks 'k', which `like` has \(there are: 'key', 'w'; 2 in all"),
+        ({"w": jnp.ones((2, 3))}, "has 'key', which `like` lacks"),
+        ({"w": jnp.ones((3, 2)), "key": jax.random.key(0)}, r"has shape \(2, 3\) at 'w', but .* \(3, 2\)"),
+        ({"w": jnp.ones((2, 3), jnp.int32), "key": jax.random.key(0)}, "dtype float32 at 'w', but .* int32"),
+        ({"w": jnp.ones((2, 3)), "key": jax.random.key(0, impl="rbg")}, "dtype key<fry> at 'key', but .*rbg"),
+        ({"w": jnp.ones((2, 3)), "key": jnp.zeros(2, jnp.uint32)}, "at 'key'"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, like, message):
+    checkpoint.save(tmp_path / "c", {"w": jnp.ones((2, 3)), "key": jax.random.key(0)})
+    with pytest.raises(ValueError, match=message):
+        checkpoint.restore(tmp_path / "c", like=like)
+
+
+def test_other_bad_input_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        checkpoint.restore(tmp_path / "nothing", like={"w": 1})
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="is not a checkpoint that"):
+        checkpoint.restore(tmp_path / "other", like={"w": 1})
+    with pytest.raises(ValueError, match="no leaves"):
+        checkpoint.save(tmp_path / "c", {})
+    with pytest.raises(TypeError, match="got str at 'a/0'"):
+        checkpoint.save(tmp_path / "c", {"a": ["text"]})
+    with pytest.raises(ValueError, match="two leaves of the name 'a/b'"):
+        checkpoint.save(tmp_path / "c", {"a": {"b": 1}, "a/b": 2})
+    assert not (tmp_path / "c").exists()
+
+
+def test_empty_arrays_alone_come_back(tmp_path):
+    checkpoint.save(tmp_path / "c", {"w": jnp.zeros((0, 3))})
+    assert checkpoint.restore(tmp_path / "c", like={"w": jnp.zeros((0, 3))})["w"].shape == (0, 3)
+
+
+def test_without_orbax_the_error_says_what_to_install():
+    code = (
+        "import sys; sys.modules['orbax'] = sys.modules['orbax.checkpoint'] = None\n"
+        "from jaxprune import checkpoint\n"
+        "try: checkpoint.save('never', {'w': 1.0})\n"
+        "except ImportError as error: assert 'pip install orbax-checkpoint' in str(error), error\n"
+        "else: raise SystemExit(1)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
