@@ -23,7 +23,7 @@ def masks_from_counts(
     units, pruned = [], []
     for i in chosen:
         units.append(structure.unit_scores(jnp.asarray(leaves[i])))
-        pruned.append(_pruned_units(structure, priors[i], leaves[i].shape))
+        pruned.append(pruned_units(structure, priors[i], leaves[i].shape))
     if isinstance(structure, NM):
         kept = _select_nm(structure, [paths[i] for i in chosen], units, counts, pruned)
     elif isinstance(counts, list):
@@ -73,7 +73,7 @@ def placed_like(mask: jax.Array, w: jax.Array) -> jax.Array:
     return jax.sharding.reshard(mask, sharding) if is_explicit else jax.device_put(mask, sharding)
 
 
-def _pruned_units(structure: Structure, prior: Any, shape: tuple[int, ...]) -> jax.Array | None:
+def pruned_units(structure: Structure, prior: Any, shape: tuple[int, ...]) -> jax.Array | None:
     """Units of which no weight is left."""
     if isinstance(prior, bool | np.bool_) and prior:
         return None

@@ -290,8 +290,25 @@ def test_summary_reads_like_a_table():
         jax.jit(lambda p: jp.summary(p, jax.tree.map(lambda _: True, p)).kept)(params)
 
 
-def test_shuffled_masks_keep_the_counts_of_each_layer():
-    masks = jp.make_masks(jp.scores.magnitude(tree()), 0.7)
-    shuffled = jp.shuffle_masks(jax.random.key(1), masks)
+@pytest.mark.parametrize(
+    "structure",
+    [jp.Unstructured(), jp.Channels(), jp.Block((2, 2)), jp.NM(1, 2), jp.NM(2, 4, axis=-1)],
+    ids=str,
+)
+def test_shuffled_masks_keep_the_counts_of_each_layer_and_the_structure(structure):
+    scores = {"a": jnp.arange(64.0).reshape(8, 8), "c": jnp.arange(32.0).reshape(4, 8), "bias": jnp.ones(8)}
+    masks = jp.make_masks(scores, 0.5, scope="local", structure=structure)
+    shuffled = jax.jit(lambda k: jp.shuffle_masks(k, masks, structure))(jax.random.key(1))
     assert pruned_in(shuffled) == pruned_in(masks)
-    assert not bool((shuffled["Dense_0"]["kernel"] == masks["Dense_0"]["kernel"]).all())
+    assert not bool((shuffled["a"] == masks["a"]).all())
+    if not isinstance(structure, jp.NM):
+        return
+    for name, axis in (("a", structure.axis or -2), ("c", structure.axis or -2)):
+        groups = np.moveaxis(np.asarray(shuffled[name]), axis, -1).reshape(-1, structure.m)
+        assert (groups.sum(1) == structure.n).all()
+
+
+def test_shuffled_places_are_uniform():
+    masks = {"w": jnp.arange(8).reshape(2, 4) < 2}
+    drawn = jax.vmap(lambda k: jp.shuffle_masks(k, masks)["w"])(jax.random.split(jax.random.key(0), 2000))
+    np.testing.assert_allclose(drawn.mean(0), 0.25, atol=0.04)

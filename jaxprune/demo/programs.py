@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -70,7 +71,8 @@ def compile_programs(settings: Settings, data: Data) -> Programs:
         return jax.vmap(jax.random.fold_in, (0, None))(of_seeds, round)
 
     reinitialize = jax.jit(lambda round: jax.vmap(fresh)(fold(streams.reinitialized, round)))
-    shuffle = jax.jit(lambda masks, round: jax.vmap(jp.shuffle_masks)(fold(streams.random, round), masks))
+    at_random = functools.partial(jp.shuffle_masks, structure=imp.structure)
+    shuffle = jax.jit(lambda masks, round: jax.vmap(at_random)(fold(streams.random, round), masks))
 
     def train(of_seeds: jax.Array, states: TrainState, masks: PyTree) -> Round:
         _, row = jax.vmap(imp.train, out_axes=(0, _ROW))(of_seeds, states, masks)
