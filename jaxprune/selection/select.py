@@ -54,7 +54,7 @@ def _select(
     def keys_of(leaf: int) -> jax.Array:
         return order_keys(scores[leaf], pruned[leaf], dtype)
 
-    def below(thresholds: Sequence[jax.Array]) -> Count:
+    def below(thresholds: jax.Array) -> Count:
         # Without the barrier XLA computes the keys once before the loop and keeps them: as large as the scores.
         held, thresholds = lax.optimization_barrier((scores, thresholds))
         parts = []
