@@ -1,4 +1,4 @@
-"""Counts beyond 2^31 without 64-bit mode: a pair of uint32, and the rounding of `sparsity * n` in integers."""
+"""Counts beyond 2^31 without 64-bit mode, and the rounding of `sparsity * n` in integers."""
 
 from __future__ import annotations
 
@@ -130,11 +130,11 @@ def _carry(limbs: list[jax.Array]) -> list[jax.Array]:
 def count_to_prune(sparsity, n: int):
     r"""The number of entries to prune, exactly: $k = \operatorname{round}(s\,n)$, half to even.
 
-    A Python or NumPy float is multiplied in float64, as `round(sparsity * n)`. A traced sparsity is split into
-    mantissa and exponent and multiplied in integers, so nothing is lost for any `n`, and no 64-bit mode is needed.
+    A Python or NumPy float is multiplied in float64, as `round(sparsity * n)`. A traced sparsity is split
+    into mantissa and exponent and multiplied in integers: exact for any `n`, without 64-bit mode.
 
     Args:
-      sparsity: fraction in [0, 1]; a number, or a scalar float array (then clipped to [0, 1], NaN counts as 0).
+      sparsity: fraction in [0, 1]: a number, or a scalar float array (clipped to [0, 1], NaN counts as 0).
       n: number of entries, a Python int below 2^63.
 
     Returns:
@@ -155,7 +155,9 @@ def count_to_prune(sparsity, n: int):
         raise ValueError(f"`n` must be in [0, 2**63), got {n}.")
     if isinstance(sparsity, int | float | np.floating | np.integer):
         if not 0 <= sparsity <= 1:
-            raise ValueError(f"`sparsity` must be in [0, 1], got {sparsity}. It is a fraction: pass 0.9, not 90.")
+            raise ValueError(
+                f"`sparsity` must be in [0, 1], got {sparsity}. It is a fraction: pass 0.9, not 90."
+            )
         return min(round(float(sparsity) * n), n)
     sparsity = jnp.asarray(sparsity)
     if not jnp.issubdtype(sparsity.dtype, jnp.floating) or sparsity.ndim != 0:

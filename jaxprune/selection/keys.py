@@ -22,9 +22,9 @@ def key_dtype(scores: Sequence[jax.Array]) -> jnp.dtype:
 def order_keys(score: jax.Array, pruned: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
     """Integers in the order of the scores: pruned < NaN < -inf < ... < -0.0 = 0.0 < ... < inf.
 
-    The bits of a non-negative float, read as an integer, keep its order; a negative float of magnitude bits m
-    becomes -m, so that both zeros become 0. Nothing is computed in floats: denormals are safe where the hardware
-    flushes them. Signed, because vector units compare signed integers only.
+    The bits of a non-negative float, read as an integer, keep its order; a negative float of magnitude bits
+    m becomes -m, so that both zeros become 0. Nothing is computed in floats: denormals are safe where the
+    hardware flushes them. Signed, because vector units compare signed integers only.
 
     Args:
       score: float array, any shape.
@@ -32,25 +32,24 @@ def order_keys(score: jax.Array, pruned: jax.Array | None, dtype: jnp.dtype) -> 
       dtype: float32, bfloat16 or float16, in which the scores are compared.
 
     Returns:
-      int32 or int16 array of the score's shape, all below `2**(bits - 1) - 1`.
+      int32 array of the score's shape, whose values lie in the range of the float's own width.
     """
     signed = _SIGNED[dtype.itemsize]
     lowest = jnp.iinfo(signed).min
     bits = lax.bitcast_convert_type(_widen(score, dtype), signed)
     magnitude = bits & signed(jnp.iinfo(signed).max)
-    sign = bits >> (8 * dtype.itemsize - 1)  # 0 or -1; arithmetic instead of a select, which is slower on CPUs
+    sign = bits >> (
+        8 * dtype.itemsize - 1
+    )  # 0 or -1; arithmetic instead of a select, which is slower on CPUs
     keys = (magnitude ^ sign) - sign
-    keys = jnp.where(magnitude > signed(_infinity(dtype)), signed(lowest + 1), keys)
-    return keys if pruned is None else jnp.where(pruned, signed(lowest), keys)
+    keys = jnp.where(magnitude > signed(_infinity(dtype)), signed(lowest + 1), keys).astype(jnp.int32)
+    return keys if pruned is None else jnp.where(pruned, lowest, keys)
 
 
 def threshold_key(position: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The key at a uint32 position in [0, 2^bits), counted from the lowest key."""
-    signed = _SIGNED[dtype.itemsize]
-    shifted = position ^ jnp.uint32(1 << (8 * dtype.itemsize - 1))
-    if signed == jnp.int16:
-        shifted = shifted.astype(jnp.uint16)
-    return lax.bitcast_convert_type(shifted, signed)
+    half = jnp.uint32(1 << (8 * dtype.itemsize - 1))
+    return lax.bitcast_convert_type(position - half, jnp.int32)
 
 
 def positions(dtype: jnp.dtype) -> int:
