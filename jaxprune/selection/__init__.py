@@ -1,4 +1,4 @@
-"""Which entries go: exact choice of the k smallest scores, without sorting, gathering or concatenating them."""
+"""Which entries go: the k smallest scores, exactly, without sorting, gathering or concatenating them."""
 
 from jaxprune.selection.counts import Count, count_to_prune
 from jaxprune.selection.groups import nm_keep

@@ -1,8 +1,9 @@
-"""Counts beyond 2^31 without 64-bit mode: a pair of uint32, and the rounding of `sparsity * n` in integers."""
+"""Counts beyond 2^31 without 64-bit mode, and the rounding of `sparsity * n` in integers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -89,13 +90,30 @@ def as_float(a: Count) -> jax.Array:
     return a.high.astype(jnp.float32) * 2.0**32 + a.low.astype(jnp.float32)
 
 
-def total(parts: jax.Array) -> Count:
-    """Exact sum of up to 2^24 uint32 parts: their bytes are summed apart, 2^24 of which fit in uint32."""
-    if parts.size > 1 << 24:
-        raise ValueError(f"`parts` must have at most 2**24 entries, got {parts.size}.")
-    result = Count(jnp.zeros((), jnp.uint32), jnp.sum(parts & 0xFF, dtype=jnp.uint32))
+def from_uint32(values: jax.Array) -> Count:
+    """uint32 values as counts."""
+    return Count(jnp.zeros_like(values), values)
+
+
+def zeros_like(a: Count) -> Count:
+    """Zeros of the same shape."""
+    return Count(jnp.zeros_like(a.high), jnp.zeros_like(a.low))
+
+
+def stack(parts: Sequence[Count]) -> Count:
+    """Counts of one shape along a new first axis."""
+    return Count(jnp.stack([part.high for part in parts]), jnp.stack([part.low for part in parts]))
+
+
+def total(parts: Count) -> Count:
+    """Exact sum of up to 2^24 counts: the bytes are summed apart, 2^24 of which fit in uint32."""
+    if parts.low.size > 1 << 24:
+        raise ValueError(f"`parts` must have at most 2**24 entries, got {parts.low.size}.")
+    if parts.low.ndim == 0:
+        return parts
+    result = Count(jnp.sum(parts.high, dtype=jnp.uint32), jnp.sum(parts.low & 0xFF, dtype=jnp.uint32))
     for shift in (8, 16, 24):
-        byte = jnp.sum((parts >> shift) & 0xFF, dtype=jnp.uint32)
+        byte = jnp.sum((parts.low >> shift) & 0xFF, dtype=jnp.uint32)
         result = add(result, Count(byte >> (32 - shift), byte << shift))
     return result
 
@@ -112,11 +130,11 @@ def _carry(limbs: list[jax.Array]) -> list[jax.Array]:
 def count_to_prune(sparsity, n: int):
     r"""The number of entries to prune, exactly: $k = \operatorname{round}(s\,n)$, half to even.
 
-    A Python or NumPy float is multiplied in float64, as `round(sparsity * n)`. A traced sparsity is split into
-    mantissa and exponent and multiplied in integers, so nothing is lost for any `n`, and no 64-bit mode is needed.
+    A Python or NumPy float is multiplied in float64, as `round(sparsity * n)`. A traced sparsity is split
+    into mantissa and exponent and multiplied in integers: exact for any `n`, without 64-bit mode.
 
     Args:
-      sparsity: fraction in [0, 1]; a number, or a scalar float array (then clipped to [0, 1], NaN counts as 0).
+      sparsity: fraction in [0, 1]: a number, or a scalar float array (clipped to [0, 1], NaN counts as 0).
       n: number of entries, a Python int below 2^63.
 
     Returns:
@@ -137,7 +155,9 @@ def count_to_prune(sparsity, n: int):
         raise ValueError(f"`n` must be in [0, 2**63), got {n}.")
     if isinstance(sparsity, int | float | np.floating | np.integer):
         if not 0 <= sparsity <= 1:
-            raise ValueError(f"`sparsity` must be in [0, 1], got {sparsity}. It is a fraction: pass 0.9, not 90.")
+            raise ValueError(
+                f"`sparsity` must be in [0, 1], got {sparsity}. It is a fraction: pass 0.9, not 90."
+            )
         return min(round(float(sparsity) * n), n)
     sparsity = jnp.asarray(sparsity)
     if not jnp.issubdtype(sparsity.dtype, jnp.floating) or sparsity.ndim != 0:

@@ -26,25 +26,31 @@ def nm_keep(scores: jax.Array, n: int, m: int, axis: int, pruned: jax.Array | No
       bool array of the scores' shape, True = keep. Of equal scores the one with the lower index goes first.
 
     Raises:
-      ValueError: `n` outside [1, m], or an axis whose length `m` does not divide.
+      ValueError: `n` outside [1, m], or `m` does not divide the axis (or, sharded explicitly, its shards).
 
     >>> nm_keep(jnp.array([1.0, 4.0, 3.0, 2.0, 5.0, 5.0, 5.0, 5.0]), 2, 4, axis=0).astype(int)
     Array([0, 1, 1, 0, 0, 0, 1, 1], dtype=int32)
 
     References:
-      Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch", 2021, arXiv:2102.04010.
+      Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch", 2021,
+      arXiv:2102.04010.
     """
     if not 1 <= n <= m:
         raise ValueError(f"`n` must be in [1, m], got n={n} and m={m}.")
     axis = range(scores.ndim)[axis]
     if scores.shape[axis] % m:
         raise ValueError(f"`m` must divide the length of axis {axis}, got m={m} and shape {scores.shape}.")
+    shard = jax.typeof(scores).sharding.shard_shape(scores.shape)[axis]
+    if shard % m:
+        raise ValueError(
+            f"`m` must divide the shards of axis {axis}, got m={m} and shards of length {shard}."
+        )
     keys = order_keys(scores, pruned, key_dtype([scores]))
-    groups = keys.reshape(*keys.shape[:axis], -1, m, *keys.shape[axis + 1 :])
+    groups = keys.reshape(*keys.shape[:axis], keys.shape[axis] // m, m, *keys.shape[axis + 1 :])
     position = lax.broadcasted_iota(jnp.int32, groups.shape, axis + 1)
-    before = jnp.zeros(groups.shape, jnp.int32)
+    before = jnp.zeros((), jnp.int32)
     for i in range(m):
         other = lax.slice_in_dim(groups, i, i + 1, axis=axis + 1)
-        before += jnp.where(position > i, other <= groups, other < groups)
+        before += ((other < groups) | ((other == groups) & (position > i))).astype(jnp.int32)
     keep = (before >= m - n).reshape(keys.shape)
     return keep if pruned is None else keep & ~pruned

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_UNSIGNED = {2: jnp.uint16, 4: jnp.uint32}
+_SIGNED = {2: jnp.int16, 4: jnp.int32}
 
 
 def key_dtype(scores: Sequence[jax.Array]) -> jnp.dtype:
@@ -19,33 +19,42 @@ def key_dtype(scores: Sequence[jax.Array]) -> jnp.dtype:
     return jnp.dtype(jnp.float32)
 
 
-def largest_key(dtype: jnp.dtype) -> int:
-    """The key of +inf."""
-    return (1 << (8 * dtype.itemsize - 1)) + _infinity(dtype)
-
-
 def order_keys(score: jax.Array, pruned: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
-    """Keys in the order of the scores: pruned < NaN < -inf < ... < -0.0 = 0.0 < ... < inf.
+    """Integers in the order of the scores: pruned < NaN < -inf < ... < -0.0 = 0.0 < ... < inf.
 
-    The bits of a non-negative float, read as an integer, keep its order; a negative float of magnitude bits m
-    becomes -m. That sends both zeros to 0, and nothing is computed in floats, so denormals are safe where the
-    hardware flushes them. The halfway offset makes the keys unsigned.
+    The bits of a non-negative float, read as an integer, keep its order; a negative float of magnitude bits
+    m becomes -m, so that both zeros become 0. Nothing is computed in floats: denormals are safe where the
+    hardware flushes them. Signed, because vector units compare signed integers only.
 
     Args:
       score: float array, any shape.
       pruned: bool array of that shape, or None.
-      dtype: float32, bfloat16 or float16, to which the score is cast; no wider than that at run time.
+      dtype: float32, bfloat16 or float16, in which the scores are compared.
 
     Returns:
-      uint32 or uint16 array of the score's shape: 0 for pruned, 1 for NaN, `largest_key` for +inf.
+      int32 array of the score's shape, whose values lie in the range of the float's own width.
     """
-    unsigned = _UNSIGNED[dtype.itemsize]
-    half = 1 << (8 * dtype.itemsize - 1)
-    bits = lax.bitcast_convert_type(_widen(score, dtype), unsigned)
-    magnitude = bits & unsigned(half - 1)
-    keys = jnp.where(bits >= unsigned(half), unsigned(half) - magnitude, unsigned(half) + magnitude)
-    keys = jnp.where(magnitude > unsigned(_infinity(dtype)), unsigned(1), keys)
-    return keys if pruned is None else jnp.where(pruned, unsigned(0), keys)
+    signed = _SIGNED[dtype.itemsize]
+    lowest = jnp.iinfo(signed).min
+    bits = lax.bitcast_convert_type(_widen(score, dtype), signed)
+    magnitude = bits & signed(jnp.iinfo(signed).max)
+    sign = bits >> (
+        8 * dtype.itemsize - 1
+    )  # 0 or -1; arithmetic instead of a select, which is slower on CPUs
+    keys = (magnitude ^ sign) - sign
+    keys = jnp.where(magnitude > signed(_infinity(dtype)), signed(lowest + 1), keys).astype(jnp.int32)
+    return keys if pruned is None else jnp.where(pruned, lowest, keys)
+
+
+def threshold_key(position: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The key at a uint32 position in [0, 2^bits), counted from the lowest key."""
+    half = jnp.uint32(1 << (8 * dtype.itemsize - 1))
+    return lax.bitcast_convert_type(position - half, jnp.int32)
+
+
+def positions(dtype: jnp.dtype) -> int:
+    """A position that all keys are below."""
+    return (1 << (8 * dtype.itemsize - 1)) + _infinity(dtype) + 1
 
 
 def _widen(score: jax.Array, dtype: jnp.dtype) -> jax.Array:
