@@ -30,7 +30,8 @@ def make_masks(
     to its parameter (True = keep), or the plain `True` where `where` is False.
 
     Args:
-      scores: pytree of float arrays shaped like the parameters, larger = keep.
+      scores: pytree of float arrays shaped like the parameters, larger = keep. Leaves of several dtypes, and
+        float64, are compared as float32.
       sparsity: share of the units to prune in all, in [0, 1): a float, a scalar array (also traced), or a
         tree of floats like `scores` (an allocation: each leaf its own share, whatever the scope).
       scope: "global" compares the units of all leaves, "local" takes the same share of each leaf.

@@ -22,7 +22,9 @@ def masks_from_counts(
     priors = [True] * len(leaves) if prior is None else mask_leaves(scores, prior, "prior")
     units, pruned = [], []
     for i in chosen:
-        units.append(structure.unit_scores(jnp.asarray(leaves[i])))
+        scores_of_units = structure.unit_scores(jnp.asarray(leaves[i]))
+        is_double = scores_of_units.dtype == jnp.float64  # is compared as float32
+        units.append(scores_of_units.astype(jnp.float32) if is_double else scores_of_units)
         pruned.append(pruned_units(structure, priors[i], leaves[i].shape))
     if isinstance(structure, NM):
         kept = _select_nm(structure, [paths[i] for i in chosen], units, counts, pruned)

@@ -312,3 +312,13 @@ def test_shuffled_places_are_uniform():
     masks = {"w": jnp.arange(8).reshape(2, 4) < 2}
     drawn = jax.vmap(lambda k: jp.shuffle_masks(k, masks)["w"])(jax.random.split(jax.random.key(0), 2000))
     np.testing.assert_allclose(drawn.mean(0), 0.25, atol=0.04)
+
+
+def test_float64_scores_and_float8_parameters():
+    with jax.enable_x64():
+        masks = jp.make_masks({"w": jnp.arange(6.0).reshape(2, 3)}, 0.5)
+        params = jp.apply_masks({"w": jnp.arange(6.0).reshape(2, 3)}, masks)
+        assert params["w"].dtype == jnp.float64 and params["w"].tolist() == [[0, 0, 0], [3, 4, 5]]
+        assert jax.jit(lambda s: jp.make_masks({"w": jnp.ones((2, 2))}, s)["w"])(0.25).sum() == 3
+    tiny = {"w": jnp.arange(4.0).reshape(2, 2).astype(jnp.float8_e4m3fn)}
+    assert jp.make_masks(jp.scores.magnitude(tiny), 0.5)["w"].tolist() == [[False, False], [True, True]]
