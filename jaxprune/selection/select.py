@@ -25,12 +25,12 @@ def select(
     r"""Keep all but the `k` smallest scores, over all leaves together.
 
     Finds the smallest $t$ with $\#\{i : s_i \le t\} \ge k$ and prunes what lies below it and the first of its
-    ties. The search is over the bits of $t$ and looks at the scores through counts only: about ten passes over
-    them, no sort, no copy, no concatenation; for sharded arrays nothing is sent but the sums of these counts.
+    ties. The search is over the bits of $t$ and looks at the scores through counts only: about ten passes,
+    no sort, no copy, no concatenation; for sharded arrays nothing is sent but the sums of these counts.
 
     Args:
-      scores: float32, bfloat16 or float16 arrays of any shapes and signs, larger = keep. Leaves of several types
-        are compared as float32. NaN goes first; -0.0 equals 0.0.
+      scores: float32, bfloat16 or float16 arrays of any shapes and signs, larger = keep. Leaves of several
+        types are compared as float32. NaN goes first; -0.0 equals 0.0.
       k: how many to prune: an int of any size, a traced integer scalar or a `Count`. A traced `k` beyond the
         number of scores means all of them, a negative one none.
       pruned: for each leaf None or a bool array of its shape, True = pruned before. These go before all
@@ -48,8 +48,8 @@ def select(
     [Array([ True, False, False], dtype=bool), Array([[ True,  True]], dtype=bool)]
 
     References:
-      Alabi, Blanchard, Gordon and Steinbach, "Fast k-Selection Algorithms for Graphics Processing Units", 2012,
-      for selection by counting in place of sorting.
+      Alabi, Blanchard, Gordon and Steinbach, "Fast k-Selection Algorithms for Graphics Processing Units",
+      2012, for selection by counting in place of sorting.
     """
     leaves = [jnp.asarray(score) for score in scores]
     for leaf in leaves:
@@ -91,7 +91,7 @@ def _select(
     k = counts.minimum(k, Count.of(sum(score.size for score in scores)))
 
     def below(probes: jax.Array) -> Count:
-        # Without the barrier XLA computes the keys before the loop and keeps them: as much again as the scores.
+        # Without the barrier XLA computes the keys before the loop: as much memory again as the scores.
         held, probes = lax.optimization_barrier((scores, probes))
         parts = []
         for score, done in zip(held, pruned, strict=True):
