@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxprune.selection import Count, count_to_prune, nm_keep, select
-from jaxprune.selection.select import _select
+from jaxprune.selection.smallest import _select
 
 SHAPES = ((7, 5), (), (0, 4), (23,), (2, 3, 4), (1,))
 SIZE = 84

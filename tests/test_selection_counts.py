@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxprune.selection import Count, count_to_prune, counts
 from jaxprune.selection.search import count, search
-from jaxprune.selection.select import _digits, _index
+from jaxprune.selection.smallest import _digits, _index
 
 WIDE = st.integers(0, 2**64 - 1)
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxprune.selection import nm_keep, select
 from jaxprune.selection.counts import as_count
-from jaxprune.selection.select import _select
+from jaxprune.selection.smallest import _select
 
 SPECS = [P("a", "b"), P("a"), P(None, None, None, ("a", "b")), P(), P("b", None)]
 COLLECTIVE = re.compile(r"= (.*?) (all-\w+|collective-\w+|reduce-scatter|ragged-all-to-all)(?:-start)?\(")
