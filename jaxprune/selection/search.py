@@ -110,4 +110,6 @@ def count(predicates: Sequence[jax.Array], *, partitioned: bool, largest_sum: in
         sums = lax.reduce(
             ones, [zero] * len(ones), lambda a, b: [x + y for x, y in zip(a, b, strict=True)], inner
         )
+    if len(inner) == len(shape):
+        return counts.from_uint32(jnp.stack(sums))
     return counts.stack([counts.total(counts.from_uint32(part)) for part in sums])

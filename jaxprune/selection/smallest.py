@@ -93,12 +93,11 @@ def _select(
     def below(probes: jax.Array) -> Count:
         # Without the barrier XLA computes the keys before the loop: as much memory again as the scores.
         held, probes = lax.optimization_barrier((scores, probes))
+        thresholds = list(threshold_key(probes, dtype))
         parts = []
         for score, done in zip(held, pruned, strict=True):
             keys = order_keys(score, done, dtype)
-            parts.append(
-                count([keys < threshold_key(probe, dtype) for probe in probes], partitioned=partitioned)
-            )
+            parts.append(count([keys < threshold for threshold in thresholds], partitioned=partitioned))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *parts)
 
     threshold, missing, tied = search(below, positions(dtype), k, sizes)
@@ -141,7 +140,7 @@ def _cuts(
             score, done, probes = operands[0][leaf], pruned[leaf], operands[1]
             axes = _digits(score.shape)
             if digit >= len(axes):
-                return counts.from_uint32(jnp.zeros(probes.shape, jnp.uint32))
+                return counts.from_uint32(jnp.zeros(len(probes), jnp.uint32))
             at_edge = keys_of(score, done) == edge
             for earlier, cut in zip(axes, cuts, strict=False):
                 at_edge &= _index(score.shape, earlier) == cut[leaf]
@@ -149,7 +148,7 @@ def _cuts(
             return count([index < probe for probe in probes], partitioned=partitioned)
 
         def below(probes: jax.Array, ties_below=ties_below) -> Count:
-            operands = lax.optimization_barrier((scores, probes.astype(jnp.int32)))
+            operands = lax.optimization_barrier((scores, list(probes.astype(jnp.int32))))
             branches = [functools.partial(ties_below, leaf=leaf) for leaf in range(leaves)]
             found = lax.switch(split, branches, operands)
             return jax.tree.map(lambda part: part[:, None], found)
