@@ -2,6 +2,6 @@
 
 from jaxprune.selection.counts import Count, count_to_prune
 from jaxprune.selection.groups import nm_keep
-from jaxprune.selection.select import select
+from jaxprune.selection.smallest import select
 
 __all__ = ["Count", "count_to_prune", "nm_keep", "select"]

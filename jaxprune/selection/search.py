@@ -87,13 +87,13 @@ def _row(count: Count) -> Count:
 def count(predicates: Sequence[jax.Array], *, partitioned: bool, largest_sum: int = _LARGEST_SUM) -> Count:
     """How many entries of each bool array hold, a `Count` of shape (len(predicates),).
 
-    The scores are read once for all predicates, and sharded arrays stay where they are.
+    The scores are read once for all of them, and sharded arrays stay where they are.
 
     Args:
       predicates: bool arrays of one shape.
-      partitioned: whether the arrays may be spread over devices. XLA's partitioner makes one all-reduce of all
-        sums, but many small gathers of a reduction with several operands. Unpartitioned, that is the one to
-        have: XLA's CPU code for it uses vectors, and for integer sums it does not.
+      partitioned: whether the arrays may be spread over devices. XLA's partitioner makes one all-reduce of
+        all sums, but many small gathers of a reduction with several operands. Unpartitioned, that is the one
+        to have: XLA's CPU code for it uses vectors, and for integer sums it does not.
       largest_sum: what partial sums must stay below.
     """
     shape = predicates[0].shape
@@ -110,4 +110,6 @@ def count(predicates: Sequence[jax.Array], *, partitioned: bool, largest_sum: in
         sums = lax.reduce(
             ones, [zero] * len(ones), lambda a, b: [x + y for x, y in zip(a, b, strict=True)], inner
         )
+    if len(inner) == len(shape):
+        return counts.from_uint32(jnp.stack(sums))
     return counts.stack([counts.total(counts.from_uint32(part)) for part in sums])

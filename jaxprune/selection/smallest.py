@@ -25,12 +25,12 @@ def select(
     r"""Keep all but the `k` smallest scores, over all leaves together.
 
     Finds the smallest $t$ with $\#\{i : s_i \le t\} \ge k$ and prunes what lies below it and the first of its
-    ties. The search is over the bits of $t$ and looks at the scores through counts only: about ten passes over
-    them, no sort, no copy, no concatenation; for sharded arrays nothing is sent but the sums of these counts.
+    ties. The search is over the bits of $t$ and looks at the scores through counts only: about ten passes,
+    no sort, no copy, no concatenation; for sharded arrays nothing is sent but the sums of these counts.
 
     Args:
-      scores: float32, bfloat16 or float16 arrays of any shapes and signs, larger = keep. Leaves of several types
-        are compared as float32. NaN goes first; -0.0 equals 0.0.
+      scores: float32, bfloat16 or float16 arrays of any shapes and signs, larger = keep. Leaves of several
+        types are compared as float32. NaN goes first; -0.0 equals 0.0.
       k: how many to prune: an int of any size, a traced integer scalar or a `Count`. A traced `k` beyond the
         number of scores means all of them, a negative one none.
       pruned: for each leaf None or a bool array of its shape, True = pruned before. These go before all
@@ -48,8 +48,8 @@ def select(
     [Array([ True, False, False], dtype=bool), Array([[ True,  True]], dtype=bool)]
 
     References:
-      Alabi, Blanchard, Gordon and Steinbach, "Fast k-Selection Algorithms for Graphics Processing Units", 2012,
-      for selection by counting in place of sorting.
+      Alabi, Blanchard, Gordon and Steinbach, "Fast k-Selection Algorithms for Graphics Processing Units",
+      2012, for selection by counting in place of sorting.
     """
     leaves = [jnp.asarray(score) for score in scores]
     for leaf in leaves:
@@ -91,14 +91,13 @@ def _select(
     k = counts.minimum(k, Count.of(sum(score.size for score in scores)))
 
     def below(probes: jax.Array) -> Count:
-        # Without the barrier XLA computes the keys before the loop and keeps them: as much again as the scores.
+        # Without the barrier XLA computes the keys before the loop: as much memory again as the scores.
         held, probes = lax.optimization_barrier((scores, probes))
+        thresholds = list(threshold_key(probes, dtype))
         parts = []
         for score, done in zip(held, pruned, strict=True):
             keys = order_keys(score, done, dtype)
-            parts.append(
-                count([keys < threshold_key(probe, dtype) for probe in probes], partitioned=partitioned)
-            )
+            parts.append(count([keys < threshold for threshold in thresholds], partitioned=partitioned))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *parts)
 
     threshold, missing, tied = search(below, positions(dtype), k, sizes)
@@ -141,7 +140,7 @@ def _cuts(
             score, done, probes = operands[0][leaf], pruned[leaf], operands[1]
             axes = _digits(score.shape)
             if digit >= len(axes):
-                return counts.from_uint32(jnp.zeros(probes.shape, jnp.uint32))
+                return counts.from_uint32(jnp.zeros(len(probes), jnp.uint32))
             at_edge = keys_of(score, done) == edge
             for earlier, cut in zip(axes, cuts, strict=False):
                 at_edge &= _index(score.shape, earlier) == cut[leaf]
@@ -149,7 +148,7 @@ def _cuts(
             return count([index < probe for probe in probes], partitioned=partitioned)
 
         def below(probes: jax.Array, ties_below=ties_below) -> Count:
-            operands = lax.optimization_barrier((scores, probes.astype(jnp.int32)))
+            operands = lax.optimization_barrier((scores, list(probes.astype(jnp.int32))))
             branches = [functools.partial(ties_below, leaf=leaf) for leaf in range(leaves)]
             found = lax.switch(split, branches, operands)
             return jax.tree.map(lambda part: part[:, None], found)

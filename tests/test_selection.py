@@ -1,0 +1,232 @@
+"""`select` and `nm_keep` against NumPy's stable sort."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxprune.selection import Count, count_to_prune, nm_keep, select
+from jaxprune.selection.smallest import _select
+
+SHAPES = ((7, 5), (), (0, 4), (23,), (2, 3, 4), (1,))
+SIZE = 84
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+def expected(scores, k, pruned=None):
+    """Masks by a stable sort on (pruned, NaN, value): an independent definition of the promise."""
+    flat = np.concatenate([np.asarray(score).astype(np.float64).ravel() for score in scores])
+    before = np.zeros(flat.size, bool)
+    if pruned is not None:
+        pairs = zip(scores, pruned, strict=True)
+        before = np.concatenate(
+            [np.full(s.shape, False).ravel() if p is None else p.ravel() for s, p in pairs]
+        )
+    nan = np.isnan(flat)
+    order = np.lexsort((np.where(before | nan, 0, flat), np.where(before, 0, np.where(nan, 1, 2))))
+    gone = before.copy()
+    gone[order[:k]] = True
+    cuts = np.cumsum([score.size for score in scores])[:-1]
+    return [~part.reshape(score.shape) for part, score in zip(np.split(gone, cuts), scores, strict=True)]
+
+
+def split(flat, dtypes=(np.float32,)):
+    cuts = np.cumsum([np.prod(shape, dtype=int) for shape in SHAPES])[:-1]
+    parts = zip(np.split(flat, cuts), SHAPES, strict=True)
+    return [part.reshape(shape).astype(dtypes[i % len(dtypes)]) for i, (part, shape) in enumerate(parts)]
+
+
+def assert_same(keeps, reference):
+    for keep, wanted in zip(keeps, reference, strict=True):
+        assert keep.dtype == bool
+        np.testing.assert_array_equal(np.asarray(keep), wanted)
+
+
+def distributions():
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal(SIZE)
+    return {
+        "smooth": np.abs(normal),
+        "signed": normal,
+        "heavy ties": np.round(normal),
+        "mostly zeros": np.where(rng.random(SIZE) < 0.9, 0, normal),
+        "zeros of both signs": np.where(rng.random(SIZE) < 0.5, -0.0, 0.0),
+        "denormals": rng.integers(-20, 20, SIZE) * 2.0**-149,
+        "float16 denormals": rng.integers(-20, 20, SIZE) * 2.0**-24,
+        "25 decades": 10.0 ** rng.uniform(-20, 5, SIZE),
+        "constant": np.full(SIZE, 0.3),
+        "infinities": rng.choice([-np.inf, np.inf, 1.0], SIZE),
+        "with NaN": rng.choice([np.nan, -np.nan, -np.inf, 0.5, 1.0], SIZE),
+        "all NaN": np.full(SIZE, np.nan),
+        "largest": rng.choice([-3.4e38, 3.4e38, np.inf], SIZE),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+@pytest.mark.parametrize("name", distributions())
+@pytest.mark.parametrize(
+    "dtypes", [("float32",), ("bfloat16",), ("float16",), ("float32", "float16", "bfloat16")]
+)
+def test_keeps_what_a_stable_sort_keeps(name, dtypes):
+    scores = split(distributions()[name], [DTYPES[dtype] for dtype in dtypes])
+    pruned = [
+        np.random.default_rng(i).random(shape) < 0.3 if i % 2 else None for i, shape in enumerate(SHAPES)
+    ]
+    for k in (0, 1, 2, 20, 41, 42, 60, SIZE - 1, SIZE):
+        assert_same(select(scores, k), expected(scores, k))
+        assert_same(select(scores, k, pruned=pruned), expected(scores, k, pruned))
+
+
+VALUES = st.one_of(
+    st.floats(width=32),
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, float("nan"), float("inf"), float("-inf"), 1e-45, -1e-45]),
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    flat=st.lists(VALUES, min_size=SIZE, max_size=SIZE),
+    k=st.integers(0, SIZE),
+    seed=st.none() | st.integers(0, 2**31),
+    rate=st.floats(0, 1),
+)
+def test_keeps_what_a_stable_sort_keeps_of_any_floats(flat, k, seed, rate):
+    scores = split(np.array(flat, np.float32))
+    pruned = None if seed is None else [np.random.default_rng(seed).random(shape) < rate for shape in SHAPES]
+    assert_same(select(scores, k, pruned=pruned), expected(scores, k, pruned))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_scores(dtype):
+    rng = np.random.default_rng(1)
+    scores = [rng.standard_normal((300, 100)).astype(DTYPES[dtype]), rng.random(40_001).astype(DTYPES[dtype])]
+    for k in (1, 777, 35_000, 70_000):
+        assert_same(select(scores, k), expected(scores, k))
+
+
+def test_jit_with_a_traced_count_does_not_recompile():
+    scores = split(distributions()["signed"])
+    run = jax.jit(select)
+    for k in (3, 40, -2, SIZE + 5):
+        reference = expected(scores, min(max(k, 0), SIZE))
+        assert_same(run(scores, jnp.int32(k)), reference)
+        assert_same(run(scores, jnp.int32(k)), reference)
+    assert run._cache_size() == 1
+    select(scores, 3)
+    before = _select._cache_size()
+    select(scores, 50)
+    assert _select._cache_size() == before
+
+
+def test_count_and_unsigned_counts():
+    scores = split(distributions()["signed"])
+    for k in (jnp.uint32(17), Count.of(17), np.int64(17), jnp.int8(17)):
+        assert_same(select(scores, k), expected(scores, 17))
+    everything = expected(scores, SIZE)
+    assert_same(select(scores, Count.of(2**32 + 1)), everything)
+    assert_same(select(scores, jnp.uint32(2**32 - 1)), everything)
+
+
+def test_vmap_over_scores_and_counts():
+    names = ("signed", "heavy ties", "mostly zeros", "with NaN")
+    rows = [split(distributions()[name]) for name in names]
+    stacked = [np.stack(leaves) for leaves in zip(*rows, strict=True)]
+    ks = (5, 40, 70, 0)
+    both = jax.jit(jax.vmap(select))(stacked, jnp.array(ks))
+    for i, (row, k) in enumerate(zip(rows, ks, strict=True)):
+        assert_same([leaf[i] for leaf in both], expected(row, k))
+    counts_only = jax.vmap(lambda k: select(rows[1], k))(jnp.array(ks))
+    for i, k in enumerate(ks):
+        assert_same([leaf[i] for leaf in counts_only], expected(rows[1], k))
+
+
+def test_scan_over_rising_sparsity_keeps_what_was_pruned():
+    scores = split(distributions()["signed"])
+
+    def step(masks, sparsity):
+        k = count_to_prune(sparsity, SIZE)
+        masks = select(scores, k, pruned=[~mask for mask in masks])
+        return masks, sum(jnp.sum(~mask) for mask in masks)
+
+    start = [jnp.ones(shape, bool) for shape in SHAPES]
+    masks, gone = jax.jit(lambda: jax.lax.scan(step, start, jnp.array([0.25, 0.5, 0.8, 0.5])))()
+    np.testing.assert_array_equal(gone, [21, 42, 67, 67])
+    assert_same(masks, expected(scores, 67))
+
+
+def test_strict_promotion_nan_checks_and_64_bit_mode():
+    scores = split(distributions()["heavy ties"])
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), jax.debug_nans(True):
+        assert_same(jax.jit(select)(scores, jnp.int32(33)), expected(scores, 33))
+    with jax.enable_x64(True):
+        assert_same(select(scores, jnp.asarray(33)), expected(scores, 33))
+
+
+def test_no_leaves_and_empty_leaves():
+    assert select([], 0) == []
+    assert [keep.shape for keep in select([np.zeros((0, 3), np.float32)], 0)] == [(0, 3)]
+    assert_same(select([np.float32(2.0)], 1), [np.array(False)])
+
+
+def test_needs_no_memory_beside_the_masks():
+    leaf = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
+    scores, k = [leaf, leaf], Count.of(0)
+    compiled = _select.lower(scores, k, [None, None], partitioned=False).compile()
+    memory = compiled.memory_analysis()
+    assert memory.output_size_in_bytes < 1.01 * 2e6
+    assert memory.temp_size_in_bytes < 0.01 * 8e6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([np.ones(3, np.float32)], 4), ValueError, "at most the number of scores, 3, got 4"),
+        (([np.ones(3, np.float32)], -1), ValueError, "at least 0, got -1"),
+        (([np.ones(3, np.float32)], 0.5), TypeError, "`count_to_prune` turns a sparsity into a count"),
+        (([np.ones(3, np.int32)], 1), TypeError, "got int32"),
+    ],
+)
+def test_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        select(*arguments)
+
+
+def test_refuses_pruned_that_does_not_match():
+    with pytest.raises(ValueError, match="an entry for each of the 1 leaves, got 2"):
+        select([np.ones(3, np.float32)], 1, pruned=[None, None])
+    with pytest.raises(ValueError, match=r"shape \(3,\), got bool\(4,\)"):
+        select([np.ones(3, np.float32)], 1, pruned=[np.ones(4, bool)])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2), (2, 4), (3, 4), (4, 8), (2, 3)])
+def test_nm_keeps_what_a_stable_sort_of_groups_keeps(n, m, axis):
+    shape = [3, 2, 5]
+    shape[axis] = 4 * m
+    rng = np.random.default_rng(n + m)
+    scores = np.where(rng.random(shape) < 0.1, np.nan, np.round(2 * rng.standard_normal(shape))).astype(
+        np.float32
+    )
+    pruned = rng.random(shape) < 0.2
+    for done in (None, pruned):
+        groups = np.moveaxis(scores, axis, -1).reshape(-1, m)
+        gone = np.zeros(shape, bool) if done is None else done
+        gone = np.moveaxis(gone, axis, -1).reshape(-1, m)
+        wanted = np.array([expected([g], m - n, [p])[0] for g, p in zip(groups, gone, strict=True)])
+        keep = jax.jit(nm_keep, static_argnums=(1, 2, 3))(scores, n, m, axis, done)
+        np.testing.assert_array_equal(np.moveaxis(np.asarray(keep), axis, -1).reshape(-1, m), wanted)
+
+
+def test_nm_refuses():
+    with pytest.raises(ValueError, match="m=4 and shape"):
+        nm_keep(jnp.ones((6, 2)), 2, 4, 0)
+    with pytest.raises(ValueError, match="n=5 and m=4"):
+        nm_keep(jnp.ones((8, 2)), 5, 4, 0)
+
+
+def test_nm_makes_no_copy_and_no_sort():
+    compiled = jax.jit(lambda scores: nm_keep(scores, 2, 4, 0)).lower(jnp.zeros((1024, 512))).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.01 * 4 * 1024 * 512
+    assert " sort(" not in compiled.as_text()
