@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune.selection import Count, count_to_prune, nm_keep, select
+from jaxprune.selection import Count, count_to_prune, nm_keep, select, smallest
 from jaxprune.selection.smallest import _select
 
 SHAPES = ((7, 5), (), (0, 4), (23,), (2, 3, 4), (1,))
@@ -168,6 +168,16 @@ def test_no_leaves_and_empty_leaves():
     assert select([], 0) == []
     assert [keep.shape for keep in select([np.zeros((0, 3), np.float32)], 0)] == [(0, 3)]
     assert_same(select([np.float32(2.0)], 1), [np.array(False)])
+
+
+def test_indices_of_several_digits(monkeypatch):
+    """The way of leaves with more than 2^31 entries, taken with a smaller base."""
+    digits = smallest._digits
+    monkeypatch.setattr(smallest, "_digits", lambda shape: digits(shape, base=6))
+    run = jax.jit(lambda scores, k: _select.__wrapped__(scores, k, [None] * len(scores), partitioned=False))
+    scores = [jnp.asarray(score) for score in split(distributions()["mostly zeros"])]
+    for k in (1, 17, 36, 40, 59, 61, 70, 83):
+        assert_same(run(scores, Count.of(k)), expected(scores, k))
 
 
 def test_needs_no_memory_beside_the_masks():
