@@ -103,7 +103,7 @@ def test_blocks_leave_leading_axes_ungrouped():
     assert set(per_block.ravel()) == {0.0, 1.0} and per_block.sum() == 6
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 7), st.integers(1, 7)),
     block=st.tuples(st.integers(1, 4), st.integers(1, 4)),

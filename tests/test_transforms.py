@@ -121,25 +121,15 @@ def test_survivors_train_as_if_the_pruned_weights_did_not_exist(name):
     plain = OPTIMIZERS[name]()
     state, plain_state = tx.init(params), plain.init(pruned)
     grads = jax.grad(loss)(pruned, x)
+    update, plain_update = jax.jit(tx.update), jax.jit(plain.update)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
     for _ in range(3):
-        updates, state = tx.update(grads, state, pruned)
-        want, plain_state = plain.update(jp.apply_masks(grads, masks), plain_state, pruned)
-        jax.tree.map(
-            lambda u, w, m: np.testing.assert_array_equal(jnp.where(m, u, 0), jnp.where(m, w, 0)),
-            updates,
-            want,
-            masks,
-        )
-    equal = jax.tree.map(
-        lambda a, b: (
-            bool(jnp.all(a == b))
-            if hasattr(a, "dtype") and not jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
-            else True
-        ),
-        state.inner_state,
-        plain_state,
-    )
-    assert all(jax.tree.leaves(equal))
+        updates, state = update(grads, state, pruned)
+        want, plain_state = plain_update(jp.apply_masks(grads, masks), plain_state, pruned)
+        jax.tree.map(lambda u, w, m: close(jnp.where(m, u, 0), jnp.where(m, w, 0)), updates, want, masks)
+    for ours, theirs in zip(jax.tree.leaves(state.inner_state), jax.tree.leaves(plain_state), strict=True):
+        if not jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
+            close(ours.astype(jnp.float32), theirs.astype(jnp.float32))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
