@@ -3,7 +3,7 @@
 The way through the code is one way: scores -> selection -> masks -> transforms -> imp.
 """
 
-from jaxprune import schedules, scores
+from jaxprune import schedules, scores, surgery
 from jaxprune.controls import shuffle_masks
 from jaxprune.imp import IMP, imp
 from jaxprune.masks import apply_masks, make_masks, sparsity
@@ -11,6 +11,7 @@ from jaxprune.params import prunable
 from jaxprune.report import summary
 from jaxprune.rewind import Finetune, Reinitialize, Rewind, RewindLearningRate
 from jaxprune.structures import NM, Block, Channels, Layers, Unstructured
+from jaxprune.surgery import Plan, find_groups, plan_removal
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
 
 __version__ = "0.1.0"
@@ -22,17 +23,20 @@ __all__ = [
     "Channels",
     "Finetune",
     "Layers",
+    "Plan",
     "Reinitialize",
     "Rewind",
     "RewindLearningRate",
     "Unstructured",
     "apply_masks",
+    "find_groups",
     "get_masks",
     "gradual",
     "has_masks",
     "imp",
     "make_masks",
     "masked",
+    "plan_removal",
     "prunable",
     "replace_masks",
     "schedules",
@@ -40,4 +44,5 @@ __all__ = [
     "shuffle_masks",
     "sparsity",
     "summary",
+    "surgery",
 ]

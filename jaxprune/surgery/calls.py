@@ -1,0 +1,127 @@
+"""Control flow and custom derivatives around bodies that have changed: rebuilt, never inlined away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend.core import JaxprEqn
+
+from jaxprune.surgery.analysis import Frame
+
+Evaluate = Callable[[Frame, Sequence[Any], Any], list[Any]]
+
+
+def rebuild(
+    frame: Frame, index: int, eqn: JaxprEqn, args: Sequence[Any], mode: Any, evaluate: Evaluate
+) -> list[Any]:
+    """Runs the call at an equation with its bodies evaluated in a mode."""
+    bodies = frame.calls[index]
+
+    def body(*values: Any) -> list[Any]:
+        return evaluate(bodies[0], values, mode)
+
+    match eqn.primitive.name:
+        case "scan":
+            return _scan(eqn, args, body)
+        case "while":
+            return _while(
+                eqn,
+                args,
+                lambda *values: evaluate(bodies[0], values, mode)[0],
+                lambda *values: evaluate(bodies[1], values, mode),
+            )
+        case "cond":
+            branches = [_branch(branch, mode, evaluate) for branch in bodies]
+            return list(lax.switch(args[0], branches, *args[1:]))
+        case "remat2" | "checkpoint":
+            kept = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
+            return list(jax.checkpoint(body, **kept)(*args))
+        case "custom_jvp_call" if index in frame.derivatives:
+            return _custom_jvp(frame, index, eqn, args, mode, evaluate, body)
+        case "custom_vjp_call" if index in frame.derivatives:
+            return _custom_vjp(frame, index, args, mode, evaluate, body)
+    return body(*args)
+
+
+def _branch(branch: Frame, mode: Any, evaluate: Evaluate) -> Callable[..., list[Any]]:
+    return lambda *values: evaluate(branch, values, mode)
+
+
+def _scan(eqn: JaxprEqn, args: Sequence[Any], body: Callable[..., list[Any]]) -> list[Any]:
+    p = eqn.params
+    n_consts, n_carry = p["num_consts"], p["num_carry"]
+    consts, carry, xs = args[:n_consts], args[n_consts : n_consts + n_carry], args[n_consts + n_carry :]
+
+    def step(carry, xs):
+        outs = body(*consts, *carry, *xs)
+        return outs[:n_carry], outs[n_carry:]
+
+    carry, ys = lax.scan(
+        step,
+        list(carry),
+        list(xs),
+        length=p["length"],
+        reverse=p["reverse"],
+        unroll=p["unroll"],
+        _split_transpose=p.get("_split_transpose", False),
+    )
+    return [*carry, *ys]
+
+
+def _while(eqn: JaxprEqn, args: Sequence[Any], cond: Callable, body: Callable[..., list[Any]]) -> list[Any]:
+    n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    cond_consts, body_consts, carry = args[:n_cond], args[n_cond : n_cond + n_body], args[n_cond + n_body :]
+    return list(
+        lax.while_loop(
+            lambda carry: cond(*cond_consts, *carry), lambda carry: body(*body_consts, *carry), list(carry)
+        )
+    )
+
+
+def _custom_jvp(
+    frame: Frame,
+    index: int,
+    eqn: JaxprEqn,
+    args: Sequence[Any],
+    mode: Any,
+    evaluate: Evaluate,
+    body: Callable[..., list[Any]],
+) -> list[Any]:
+    derivative, rule = frame.derivatives[index]
+    count = len(eqn.outvars)
+    call = jax.custom_jvp(body)
+
+    def jvp(primals, tangents):
+        results = evaluate(rule, [*primals, *(tangents[i] for i in derivative.inexact_in)], mode)
+        outs, inexact = results[:count], iter(results[count:])
+        return outs, [
+            next(inexact) if i in derivative.inexact_out else np.zeros(np.shape(out), jax.dtypes.float0)
+            for i, out in enumerate(outs)
+        ]
+
+    call.defjvp(jvp)
+    return list(call(*args))
+
+
+def _custom_vjp(
+    frame: Frame,
+    index: int,
+    args: Sequence[Any],
+    mode: Any,
+    evaluate: Evaluate,
+    body: Callable[..., list[Any]],
+) -> list[Any]:
+    derivative, rule = frame.derivatives[index]
+    call = jax.custom_vjp(body)
+
+    def backward(residuals, cotangents):
+        directions = [cotangents[i] for i in derivative.inexact_out]
+        results = iter(evaluate(rule, [*residuals, *directions], mode))
+        return tuple(next(results) if i in derivative.inexact_in else None for i in range(len(residuals)))
+
+    call.defvjp(lambda *values: (body(*values), values), backward)
+    return list(call(*args))

@@ -1,0 +1,172 @@
+"""Groups: the units of a model that must be removed together, and what can't be removed and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from jaxprune.params import PyTree
+from jaxprune.surgery.axes import Atom, Axis, leaves_of, normal, parts_of
+from jaxprune.surgery.model import Model, State, analyse
+
+
+class Member(NamedTuple):
+    """An axis of a parameter that holds units of a group; `layout` shows their place in a composed axis."""
+
+    path: str
+    axis: int
+    layout: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}[{self.axis}{': ' + self.layout if self.layout else ''}]"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that stay or go together: slice i of every member."""
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    atom: Atom = field(repr=False, compare=False)
+
+
+class Frozen(NamedTuple):
+    """Axes of parameters that can't lose units, and why."""
+
+    reason: str
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of a model; printing it shows them as a table."""
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    model: Model = field(repr=False, compare=False)
+    state: State | None = field(default=None, repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(f"no group {name!r}. There are: {', '.join(repr(g.name) for g in self.groups)}.")
+
+    def of(self, path: str, axis: int) -> tuple[Group, ...]:
+        """The groups on one axis of a parameter, outermost first."""
+        atoms = list(dict.fromkeys(leaves_of(self.model.axes[path][axis])))
+        return tuple(group for atom in atoms for group in self.groups if group.atom is atom)
+
+    def __str__(self) -> str:
+        width = max([len(g.name) for g in self.groups] + [len("group")])
+        lines = [f"{'group':<{width}}  units  members"]
+        for group in self.groups:
+            lines.append(f"{group.name:<{width}}  {group.size:>5}  {_listed(group.members)}")
+        if self.frozen:
+            lines.append("")
+            lines.append("frozen because")
+            lines += [f"  {reason}: {_listed(members)}" for reason, members in self.frozen]
+        return "\n".join(lines)
+
+
+def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None = None) -> Groups:
+    """Finds the units of any function that must be removed together.
+
+    The function is traced once and every axis of every value is followed through its equations. A group is
+    a set of units that occurs in a parameter, that a contraction or reduction runs over, and that neither
+    an input, an output nor an operation without a rule holds fast.
+
+    Args:
+      fn: function `fn(params, *inputs)`.
+      params: pytree of arrays or `jax.ShapeDtypeStruct`s.
+      *inputs: example inputs, pytrees of arrays or `jax.ShapeDtypeStruct`s; only shapes and dtypes matter.
+      state: function `(params, outputs) -> (state_in, state_out)` for models whose parameters hold a state
+        that the outputs give back (BatchNorm statistics in training, a KV cache). These outputs then do not
+        hold their axes fast, and state in and state out lose the same units.
+
+    Returns:
+      The groups. Print them for a table of sizes, members, and what is frozen and why.
+
+    Raises:
+      ValueError: two arrays of `params` have one path, or `state` gives trees that don't match.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"up": jnp.ones((3, 8)), "bias": jnp.ones(8), "down": jnp.ones((8, 2))}
+      >>> def mlp(params, x):
+      ...     return jax.nn.relu(x @ params["up"] + params["bias"]) @ params["down"]
+      >>> print(jp.find_groups(mlp, params, jnp.ones((1, 3))))
+      group    units  members
+      bias[0]      8  bias[0], down[0], up[1]
+      <BLANKLINE>
+      frozen because
+        axis 1 of the output: down[1]
+        axis 1 of input 0: up[0]
+
+    References:
+      Fang et al., DepGraph: Towards Any Structural Pruning, 2023, arXiv:2301.12900 (the problem; there the
+      couplings are guessed from layer types, here they follow from the equations).
+    """
+    model = analyse(fn, params, inputs, state)
+    members: dict[Atom, list[Member]] = {}
+    for path, axes in model.axes.items():
+        for dim, axis in enumerate(axes):
+            for atom in dict.fromkeys(leaves_of(axis)):
+                members.setdefault(atom, []).append(Member(path, dim, _layout(axis, atom)))
+    groups: list[Group] = []
+    frozen: dict[str, list[Member]] = {}
+    names: set[str] = set()
+    for atom, of in members.items():
+        if atom.frozen is not None:
+            frozen.setdefault(str(atom.frozen), []).extend(of)
+        elif not atom.reached:
+            frozen.setdefault("nothing sums over it (rows that this input does not reach)", []).extend(of)
+        else:
+            name = _name(of, names)
+            names.add(name)
+            groups.append(Group(name, atom.size, tuple(of), atom))
+    return Groups(tuple(groups), tuple(Frozen(r, tuple(m)) for r, m in frozen.items()), model, state)
+
+
+def _name(members: list[Member], taken: set[str]) -> str:
+    plain = [m for m in members if not m.layout] or members
+    for member in (*plain, *members):
+        for name in (f"{member.path}[{member.axis}]", str(member)):
+            if name not in taken:
+                return name
+    count = 2
+    while f"{members[0]}#{count}" in taken:
+        count += 1
+    return f"{members[0]}#{count}"
+
+
+def _layout(axis: Axis, atom: Atom) -> str:
+    factors = normal(axis)
+    return "" if factors == (atom,) else _show(factors, atom)
+
+
+def _show(factors: Axis, atom: Atom) -> str:
+    shown = []
+    for factor in factors:
+        if factor is atom:
+            shown.append(f"[{factor.size}]")
+        elif factor.parts is not None and any(leaf is atom for leaf in leaves_of((factor,))):
+            inner = " + ".join(_show(part, atom) if part else "1" for part in parts_of(factor))
+            shown.append(f"({inner})" if len(factors) > 1 else inner)
+        else:
+            shown.append(str(factor.size))
+    return " x ".join(shown)
+
+
+def _listed(members: tuple[Member, ...], at_most: int = 8) -> str:
+    shown = ", ".join(map(str, members[:at_most]))
+    return shown + (f" and {len(members) - at_most} more" if len(members) > at_most else "")

@@ -1,0 +1,237 @@
+"""A plan: the units that each axis of each parameter keeps, and everything that follows from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.surgery.compact import compact
+from jaxprune.surgery.model import KeptAxes, State
+from jaxprune.surgery.optimizer import shrink_opt_state
+from jaxprune.surgery.slicing import shrink_leaf
+from jaxprune.surgery.verify import Verification, verify
+from jaxprune.tracing import is_array_leaf
+
+_FORMAT = "jaxprune plan 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which units of each parameter axis are kept; made by `plan_removal`, or read with `Plan.load`.
+
+    Attributes:
+      shapes: path -> shape of the full parameter.
+      kept: path -> a mask for each axis (bool, True = keep), or None where the whole axis is kept.
+      state: what `find_groups` was given for a state that goes round; not part of the saved file.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    kept: KeptAxes = field(repr=False)
+    state: State | None = field(default=None, repr=False)
+
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """Path -> shape of the small parameter: the sizes to build the small model with."""
+        return {
+            path: tuple(n if m is None else int(m.sum()) for n, m in zip(shape, self.kept[path], strict=True))
+            for path, shape in self.shapes.items()
+        }
+
+    def shrink(self, params: PyTree) -> PyTree:
+        """Removes the units from a tree like the parameters: values, gradients, averages, masks or scores.
+
+        Args:
+          params: tree with the paths and shapes that the plan was made for. Axes of size 1 may stand for
+            axes that broadcast, and scalars for whole leaves, as in masks.
+
+        Returns:
+          A tree like `params` of smaller arrays.
+
+        Raises:
+          ValueError: a path or a shape is not the plan's.
+        """
+        paths, leaves, treedef = flatten_with_paths(params)
+        self._check_paths(paths, leaves)
+        small = [
+            shrink_leaf(path, leaf, self.shapes[path], self.kept[path]) if is_array_leaf(leaf) else leaf
+            for path, leaf in zip(paths, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, small)
+
+    def masks(self, params: PyTree) -> PyTree:
+        """The plan as masks on the full parameters.
+
+        Args:
+          params: tree with the paths and shapes that the plan was made for.
+
+        Returns:
+          Tree like `params` of bool arrays that broadcast to their parameters (True = keep), or the scalar
+          `True` where a parameter is kept whole.
+        """
+        paths, leaves, treedef = flatten_with_paths(params)
+        return jax.tree.unflatten(
+            treedef,
+            [
+                self._mask(path) if is_array_leaf(leaf) else leaf
+                for path, leaf in zip(paths, leaves, strict=True)
+            ],
+        )
+
+    def compact(self, fn: Callable) -> Callable:
+        """The small function: computes on `shrink(params)` what `fn` computes with the units removed.
+
+        It has the signature of `fn`, takes inputs of any shape that `fn` takes (each new shape is traced
+        and analysed anew, so call it inside `jax.jit`), and can be differentiated, vmapped and scanned.
+        Removed means that every sum over units leaves them out, every maximum sees minus infinity.
+
+        Args:
+          fn: the function that was analysed.
+
+        Returns:
+          Function `small_fn(small_params, *inputs)`.
+        """
+        return compact(fn, self.shapes, self.kept, self.state)
+
+    def shrink_opt_state(self, opt_state: PyTree, min_dim_size_to_factor: int = 128) -> PyTree:
+        """Removes the units from an optimizer state.
+
+        Args:
+          opt_state: the state of any optax optimizer of the full parameters. Whatever lies under a path that
+            ends like a parameter's and has its shape is sliced, and so are Adafactor's factored moments.
+          min_dim_size_to_factor: Adafactor's argument of this name: parameters that get too small for it
+            have their factored moments multiplied out.
+
+        Returns:
+          The state for the small parameters.
+
+        Raises:
+          ValueError: an array belongs to a parameter by its path but has a shape that can't be its own.
+        """
+        return shrink_opt_state(opt_state, self.shapes, self.kept, min_dim_size_to_factor)
+
+    def verify(self, fn: Callable, params: PyTree, *inputs: Any, tolerance: float = 1e-4) -> Verification:
+        """Runs the small function against two oracles on concrete parameters.
+
+        The masked oracle is the full function with every reduction across units at its identity for removed
+        ones. The zeroed oracle is `fn` itself on `apply_masks(params, plan.masks(params))`: it shares nothing
+        with the analysis, and it may differ where zeroing parameters is not the same as removing units (a
+        softmax over units, a two-pass variance). The report then names these reductions and their lines.
+
+        Args:
+          fn: the function that was analysed.
+          params: the full parameters.
+          *inputs: concrete inputs.
+          tolerance: largest error that counts as equal, relative to the largest output.
+
+        Returns:
+          The report; `report.ok` says whether the small function computes what it must.
+        """
+        return verify(self, fn, params, inputs, tolerance)
+
+    def then(self, later: Plan) -> Plan:
+        """This plan followed by a plan for the small parameters, as one plan for the full ones.
+
+        Args:
+          later: a plan made for the parameters that `shrink` of this plan gives.
+
+        Returns:
+          The composed plan.
+
+        Raises:
+          ValueError: `later` was made for other shapes.
+        """
+        if dict(later.shapes) != self.widths:
+            raise ValueError(
+                "`later` must be a plan for the small parameters of this plan; its shapes differ."
+            )
+        kept = {
+            path: tuple(_compose(a, b) for a, b in zip(masks, later.kept[path], strict=True))
+            for path, masks in self.kept.items()
+        }
+        return Plan(self.shapes, kept, self.state)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the plan as a plain `.npz` file: a JSON header and bool arrays, no pickle."""
+        arrays, axes = {}, []
+        for name, masks in self.kept.items():
+            for dim, mask in enumerate(masks):
+                if mask is not None:
+                    arrays[f"kept_{len(axes)}"] = mask
+                    axes.append([name, dim])
+        header = {"format": _FORMAT, "shapes": {k: list(v) for k, v in self.shapes.items()}, "axes": axes}
+        with open(path, "wb") as file:
+            np.savez(file, header=np.array(json.dumps(header)), **arrays)
+
+    @staticmethod
+    def load(path: str | os.PathLike, state: State | None = None) -> Plan:
+        """Reads a plan that `save` wrote.
+
+        Args:
+          path: the file.
+          state: as in `find_groups`, where the plan was made with it.
+
+        Returns:
+          The plan.
+
+        Raises:
+          ValueError: the file is no plan, or its masks don't fit its shapes.
+        """
+        with np.load(path, allow_pickle=False) as file:
+            try:
+                header = json.loads(str(file["header"]))
+                shapes = {name: tuple(shape) for name, shape in header["shapes"].items()}
+                kept: dict[str, list] = {name: [None] * len(shape) for name, shape in shapes.items()}
+                for i, (name, dim) in enumerate(header["axes"]):
+                    mask = file[f"kept_{i}"]
+                    if mask.dtype != bool or mask.shape != (shapes[name][dim],):
+                        raise ValueError(f"mask {i} does not fit axis {dim} of {name!r}")
+                    kept[name][dim] = mask
+                if header["format"] != _FORMAT:
+                    raise ValueError(f"its format is {header['format']!r}")
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise ValueError(f"{os.fspath(path)!r} is not a {_FORMAT!r} file: {error}.") from None
+        return Plan(shapes, {name: tuple(masks) for name, masks in kept.items()}, state)
+
+    def __str__(self) -> str:
+        rows = [(p, self.shapes[p], new) for p, new in self.widths.items() if new != self.shapes[p]]
+        before = sum(int(np.prod(s, dtype=np.int64)) for s in self.shapes.values())
+        after = sum(int(np.prod(s, dtype=np.int64)) for s in self.widths.values())
+        width = max([len(row[0]) for row in rows] + [len("parameter")])
+        lines = [f"{'parameter':<{width}}  {'shape':<20}  small shape"]
+        lines += [f"{path:<{width}}  {old!s:<20}  {new}" for path, old, new in rows]
+        share = 1 - after / max(before, 1)
+        lines.append(f"{before:,} -> {after:,} parameters ({share:.1%} removed)")
+        return "\n".join(lines)
+
+    def _mask(self, path: str) -> Any:
+        mask: Any = True
+        for dim, keep in enumerate(self.kept[path]):
+            if keep is not None:
+                shape = [1] * len(self.shapes[path])
+                shape[dim] = -1
+                mask = mask & keep.reshape(shape)
+        return True if mask is True else jnp.asarray(mask)
+
+    def _check_paths(self, paths: list[str], leaves: list[Any]) -> None:
+        missing = sorted(self.shapes.keys() - set(paths))
+        arrays = [path for path, leaf in zip(paths, leaves, strict=True) if is_array_leaf(leaf)]
+        extra = [path for path in arrays if path not in self.shapes]
+        if missing or extra:
+            which = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which the plan does not know"
+            raise ValueError(f"`params` is not what the plan was made for: it {which}.")
+
+
+def _compose(first: np.ndarray | None, later: np.ndarray | None) -> np.ndarray | None:
+    if first is None or later is None:
+        return later if first is None else first
+    out = first.copy()
+    out[first] = later
+    return out

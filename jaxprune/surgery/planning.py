@@ -1,0 +1,271 @@
+"""Planning: which units go, by their scores, until a budget of units, parameters or FLOPs is met."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.params import PyTree, flatten_with_paths, is_float_array
+from jaxprune.surgery import cost
+from jaxprune.surgery.groups import Group, Groups
+from jaxprune.surgery.kept import Keep, collect
+from jaxprune.surgery.plan import Plan
+
+Score = PyTree | Callable[[PyTree], PyTree]
+
+
+def plan_removal(
+    groups: Groups,
+    params: PyTree,
+    sparsity: float = 0.5,
+    scope: Literal["local", "global"] = "local",
+    score: Score | None = None,
+    round_to: int = 1,
+    minimum: int = 1,
+    budget: Literal["params", "flops", "units"] = "params",
+    normalize: Literal["mean", "max", "none"] = "mean",
+    overrides: Mapping[str, float] | None = None,
+    exclude: str | Iterable[str] = (),
+) -> Plan:
+    r"""Chooses the units to remove.
+
+    The score of unit i of a group is the sum of the scores of all entries of its member slices; without
+    `score` it is their L2 norm, \( \sqrt{\sum w^2} \). It is divided by the mean (or maximum) over its group.
+
+    Args:
+      groups: what `find_groups` found.
+      params: the parameters that were analysed, as arrays.
+      sparsity: share of the budget to remove, in [0, 1).
+      scope: "local" removes the same share of each group's units, "global" the lowest scores of all groups.
+      score: tree like `params` of scores that broadcast to the parameters (larger = keep; None leaves do
+        not count), or a function `params -> tree`.
+      round_to: the number of kept units of a group is a multiple of this (or all of them).
+      minimum: units that every group keeps.
+      budget: what `sparsity` is a share of: "params" (entries of all parameters), "flops" (of contractions
+        and convolutions at the traced shapes) or "units".
+      normalize: what unit scores are divided by: the "mean" or "max" of their group, or "none".
+      overrides: group name, or regular expression that matches a whole path of one of its members (or a
+        leading part of it, up to a slash) -> share of its units to remove, outside the search for the budget.
+      exclude: names or path patterns as in `overrides`, of groups that lose nothing.
+
+    Returns:
+      The plan.
+
+    Raises:
+      ValueError: an argument is out of range, a pattern matches no group, or the budget can't be reached.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"up": jnp.array([[3.0, 1.0, 2.0]]), "down": jnp.array([[1.0], [1.0], [1.0]])}
+      >>> mlp = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
+      >>> groups = jp.find_groups(mlp, params, jnp.ones((1, 1)))
+      >>> plan = jp.plan_removal(groups, params, 0.3, budget="units")
+      >>> plan.shrink(params)["up"]
+      Array([[3., 2.]], dtype=float32)
+      >>> plan.compact(mlp)(plan.shrink(params), jnp.ones((5, 1))).shape
+      (5, 1)
+
+    References:
+      Li et al., Pruning Filters for Efficient ConvNets, 2016, arXiv:1608.08710.
+    """
+    _check(sparsity, scope, round_to, minimum, budget, normalize)
+    fixed = {**dict.fromkeys(_named(groups, exclude, "exclude"), 0.0)}
+    for pattern, share in (overrides or {}).items():
+        if not 0 <= share < 1:
+            raise ValueError(
+                f"`overrides` must be in [0, 1), got {share!r} at {pattern!r}. It is a fraction."
+            )
+        fixed.update(dict.fromkeys(_named(groups, (pattern,), "overrides"), share))
+    order = {g.name: s for g, s in zip(groups, unit_scores(groups, params, score, normalize), strict=True)}
+
+    def width(group: Group, removed: int) -> int:
+        kept = max(min(minimum, group.size), group.size - removed)
+        return min(group.size, -(-kept // round_to) * round_to)
+
+    def keep_for(level: float) -> Keep:
+        masks = {}
+        for group in groups:
+            scores = order[group.name]
+            if group.name in fixed:
+                removed = round(fixed[group.name] * group.size)
+            elif scope == "local":
+                removed = round(level * group.size)
+            else:
+                removed = int(np.searchsorted(ranks[group.name], level))
+            mask = np.ones(group.size, bool)
+            mask[np.argsort(scores, kind="stable")[: group.size - width(group, removed)]] = False
+            masks[group.atom] = mask
+        return Keep(masks)
+
+    free = [group for group in groups if group.name not in fixed]
+    ranks = _ranks(free, order)
+    steps = sorted({i / g.size for g in free for i in range(g.size + 1)}) if scope == "local" else None
+    levels: Sequence[float] = steps or range(sum(g.size for g in free) + 1)
+    if scope == "local" and budget == "units":
+        return _plan(groups, keep_for(sparsity))
+
+    def spent(keep: Keep) -> float:
+        if budget == "params":
+            return cost.parameters(groups.model, keep)
+        if budget == "flops":
+            return cost.flops(groups.model.frame, keep)
+        return sum(keep.size((group.atom,)) for group in groups)
+
+    target = (1 - sparsity) * spent(Keep()) if sparsity else np.inf
+    low, high = 0, len(levels) - 1
+    least = spent(keep_for(levels[high]))
+    if least > target:
+        raise ValueError(
+            f"`sparsity` {sparsity} of the {budget} can't be reached: with `minimum`={minimum}, "
+            f"`round_to`={round_to} and what is frozen or excluded, at most "
+            f"{1 - least / spent(Keep()):.3f} goes."
+        )
+    while low < high:
+        middle = (low + high) // 2
+        if spent(keep_for(levels[middle])) <= target:
+            high = middle
+        else:
+            low = middle + 1
+    return _plan(groups, keep_for(levels[low]))
+
+
+def plan_units(groups: Groups, keep: Mapping[str, Any]) -> Plan:
+    """A plan that keeps the given units.
+
+    Args:
+      groups: what `find_groups` found.
+      keep: group name -> bool array of shape (group.size,), True = keep; groups not named lose nothing.
+
+    Returns:
+      The plan.
+
+    Raises:
+      KeyError: no group has this name.
+      ValueError: a mask has the wrong shape or keeps nothing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"up": jnp.ones((2, 4)), "down": jnp.ones((4, 1))}
+      >>> groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 2)))
+      >>> jp.surgery.plan_units(groups, {"down[0]": [True, False, False, True]}).widths
+      {'down': (2, 1), 'up': (2, 2)}
+    """
+    masks = {}
+    for name, mask in keep.items():
+        group = groups[name]
+        mask = np.asarray(mask, bool)
+        if mask.shape != (group.size,) or not mask.any():
+            raise ValueError(
+                f"`keep` must have shape ({group.size},) and keep a unit, got {mask.shape} with {mask.sum()} "
+                f"kept at {name!r}."
+            )
+        masks[group.atom] = mask
+    return _plan(groups, Keep(masks))
+
+
+def unit_scores(
+    groups: Groups, params: PyTree, score: Score | None = None, normalize: str = "mean"
+) -> list[np.ndarray]:
+    """Scores of the units of every group, float64 arrays of shape (group.size,)."""
+    paths, leaves, treedef = flatten_with_paths(params)
+    if score is None:
+        values = [
+            jnp.square(x.astype(jnp.float32)) if is_float_array(x) else None for x in map(_array, leaves)
+        ]
+    else:
+        tree = score(params) if callable(score) else score
+        try:
+            values = treedef.flatten_up_to(tree)
+        except ValueError as error:
+            raise ValueError(
+                f"`score` must be a tree like `params` (None where nothing counts): {error}"
+            ) from None
+    by_path = {path: (x, v) for path, x, v in zip(paths, leaves, values, strict=True) if v is not None}
+    sums: dict[tuple[str, int], np.ndarray] = {}
+    out = []
+    for group in groups:
+        total = np.zeros(group.size)
+        for path, axis in dict.fromkeys((m.path, m.axis) for m in group.members):
+            if path not in by_path:
+                continue
+            leaf, value = by_path[path]
+            if (path, axis) not in sums:
+                value = jnp.broadcast_to(value, leaf.shape).astype(jnp.float32)
+                others = tuple(d for d in range(value.ndim) if d != axis)
+                sums[path, axis] = np.asarray(jnp.sum(value, axis=others), np.float64)
+            total += collect(groups.model.axes[path][axis], sums[path, axis], group.atom)
+        if not np.isfinite(total).all():
+            raise ValueError(f"`score` gives group {group.name!r} values that are not finite.")
+        out.append(_normalized(np.sqrt(total) if score is None else total, normalize))
+    return out
+
+
+def _array(leaf: Any) -> Any:
+    return jnp.asarray(leaf) if is_float_array(leaf) else leaf
+
+
+def _normalized(scores: np.ndarray, how: str) -> np.ndarray:
+    by = {"mean": scores.mean, "max": scores.max, "none": lambda: 1.0}[how]()
+    return scores / by if by > 0 else scores
+
+
+def _ranks(groups: Sequence[Group], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """For each group the sorted places of its units in the order of all units, lowest score first."""
+    if not groups:
+        return {}
+    owner = np.concatenate([np.full(g.size, i) for i, g in enumerate(groups)])
+    order = np.argsort(np.concatenate([scores[g.name] for g in groups]), kind="stable")
+    return {g.name: np.flatnonzero(owner[order] == i) for i, g in enumerate(groups)}
+
+
+def _named(groups: Groups, patterns: str | Iterable[str], argument: str) -> list[str]:
+    names = []
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        found = [g.name for g in groups if g.name == pattern]
+        if not found:
+            try:
+                expression = re.compile(f"(?:{pattern})(?:/.*)?")
+            except re.error as error:
+                raise ValueError(
+                    f"`{argument}` pattern {pattern!r} is no regular expression ({error})."
+                ) from None
+            found = [g.name for g in groups if any(expression.fullmatch(m.path) for m in g.members)]
+        if not found:
+            raise ValueError(
+                f"`{argument}` pattern {pattern!r} matched no group. There are: "
+                f"{', '.join(repr(g.name) for g in groups.groups[:20])} ({len(groups)} in all)."
+            )
+        names += found
+    return names
+
+
+def _check(sparsity: Any, scope: str, round_to: int, minimum: int, budget: str, normalize: str) -> None:
+    if not 0 <= sparsity < 1:
+        raise ValueError(
+            f"`sparsity` must be in [0, 1), got {sparsity!r}. It is a fraction: pass 0.9 for 90 %."
+        )
+    for name, value, allowed in (
+        ("scope", scope, ("local", "global")),
+        ("budget", budget, ("params", "flops", "units")),
+        ("normalize", normalize, ("mean", "max", "none")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+    for name, count in (("round_to", round_to), ("minimum", minimum)):
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"`{name}` must be a positive whole number, got {count!r}.")
+
+
+def _plan(groups: Groups, keep: Keep) -> Plan:
+    shapes, kept = {}, {}
+    for (path, axes), aval in zip(groups.model.axes.items(), groups.model.traced.avals, strict=True):
+        masks = [keep.mask(axis) for axis in axes]
+        kept[path] = tuple(None if mask.all() else mask for mask in masks)
+        shapes[path] = tuple(aval.shape)
+    return Plan(shapes, kept, groups.state)
