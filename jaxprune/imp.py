@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from jaxprune.scores.scorer import call_score
 from jaxprune.selection import Count
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.training import Training, under
-from jaxprune.units import full_masks, masks_from_counts
+from jaxprune.units import full_masks, next_masks, unit_counts
 
 
 class Carry(NamedTuple):
@@ -182,9 +181,7 @@ class IMP:
         chosen, table = self._counts(params)
         counts = jax.tree.map(lambda column: column[round], table)
         scores = call_score(self.score, params, key)
-        new = masks_from_counts(scores, counts, self.structure, chosen, masks)
-        held = [jnp.asarray(mask) for mask in jax.tree.leaves(new)]
-        return jax.tree.unflatten(jax.tree.structure(masks), held)
+        return next_masks(scores, counts, self.structure, chosen, masks)
 
     def _counts(self, params: PyTree) -> tuple[list[int], Any]:
         """Units to prune after r rounds, from exact arithmetic on the host: rows r of arrays."""
@@ -209,7 +206,7 @@ class IMP:
     def _units(self, params: PyTree) -> tuple[list[int], list[int], Any]:
         chosen = prunable_leaves(params, self.where)
         paths, leaves, _ = flatten_with_paths(params)
-        units = [math.prod(self.structure.unit_shape(leaves[i].shape)) for i in chosen]
+        units = unit_counts(self.structure, leaves, chosen)
         if isinstance(self.rate, numbers.Real):
             return chosen, units, float(self.rate)
         rates = aligned(params, self.rate, "rate")

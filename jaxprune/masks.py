@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune.allocation import Scope, check_scope, counts_to_prune, shares_of
 from jaxprune.params import PyTree, flatten_with_paths, mask_leaves, prunable_leaves
 from jaxprune.structures import NM, Structure, Unstructured
-from jaxprune.units import masks_from_counts
+from jaxprune.units import masks_from_counts, unit_counts
 
 
 def make_masks(
@@ -70,8 +70,7 @@ def make_masks(
             chosen, shares if isinstance(shares, list) else [shares] * len(chosen), strict=True
         ):
             _check_pattern(structure, share, paths[i])
-    units = [math.prod(structure.unit_shape(leaves[i].shape)) for i in chosen]
-    counts = counts_to_prune(shares, units, scope)
+    counts = counts_to_prune(shares, unit_counts(structure, leaves, chosen), scope)
     return masks_from_counts(scores, counts, structure, chosen, prior)
 
 
@@ -160,11 +159,11 @@ def kept_per_leaf(params: PyTree, masks: PyTree) -> tuple[list[Any], list[int | 
     return kept, total
 
 
-def _keep(mask: Any, w: Any, otherwise: Any = 0) -> Any:
-    """`where(mask, w, otherwise)`, with nothing to do for a leaf that is not prunable."""
+def _keep(mask: Any, w: Any) -> Any:
+    """`where(mask, w, 0)`, with nothing to do for a leaf that is not prunable."""
     if mask is True or (isinstance(mask, np.bool_) and mask):
         return w
-    return jnp.where(mask, w, jnp.asarray(otherwise, jnp.asarray(w).dtype))
+    return jnp.where(mask, w, jnp.zeros((), jnp.asarray(w).dtype))
 
 
 def _check_scores(path: str, scores: jax.Array) -> None:

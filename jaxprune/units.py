@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -12,6 +13,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxprune.params import PyTree, flatten_with_paths, mask_leaves
 from jaxprune.selection import nm_keep, select
 from jaxprune.structures import NM, Structure
+
+
+def unit_counts(structure: Structure, leaves: list[Any], chosen: list[int]) -> list[int]:
+    """Units of each chosen leaf."""
+    return [math.prod(structure.unit_shape(leaves[i].shape)) for i in chosen]
 
 
 def masks_from_counts(
@@ -38,6 +44,13 @@ def masks_from_counts(
         # A unit that was pruned in part stays pruned in that part.
         masks[i] = mask if jnp.ndim(priors[i]) == 0 else mask & priors[i]
     return jax.tree.unflatten(treedef, masks)
+
+
+def next_masks(scores: PyTree, counts: Any, structure: Structure, chosen: list[int], masks: PyTree) -> PyTree:
+    """The masks that follow `masks`, what they pruned included: arrays in their tree, as a loop carries them."""
+    new = masks_from_counts(scores, counts, structure, chosen, masks)
+    held = [jnp.asarray(mask) for mask in jax.tree.leaves(new)]
+    return jax.tree.unflatten(jax.tree.structure(masks), held)
 
 
 def full_masks(params: PyTree, structure: Structure, chosen: list[int]) -> PyTree:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,9 +15,9 @@ from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores import magnitude
 from jaxprune.scores.scorer import call_score
 from jaxprune.structures import NM, Structure, Unstructured
-from jaxprune.transforms.masked import masked_update
+from jaxprune.transforms.masked import check_given, masked_update
 from jaxprune.transforms.moments import clear_moments
-from jaxprune.units import full_masks, masks_from_counts
+from jaxprune.units import full_masks, next_masks, unit_counts
 
 
 class GradualState(NamedTuple):
@@ -99,8 +98,7 @@ def gradual(
         return GradualState(jnp.zeros([], jnp.int32), nothing, masks, inner.init(params))
 
     def update_fn(updates: PyTree, state: GradualState, params: PyTree | None = None, **extra_args: Any):
-        if params is None:
-            raise ValueError("`params` must be given to update(): pass tx.update(grads, state, params).")
+        check_given(params)
         sparsity = jnp.asarray(schedule(state.count), jnp.float32)
 
         def prune(masks: PyTree) -> PyTree:
@@ -108,11 +106,8 @@ def gradual(
             scores = call_score(score, params, step_key)
             chosen = prunable_leaves(params, where)
             _, leaves, _ = flatten_with_paths(params)
-            units = [math.prod(structure.unit_shape(leaves[i].shape)) for i in chosen]
-            counts = counts_to_prune(sparsity, units, scope)
-            new = masks_from_counts(scores, counts, structure, chosen, masks)
-            held = [jnp.asarray(mask, bool) for mask in jax.tree.leaves(new)]
-            return jax.tree.unflatten(jax.tree.structure(masks), held)
+            counts = counts_to_prune(sparsity, unit_counts(structure, leaves, chosen), scope)
+            return next_masks(scores, counts, structure, chosen, masks)
 
         # Only the masks go through the condition, which copies what it hands through. The moments are cleared
         # at every step instead: that fuses into the inner update.

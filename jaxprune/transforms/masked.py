@@ -65,6 +65,12 @@ def masked(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def check_given(params: PyTree | None) -> None:
+    """Raises ValueError without `params`, which optax leaves optional."""
+    if params is None:
+        raise ValueError("`params` must be given to update(): pass tx.update(grads, state, params).")
+
+
 def masked_update(
     inner: optax.GradientTransformationExtraArgs,
     updates: PyTree,
@@ -74,8 +80,7 @@ def masked_update(
     extra_args: dict[str, Any],
 ) -> tuple[PyTree, Any]:
     """One step of `inner` on the sparse network; the update of a pruned weight w is -w."""
-    if params is None:
-        raise ValueError("`params` must be given to update(): pass tx.update(grads, state, params).")
+    check_given(params)
     keep = jax.tree.leaves(masks)
 
     def prune(tree: PyTree) -> PyTree:
