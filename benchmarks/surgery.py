@@ -37,7 +37,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x):
         def norm(x):
-            return nn.BatchNorm(use_running_average=not self.train)(x)
+            return nn.BatchNorm(use_running_average=not self.train, momentum=0.9)(x)
 
         def conv(x, width, size, stride=1):
             return nn.Conv(width, (size, size), (stride, stride), use_bias=False)(x)

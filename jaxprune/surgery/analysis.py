@@ -95,10 +95,8 @@ def _infer_equation(frame: Frame, index: int, eqn: JaxprEqn, depth: int) -> Sequ
     name = eqn.primitive.name
     ins = [frame.of(v) for v in eqn.invars]
     reason = Reason(name, frame.source(eqn))
-    if any(0 in shape_of(v) for v in (*eqn.invars, *eqn.outvars)):
-        return _opaque(eqn, ins, reason._replace(text="an array of size 0"))
-    if name in _CALLS:
-        return _CALLS[name](frame, index, eqn, ins, reason, depth)
+    if name in CALLS:
+        return CALLS[name](frame, index, eqn, ins, reason, depth)
     rule = RULES.get(name)
     if rule is None:
         return _opaque(eqn, ins, reason._replace(text=f"no rule for primitive {name!r}"))
@@ -197,11 +195,7 @@ def _scan(frame, index, eqn, ins, reason, depth):
     )
     frame.calls[index] = (body,)
     unify_all(body.outs[:n_carry], carry, reason)
-    return [*carry, *((*fresh_length(p["length"], why), *axes) for axes in body.outs[n_carry:])]
-
-
-def fresh_length(length: int, why: Reason) -> tuple[Any, ...]:
-    return (fresh(length, why),)
+    return [*carry, *((fresh(p["length"], why), *axes) for axes in body.outs[n_carry:])]
 
 
 def _while(frame, index, eqn, ins, reason, depth):
@@ -236,7 +230,7 @@ def _open(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:
     return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, ())
 
 
-_CALLS = {
+CALLS = {
     **dict.fromkeys(("jit", "pjit", "closed_call", "remat2", "checkpoint", "core_call"), _call),
     **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), _custom),
     "scan": _scan,

@@ -88,6 +88,8 @@ def parts_of(atom: Atom) -> list[Axis]:
     flat: list[Axis] = []
     for part in atom.parts:
         part = normal(part)
+        if size_of(part) == 0:
+            continue
         if part and part[0].parts is not None:
             flat.extend(inner + part[1:] for inner in parts_of(part[0]))
         else:
@@ -110,6 +112,7 @@ def reach(axis: Axis) -> None:
 
 def concatenated(parts: Sequence[Axis]) -> Axis:
     """The axis of a concatenation."""
+    parts = [part for part in parts if size_of(part)] or [fresh(0)]
     if len(parts) == 1:
         return parts[0]
     total = sum(map(size_of, parts))

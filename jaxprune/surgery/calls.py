@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -73,13 +73,17 @@ def _scan(eqn: JaxprEqn, args: Sequence[Any], body: Callable[..., list[Any]]) ->
 
 
 def _while(eqn: JaxprEqn, args: Sequence[Any], cond: Callable, body: Callable[..., list[Any]]) -> list[Any]:
+    """Binds the primitive itself: a loop that was vmapped has a predicate for each member of the batch."""
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    cond_consts, body_consts, carry = args[:n_cond], args[n_cond : n_cond + n_body], args[n_cond + n_body :]
-    return list(
-        lax.while_loop(
-            lambda carry: cond(*cond_consts, *carry), lambda carry: body(*body_consts, *carry), list(carry)
-        )
-    )
+    avals = [
+        jax.ShapeDtypeStruct(np.shape(x), v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False))
+        for x, v in zip(args, cast(Any, eqn.invars), strict=True)
+    ]
+    bodies = {
+        "cond_jaxpr": jax.make_jaxpr(cond)(*avals[:n_cond], *avals[n_cond + n_body :]),
+        "body_jaxpr": jax.make_jaxpr(body)(*avals[n_cond:]),
+    }
+    return list(eqn.primitive.bind(*args, **{**eqn.params, **bodies}))
 
 
 def _custom_jvp(

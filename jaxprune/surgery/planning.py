@@ -14,6 +14,7 @@ from jaxprune.surgery import cost
 from jaxprune.surgery.groups import Group, Groups
 from jaxprune.surgery.kept import Keep, collect
 from jaxprune.surgery.plan import Plan
+from jaxprune.surgery.slicing import on_host
 
 Score = PyTree | Callable[[PyTree], PyTree]
 
@@ -175,9 +176,7 @@ def unit_scores(
     """Scores of the units of every group, float64 arrays of shape (group.size,)."""
     paths, leaves, treedef = flatten_with_paths(params)
     if score is None:
-        values = [
-            jnp.square(x.astype(jnp.float32)) if is_float_array(x) else None for x in map(_array, leaves)
-        ]
+        values = [_squares(x) if is_float_array(x) else None for x in leaves]
     else:
         tree = score(params) if callable(score) else score
         try:
@@ -196,9 +195,7 @@ def unit_scores(
                 continue
             leaf, value = by_path[path]
             if (path, axis) not in sums:
-                value = jnp.broadcast_to(value, leaf.shape).astype(jnp.float32)
-                others = tuple(d for d in range(value.ndim) if d != axis)
-                sums[path, axis] = np.asarray(jnp.sum(value, axis=others), np.float64)
+                sums[path, axis] = _sums(value, leaf.shape, axis)
             total += collect(groups.model.axes[path][axis], sums[path, axis], group.atom)
         if not np.isfinite(total).all():
             raise ValueError(f"`score` gives group {group.name!r} values that are not finite.")
@@ -206,8 +203,16 @@ def unit_scores(
     return out
 
 
-def _array(leaf: Any) -> Any:
-    return jnp.asarray(leaf) if is_float_array(leaf) else leaf
+def _squares(leaf: Any) -> Any:
+    module: Any = np if on_host(leaf) else jnp
+    return module.square(module.asarray(leaf, np.float32))
+
+
+def _sums(values: Any, shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """Sums over all axes but one; where the array lives on other devices only the sums are fetched."""
+    module: Any = np if isinstance(values, np.ndarray) or on_host(values) else jnp
+    values = module.broadcast_to(module.asarray(values, np.float32), shape)
+    return np.asarray(module.sum(values, axis=tuple(d for d in range(len(shape)) if d != axis)), np.float64)
 
 
 def _normalized(scores: np.ndarray, how: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def shrink_leaf(path: str, leaf: Any, shape: Sequence[int], kept: Sequence[np.ndarray | None]) -> Any:
@@ -29,8 +30,24 @@ def take(leaf: Any, kept: Sequence[np.ndarray | None]) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         shape = tuple(n if m is None else int(m.sum()) for n, m in zip(leaf.shape, kept, strict=True))
         return jax.ShapeDtypeStruct(shape, leaf.dtype)
-    for dim, mask in enumerate(kept):
-        if mask is not None and not mask.all():
-            chosen = np.flatnonzero(mask)
-            leaf = np.take(leaf, chosen, dim) if isinstance(leaf, np.ndarray) else jnp.take(leaf, chosen, dim)
+    chosen = {dim: np.flatnonzero(m) for dim, m in enumerate(kept) if m is not None and not m.all()}
+    if not chosen:
+        return leaf
+    if on_host(leaf):
+        array = np.asarray(leaf)
+        for dim, index in chosen.items():
+            array = np.take(array, index, dim)
+        return jnp.asarray(array)
+    for dim, index in chosen.items():
+        leaf = np.take(leaf, index, dim) if isinstance(leaf, np.ndarray) else jnp.take(leaf, index, dim)
     return leaf
+
+
+def on_host(leaf: Any) -> bool:
+    """Whether an array lies on one CPU device, where numpy needs no compilation."""
+    return (
+        isinstance(leaf, jax.Array)
+        and not isinstance(leaf, Tracer)
+        and jnp.issubdtype(leaf.dtype, jnp.number)
+        and [d.platform for d in leaf.sharding.device_set] == ["cpu"]
+    )

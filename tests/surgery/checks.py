@@ -17,13 +17,17 @@ from jaxprune.tracing import is_array_leaf
 
 
 def random_plan(groups, seed=0, share=0.5):
+    return plan_units(groups, random_masks(groups, seed, share))
+
+
+def random_masks(groups, seed=0, share=0.5):
     rng = np.random.default_rng(seed)
     keep = {}
     for group in groups:
         mask = np.zeros(group.size, bool)
         mask[rng.permutation(group.size)[: max(1, round(group.size * (1 - share)))]] = True
         keep[group.name] = mask
-    return plan_units(groups, keep)
+    return keep
 
 
 def masked_function(plan, fn, params, *inputs):

@@ -130,8 +130,8 @@ def _slice(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
 
 def _sliced(axis: Axis, start: int, limit: int, stride: int, out: int, reason: Reason) -> Axis:
     size = size_of(axis)
-    if out == size:
-        return axis
+    if out in (0, size):
+        return axis if out else fresh(0)
     if stride == 1:
         reason = reason._replace(text="cut through the middle of its units")
         if limit < size:
