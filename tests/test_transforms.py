@@ -251,6 +251,39 @@ def test_scan_equals_a_loop_and_vmap_equals_single_runs(kind):
         )
 
 
+def test_vmapped_gradual_scores_only_at_steps_where_a_schedule_moves():
+    scored = []
+
+    def score(params):
+        jax.debug.callback(lambda: scored.append(1))
+        return jp.scores.magnitude(params)
+
+    params, x = params_of(), inputs()
+    tx = jp.gradual(optax.sgd(0.1), jp.schedules.linear(0.5, begin=1, end=5, every=2), score=score)
+    step = jax.jit(jax.vmap(step_of(tx, x)))
+    many = jax.tree.map(lambda p: jnp.stack([p, -p]), params)
+    state = jax.vmap(tx.init)(many)
+    seen = []
+    for _ in range(7):
+        many, state = step(many, state)
+        jax.effects_barrier()
+        seen.append(len(scored) > 0)
+        scored.clear()
+    assert seen == [False, False, False, True, False, True, False]  # 0 to 0.25 at step 3, to 0.5 at step 5
+
+
+def test_a_step_of_gradual_can_be_differentiated_in_the_gradients_it_gets():
+    params = {"w": jnp.array([[4.0, 3.0], [2.0, 1.0]])}
+    tx = jp.gradual(optax.sgd(0.5), jp.schedules.constant(0.5))
+
+    def after(grads):
+        updates, _ = tx.update(grads, tx.init(params), params)
+        return optax.apply_updates(params, updates)["w"].sum()
+
+    slope = jax.jit(jax.grad(after))(params)["w"]
+    np.testing.assert_array_equal(slope, [[-0.5, -0.5], [0.0, 0.0]])
+
+
 @pytest.mark.parametrize("kind", ["masked", "gradual"])
 def test_donated_buffers_leave_the_users_masks_alone(kind):
     params = params_of()

@@ -41,10 +41,9 @@ def gradual(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that it prunes to `schedule(step)` while it trains, and holds the zeros.
 
-    At a step where the schedule's value changes, and only there (`lax.cond`), the weights are scored, new
-    masks are made with the old ones as `prior`: what is pruned stays pruned. A step is that of `masked`, with
-    the inner optimizer's memory of pruned weights held at its initial value. Under `vmap` the condition
-    becomes a select: the masks are then computed at every step and thrown away, which is exact but slower.
+    At a step where the schedule's value changes, and only there, the weights are scored and new masks are
+    made with the old ones as `prior`: what is pruned stays pruned. A step is that of `masked`, with the inner
+    optimizer's memory of pruned weights held at its initial value.
 
     Args:
       inner: any optax optimizer.
@@ -103,15 +102,14 @@ def gradual(
 
         def prune(masks: PyTree) -> PyTree:
             step_key = None if key is None else jax.random.fold_in(key, state.count)
-            scores = call_score(score, params, step_key)
+            scores = call_score(score, jax.lax.stop_gradient(params), step_key)
             chosen = prunable_leaves(params, where)
             _, leaves, _ = flatten_with_paths(params)
             counts = counts_to_prune(sparsity, unit_counts(structure, leaves, chosen), scope)
             return next_masks(scores, counts, structure, chosen, masks)
 
-        # Only the masks go through the condition, which copies what it hands through. The moments are cleared
-        # at every step instead: that fuses into the inner update.
-        masks = jax.lax.cond(sparsity > state.sparsity, prune, lambda same: same, state.masks)
+        # The moments are cleared at every step: that fuses into the inner update.
+        masks = _once_if(sparsity > state.sparsity, prune, state.masks)
         fresh = inner.init(apply_masks(params, masks))
         inner_state = clear_moments(state.inner_state, params, masks, fresh)
         new_updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)
@@ -119,3 +117,16 @@ def gradual(
         return new_updates, GradualState(count, jnp.maximum(sparsity, state.sparsity), masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _once_if(condition: jax.Array, change: Callable[[PyTree], PyTree], value: PyTree) -> PyTree:
+    """`change(value)` where the condition holds, else `value`: a loop of at most one turn.
+
+    Unlike `lax.cond`, which `vmap` turns into a select that runs both branches at every step, a vmapped loop
+    takes its turn only where one of the replicates wants it; and it works in place.
+    """
+
+    def turn(carry: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
+        return jnp.zeros_like(carry[0]), change(carry[1])
+
+    return jax.lax.while_loop(lambda carry: carry[0], turn, (condition, value))[1]
