@@ -16,6 +16,7 @@ from jaxprune.surgery.axes import Axes, size_of
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.rules import RULES, take_kept
 from jaxprune.surgery.rules.rule import kept_shape
+from jaxprune.tracing import shape_of
 
 
 class Small:
@@ -36,6 +37,10 @@ class Small:
 
     def constant(self, value: Any, axes: Axes) -> Any:
         return take_kept(value, axes, self.keep)
+
+    def filled(self, number: Any, axes: Axes) -> Any:
+        """An array of one number everywhere."""
+        return jnp.broadcast_to(number, kept_shape(axes, self.keep))
 
     def equation(self, frame: Frame, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
         rule = RULES.get(eqn.primitive.name)
@@ -62,6 +67,9 @@ class Masked(Small):
     def constant(self, value: Any, axes: Axes) -> Any:
         del axes
         return value
+
+    def filled(self, number: Any, axes: Axes) -> Any:
+        return jnp.broadcast_to(number, tuple(map(size_of, axes)))
 
     def equation(self, frame: Frame, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
         return bind(eqn, self.mask_reduced(frame, eqn, args))
@@ -93,9 +101,15 @@ def evaluate(frame: Frame, args: Sequence[Any], mode: Small, whole: bool = False
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
+    numbers: dict[Any, Any] = {}  # constants that are one number everywhere are made at the size of each use
+
     def cut(atoms: Sequence[Any], axes: Sequence[Axes]) -> list[Any]:
         return [
-            mode.constant(read(v), a) if frame.is_constant(v) else values[v]
+            values[v]
+            if not frame.is_constant(v)
+            else mode.filled(numbers[v], a)
+            if not isinstance(v, Literal) and v in numbers
+            else mode.constant(read(v), a)
             for v, a in zip(atoms, axes, strict=True)
         ]
 
@@ -105,6 +119,12 @@ def evaluate(frame: Frame, args: Sequence[Any], mode: Small, whole: bool = False
             bodies = frame.calls.get(index)
             if all(map(frame.is_constant, eqn.invars)):
                 results = bind(eqn, [read(v) for v in eqn.invars])
+                if eqn.primitive.name in ("broadcast_in_dim", "convert_element_type"):
+                    source = eqn.invars[0]
+                    if shape_of(source) == ():
+                        numbers[eqn.outvars[0]] = jnp.asarray(read(source)).astype(results[0].dtype)
+                    elif not isinstance(source, Literal) and source in numbers:
+                        numbers[eqn.outvars[0]] = numbers[source].astype(results[0].dtype)
             elif bodies and passes_whole(eqn):
                 operands = [read(v) for v in eqn.invars]
                 touched = mode.touches(bodies[0])

@@ -109,6 +109,49 @@ def test_constants_pass_through_calls_branches_and_loops():
     assert plan.verify(fn, params, -data(4, 3)).zeroed < 1e-5
 
 
+def test_bodies_that_give_constants():
+    table = data(4, 8, seed=7)
+
+    @jax.custom_jvp
+    def straight(x):
+        return x, table
+
+    straight.defjvp(lambda p, t: (straight(*p), (2 * t[0], jnp.zeros((4, 8)))))
+
+    def fn(p, x):
+        h = x @ p["w"]
+        h = h + lax.cond(x.sum() > 0, lambda h: h, lambda h: jnp.ones((4, 8)), h)
+        h = h + lax.cond(x.sum() > 0, lambda h: table, lambda h: jnp.sin(h), h)
+        carry, (rows, ones) = lax.scan(lambda c, _: (table, (c * h, jnp.ones((8,)))), h, None, length=3)
+        last = lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, jnp.full((4, 8), 0.5)), (0, h))[1]
+        same, cosine = jax.checkpoint(lambda h: (h * carry, jnp.cos(table)))(h)
+        doubled, table_again = straight(rows.sum(0) + ones.sum(0))
+        return (same * cosine + lax.stop_gradient(last) + doubled * table_again) @ p["out"]
+
+    params = weights(w=(3, 8), out=(8, 2))
+    groups = jp.find_groups(fn, params, data(4, 3))
+    assert sizes(groups) == [8], str(groups)
+    plan = random_plan(groups)
+    for x in (jnp.abs(data(4, 3)), -jnp.abs(data(4, 3))):
+        report = plan.verify(fn, params, x)
+        assert report.masked < 1e-5 and report.zeroed < 1e-5, str(report)
+        gradient = jax.grad(lambda p, x=x: plan.compact(fn)(p, x)[:, 0].sum())(plan.shrink(params))
+        full = jax.grad(lambda p, x=x: fn(p, x)[:, 0].sum())(jp.apply_masks(params, plan.masks(params)))
+        assert difference(gradient, plan.shrink(full)) < 1e-5
+
+
+def test_arrays_of_one_number_are_made_small():
+    def fn(p, x):
+        h = x @ p["w"]
+        return (jnp.maximum(jnp.zeros(h.shape), h) + jnp.full(h.shape, 0.5)) @ p["out"]
+
+    params = weights(w=(3, 8), out=(8, 2))
+    plan = random_plan(jp.find_groups(fn, params, data(4, 3)))
+    jaxpr = jax.make_jaxpr(plan.compact(fn))(plan.shrink(params), data(4, 3))
+    assert "gather" not in str(jaxpr)  # nothing is taken from a full array
+    assert plan.verify(fn, params, data(4, 3)).zeroed < 1e-5
+
+
 # Derivative rules.
 
 
