@@ -193,7 +193,15 @@ def test_group_name_lookup_and_table():
     groups, _ = found(lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"], params, data(1, 3))
     assert groups["a[1]"].size == 8
     assert [g.size for g in groups.of("b", 0)] == [8] and groups.of("c", 1) == ()
-    assert "a[1]       8  a[1], b[0]" in str(groups)
+    first, rest = str(groups).split("\n\n")
+    assert first.splitlines()[0] == "group  units  members"
+    assert first.splitlines()[1].startswith("a[1]       8  a[1], b[0]  (summed at test_surgery_pitfalls.py:")
+    assert groups["a[1]"].source.startswith("test_surgery_pitfalls.py:")
+    assert rest.splitlines() == [
+        "frozen because",
+        "  axis 1 of input 0: a[0]",
+        "  axis 1 of the output: c[1]",
+    ]
 
 
 def test_two_arrays_with_one_path_are_an_error():
