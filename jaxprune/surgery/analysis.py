@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from jaxprune.surgery.axes import Axes, Reason, freeze, fresh, size_of, unify
+from jaxprune.surgery.axes import Axes, Reason, freeze, fresh, leaves_of, size_of, unify
 from jaxprune.surgery.rules import RULES
 from jaxprune.tracing import Source, shape_of
 from jaxprune.tracing.derivatives import Derivative, derivative_of
@@ -21,6 +21,7 @@ _POSITIONS_PASS = frozenset(
     }
 )
 _COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"))
+_INDICATOR = "compared with positions (a one-hot or a causal mask)"
 
 # How deep derivative rules are followed: a rule may call the function it belongs to, so that second
 # derivatives need its rule again. Beyond that the function is differentiated as it is written.
@@ -49,7 +50,7 @@ class Frame:
         self.uses: dict[tuple[int | None, int], Axes] = {}  # (id of an equation or None, place) -> axes
 
     def of(self, atom: Any) -> Axes:
-        """The axes of a variable that inputs or parameters make."""
+        """The axes of a variable where it is made."""
         if atom not in self.axes:
             self.axes[atom] = unknown(atom.aval)
         return self.axes[atom]
@@ -72,7 +73,8 @@ class Frame:
             if self.is_constant(atom):
                 key = by, place
                 if key not in self.uses:
-                    self.uses[key] = unknown(atom.aval)
+                    literal = isinstance(atom, Literal)
+                    self.uses[key] = unknown(atom.aval) if literal else _copied(self.of(atom))
                 axes.append(self.uses[key])
             else:
                 axes.append(self.of(atom))
@@ -115,13 +117,10 @@ def infer(
     frame.positions.update(v for v, is_position in zip(jaxpr.invars, positions, strict=False) if is_position)
     frame.constant.update(v for v, is_constant in zip(jaxpr.invars, constant, strict=False) if is_constant)
     for index, eqn in enumerate(jaxpr.eqns):
+        outs = _infer_equation(frame, index, eqn, depth)
+        frame.axes.update(zip(eqn.outvars, outs, strict=True))
         if all(map(frame.is_constant, eqn.invars)):
             frame.constant.update(eqn.outvars)
-        else:
-            outs = _infer_equation(frame, index, eqn, depth)
-            for var, axes in zip(eqn.outvars, outs, strict=True):
-                if var not in frame.constant:
-                    frame.axes[var] = axes
     return frame
 
 
@@ -163,7 +162,7 @@ def _track_positions(frame: Frame, eqn: JaxprEqn, ins: Sequence[Axes], reason: R
     if name in _POSITIONS_PASS and any(of_positions):
         frame.positions.update(v for v in eqn.outvars if _is_integer(v.aval))
     elif name in _COMPARISONS:
-        why = reason._replace(text="compared with positions (a one-hot or a causal mask)")
+        why = reason._replace(text=_INDICATOR)
         for axes, is_position in zip(ins, of_positions, strict=True):
             if is_position:
                 for axis in axes:
@@ -180,18 +179,30 @@ def _is_position(frame: Frame, atom: Any) -> bool:
     return atom in frame.positions
 
 
+def _copied(axes: Axes) -> Axes:
+    """Axes of a constant for one use: what tells positions apart there (a one-hot table) stays whole."""
+    return tuple(
+        fresh(
+            size_of(axis),
+            next((a.frozen for a in leaves_of(axis) if a.frozen and a.frozen.text == _INDICATOR), None),
+        )
+        for axis in axes
+    )
+
+
 def _call(frame, index, eqn, ins, reason, depth):
     """jit, remat and closed calls: the body's values are the caller's."""
     del reason
     jaxpr, consts = _open(eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"])
     positions = [_is_position(frame, v) for v in eqn.invars]
-    constant = [passes_whole(eqn) and frame.is_constant(v) for v in eqn.invars]
+    whole = passes_whole(eqn)
+    constant = [whole and frame.is_constant(v) for v in eqn.invars]
     body = infer(jaxpr, ins, consts, positions, depth, frame.source(eqn), constant)
     frame.calls[index] = (body,)
     for outer, inner in zip(eqn.outvars, jaxpr.outvars, strict=True):
         if _is_position(body, inner):
             frame.positions.add(outer)
-        if passes_whole(eqn) and body.is_constant(inner):
+        if whole and body.is_constant(inner):
             frame.constant.add(outer)
     return body.outs
 

@@ -154,7 +154,28 @@ def test_vocabulary_and_one_hot_axes_stay():
     def one_hot(p, t):
         return jax.nn.one_hot(t, 11) @ p["table"] @ p["out"]
 
-    assert found(lookup, params, tokens)[1] == found(one_hot, params, tokens)[1] == [6]
+    def rows_of_eye(p, t):
+        return jnp.eye(11)[t] @ p["table"] @ p["out"]
+
+    def rows_of_jitted_one_hot(p, t):
+        return (
+            jnp.take(jax.jit(lambda: jax.nn.one_hot(jnp.arange(11), 11) * 2)(), t, 0) @ p["table"] @ p["out"]
+        )
+
+    for fn in (lookup, one_hot, rows_of_eye, rows_of_jitted_one_hot):
+        groups, sizes = found(fn, params, tokens)
+        assert sizes == [6], str(groups)
+    assert "one-hot" in str(found(rows_of_eye, params, tokens)[0])
+
+
+def test_causal_masks_of_learned_positions_stay():
+    params = weights(keys=(7, 3), values=(7, 2))
+
+    def fn(p, x):
+        mask = jnp.tril(jnp.ones((7, 7)))
+        return jax.nn.softmax(x @ p["keys"].T) @ mask @ p["values"]
+
+    assert found(fn, params, data(4, 3))[1] == []
 
 
 def test_dropout_keeps_the_random_numbers_of_the_units_that_stay():
