@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax._src import source_info_util  # keeps the source lines of the user's equations
@@ -93,53 +94,65 @@ class Masked(Small):
         return args
 
 
+class _Values:
+    """The values of a call while it runs; constants stay whole until they are used."""
+
+    def __init__(self, frame: Frame, args: Sequence[Any], mode: Small):
+        self.frame, self.mode = frame, mode
+        self.values: dict[Any, Any] = dict(zip(frame.jaxpr.constvars, frame.consts, strict=True))
+        self.values.update(zip(frame.jaxpr.invars, args, strict=True))
+        self.numbers: dict[Any, Any] = {}  # of constants that are one number everywhere
+
+    def whole(self, atoms: Sequence[Any]) -> list[Any]:
+        return [atom.val if isinstance(atom, Literal) else self.values[atom] for atom in atoms]
+
+    def cut(self, atoms: Sequence[Any], axes: Sequence[Axes]) -> list[Any]:
+        """Values for an equation that takes these axes."""
+        out = []
+        for atom, value, of in zip(atoms, self.whole(atoms), axes, strict=True):
+            if not self.frame.is_constant(atom):
+                out.append(value)
+            elif not isinstance(atom, Literal) and atom in self.numbers:
+                out.append(self.mode.filled(self.numbers[atom], of))
+            else:
+                out.append(self.mode.constant(value, of))
+        return out
+
+    def constant(self, eqn: JaxprEqn) -> list[Any]:
+        """The results of an equation on constants."""
+        operands = self.whole(eqn.invars)
+        results = bind(eqn, operands)
+        if eqn.primitive.name in ("broadcast_in_dim", "convert_element_type"):
+            number = operands[0] if shape_of(eqn.invars[0]) == () else None
+            if not isinstance(eqn.invars[0], Literal):
+                number = self.numbers.get(eqn.invars[0], number)
+            if number is not None and not jnp.issubdtype(results[0].dtype, jax.dtypes.extended):
+                self.numbers[eqn.outvars[0]] = jnp.asarray(number).astype(results[0].dtype)
+        return results
+
+
 def evaluate(frame: Frame, args: Sequence[Any], mode: Small, whole: bool = False) -> list[Any]:
     """Runs a call's jaxpr in a mode; results that are constant come out cut, or `whole`."""
-    values: dict[Any, Any] = dict(zip(frame.jaxpr.constvars, frame.consts, strict=True))
-    values.update(zip(frame.jaxpr.invars, args, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    numbers: dict[Any, Any] = {}  # constants that are one number everywhere are made at the size of each use
-
-    def cut(atoms: Sequence[Any], axes: Sequence[Axes]) -> list[Any]:
-        return [
-            values[v]
-            if not frame.is_constant(v)
-            else mode.filled(numbers[v], a)
-            if not isinstance(v, Literal) and v in numbers
-            else mode.constant(read(v), a)
-            for v, a in zip(atoms, axes, strict=True)
-        ]
-
+    values = _Values(frame, args, mode)
     for index, eqn in enumerate(frame.jaxpr.eqns):
         scope = source_info_util.current_name_stack() + eqn.source_info.name_stack
         with source_info_util.user_context(eqn.source_info.traceback, name_stack=scope), eqn.ctx.manager:
-            bodies = frame.calls.get(index)
+            bodies = frame.calls.get(index, ())
+            touched = any(map(mode.touches, bodies))
             if all(map(frame.is_constant, eqn.invars)):
-                results = bind(eqn, [read(v) for v in eqn.invars])
-                if eqn.primitive.name in ("broadcast_in_dim", "convert_element_type"):
-                    source = eqn.invars[0]
-                    if shape_of(source) == ():
-                        numbers[eqn.outvars[0]] = jnp.asarray(read(source)).astype(results[0].dtype)
-                    elif not isinstance(source, Literal) and source in numbers:
-                        numbers[eqn.outvars[0]] = numbers[source].astype(results[0].dtype)
-            elif bodies and passes_whole(eqn):
-                operands = [read(v) for v in eqn.invars]
-                touched = mode.touches(bodies[0])
-                results = evaluate(bodies[0], operands, mode, True) if touched else bind(eqn, operands)
+                results = values.constant(eqn)
+            elif touched and passes_whole(eqn):
+                results = evaluate(bodies[0], values.whole(eqn.invars), mode, whole=True)
+            elif touched:
+                operands = values.cut(eqn.invars, frame.ins(eqn))
+                results = calls.rebuild(frame, index, eqn, operands, mode, evaluate)
+            elif bodies:
+                results = bind(eqn, values.whole(eqn.invars))
             else:
-                operands = cut(eqn.invars, frame.ins(eqn))
-                if not bodies:
-                    results = mode.equation(frame, eqn, operands)
-                elif any(map(mode.touches, bodies)):
-                    results = calls.rebuild(frame, index, eqn, operands, mode, evaluate)
-                else:
-                    results = bind(eqn, operands)
-        values.update(zip(eqn.outvars, results, strict=True))
+                results = mode.equation(frame, eqn, values.cut(eqn.invars, frame.ins(eqn)))
+        values.values.update(zip(eqn.outvars, results, strict=True))
     outs = frame.jaxpr.outvars
-    return [read(v) for v in outs] if whole else cut(outs, frame.outs)
+    return values.whole(outs) if whole else values.cut(outs, frame.outs)
 
 
 def bind(eqn: JaxprEqn, args: Sequence[Any], **changed: Any) -> list[Any]:

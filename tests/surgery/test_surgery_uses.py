@@ -235,6 +235,18 @@ def test_random_numbers_hold_no_units(draw):
     assert random_plan(groups).verify(fn, params, *inputs).zeroed < 1e-5
 
 
+def test_constant_keys():
+    def fn(p, x):
+        keys = jnp.broadcast_to(jax.random.key(3), (4,))
+        noise = jax.vmap(lambda key: jax.random.normal(key, (8,)))(keys)
+        return (jnp.tanh(x @ p["w"]) * noise) @ p["out"]
+
+    params = weights(w=(3, 8), out=(8, 2))
+    groups = jp.find_groups(fn, params, data(4, 3))
+    assert sizes(groups) == [8]
+    assert random_plan(groups).verify(fn, params, data(4, 3)).zeroed < 1e-6
+
+
 # Devices.
 
 
