@@ -32,10 +32,10 @@ class Atom:
 
     __slots__ = ("factors", "frozen", "link", "parts", "reached", "size")
 
-    def __init__(self, size: int, frozen: Reason | None = None, reached: bool = False):
+    def __init__(self, size: int, frozen: Reason | None = None, reached: Reason | None = None):
         self.size = size
         self.frozen = frozen
-        self.reached = reached  # a contraction or reduction runs over these units
+        self.reached = reached  # the first contraction or reduction over these units
         self.link: Atom | None = None
         self.factors: Axis | None = None
         self.parts: list[Axis] | None = None
@@ -104,10 +104,11 @@ def freeze(axis: Axis, reason: Reason) -> None:
             leaf.frozen = reason
 
 
-def reach(axis: Axis) -> None:
+def reach(axis: Axis, reason: Reason) -> None:
     """Notes that a contraction or reduction runs over the axis."""
     for leaf in leaves_of(axis):
-        leaf.reached = True
+        if leaf.reached is None:
+            leaf.reached = reason
 
 
 def concatenated(parts: Sequence[Axis]) -> Axis:
@@ -225,8 +226,8 @@ def _merge(a: Atom, b: Atom, reason: Reason) -> None:
     if b.parts is not None:
         a, b = b, a
     b.link = a
-    if b.reached:
-        reach((a,))
+    if b.reached is not None:
+        reach((a,), b.reached)
     if b.frozen is not None:
         freeze((a,), b.frozen)
 

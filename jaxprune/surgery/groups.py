@@ -31,6 +31,11 @@ class Group:
     members: tuple[Member, ...]
     atom: Atom = field(repr=False, compare=False)
 
+    @property
+    def source(self) -> str:
+        """The source line of the first matrix product, convolution or reduction over the units."""
+        return str(self.atom.reached.where) if self.atom.reached else ""
+
 
 class Frozen(NamedTuple):
     """Axes of parameters that can't lose units, and why."""
@@ -69,7 +74,8 @@ class Groups:
         width = max([len(g.name) for g in self.groups] + [len("group")])
         lines = [f"{'group':<{width}}  units  members"]
         for group in self.groups:
-            lines.append(f"{group.name:<{width}}  {group.size:>5}  {_listed(group.members)}")
+            summed = f"  (summed at {group.source})" if group.source else ""
+            lines.append(f"{group.name:<{width}}  {group.size:>5}  {_listed(group.members)}{summed}")
         if self.frozen:
             lines.append("")
             lines.append("frozen because")
@@ -106,7 +112,7 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
       ...     return jax.nn.relu(x @ params["up"] + params["bias"]) @ params["down"]
       >>> print(jp.find_groups(mlp, params, jnp.ones((1, 3))))
       group    units  members
-      bias[0]      8  bias[0], down[0], up[1]
+      bias[0]      8  bias[0], down[0], up[1]  (summed at ...)
       <BLANKLINE>
       frozen because
         axis 1 of the output: down[1]
@@ -128,7 +134,7 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
     for atom, of in members.items():
         if atom.frozen is not None:
             frozen.setdefault(str(atom.frozen), []).extend(of)
-        elif not atom.reached:
+        elif atom.reached is None:
             frozen.setdefault("nothing sums over it (rows that this input does not reach)", []).extend(of)
         else:
             name = _name(of, names)

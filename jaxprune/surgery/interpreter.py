@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax._src import source_info_util  # keeps the source lines of the user's equations
 from jax.extend.core import JaxprEqn, Literal
 
 from jaxprune.surgery import calls
-from jaxprune.surgery.analysis import Frame
+from jaxprune.surgery.analysis import Frame, passes_whole
 from jaxprune.surgery.axes import Axes, size_of
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.rules import RULES, take_kept
 from jaxprune.surgery.rules.rule import kept_shape
+from jaxprune.tracing import shape_of
 
 
 class Small:
@@ -30,17 +32,20 @@ class Small:
         key = id(frame)
         if key not in self._touched:
             inner = (f for fs in frame.calls.values() for f in fs)
-            self._touched[key] = any(map(self.keep.cuts, frame.axes.values())) or any(
-                map(self.touches, inner)
-            )
+            axes = (*frame.axes.values(), *frame.uses.values())
+            self._touched[key] = any(map(self.keep.cuts, axes)) or any(map(self.touches, inner))
         return self._touched[key]
 
     def constant(self, value: Any, axes: Axes) -> Any:
         return take_kept(value, axes, self.keep)
 
+    def filled(self, number: Any, axes: Axes) -> Any:
+        """An array of one number everywhere."""
+        return jnp.broadcast_to(number, kept_shape(axes, self.keep))
+
     def equation(self, frame: Frame, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
         rule = RULES.get(eqn.primitive.name)
-        ins, outs = ([frame.of(v) for v in side] for side in (eqn.invars, eqn.outvars))
+        ins, outs = frame.ins(eqn), [frame.of(v) for v in eqn.outvars]
         if rule is None or not any(map(self.keep.cuts, (*ins, *outs))):
             return bind(eqn, args)
         if rule.evaluate is not None:
@@ -64,6 +69,9 @@ class Masked(Small):
         del axes
         return value
 
+    def filled(self, number: Any, axes: Axes) -> Any:
+        return jnp.broadcast_to(number, tuple(map(size_of, axes)))
+
     def equation(self, frame: Frame, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
         return bind(eqn, self.mask_reduced(frame, eqn, args))
 
@@ -73,7 +81,7 @@ class Masked(Small):
         rule = RULES.get(eqn.primitive.name)
         if rule is None or rule.reduces is None:
             return args
-        ins = [frame.of(v) for v in eqn.invars]
+        ins = frame.ins(eqn)
         for operand, dimensions, identity in rule.reduces(eqn, ins):
             axes = ins[operand]
             for dim in dimensions:
@@ -86,31 +94,65 @@ class Masked(Small):
         return args
 
 
-def evaluate(frame: Frame, args: Sequence[Any], mode: Small) -> list[Any]:
-    """Runs a call's jaxpr in a mode."""
-    values: dict[Any, Any] = {}
+class _Values:
+    """The values of a call while it runs; constants stay whole until they are used."""
 
-    def read(atom: Any) -> Any:
-        if not isinstance(atom, Literal):
-            return values[atom]
-        return mode.constant(atom.val, frame.of(atom)) if np.ndim(atom.val) else atom.val
+    def __init__(self, frame: Frame, args: Sequence[Any], mode: Small):
+        self.frame, self.mode = frame, mode
+        self.values: dict[Any, Any] = dict(zip(frame.jaxpr.constvars, frame.consts, strict=True))
+        self.values.update(zip(frame.jaxpr.invars, args, strict=True))
+        self.numbers: dict[Any, Any] = {}  # of constants that are one number everywhere
 
-    for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
-        values[var] = mode.constant(const, frame.of(var))
-    values.update(zip(frame.jaxpr.invars, args, strict=True))
+    def whole(self, atoms: Sequence[Any]) -> list[Any]:
+        return [atom.val if isinstance(atom, Literal) else self.values[atom] for atom in atoms]
+
+    def cut(self, atoms: Sequence[Any], axes: Sequence[Axes]) -> list[Any]:
+        """Values for an equation that takes these axes."""
+        out = []
+        for atom, value, of in zip(atoms, self.whole(atoms), axes, strict=True):
+            if not self.frame.is_constant(atom):
+                out.append(value)
+            elif not isinstance(atom, Literal) and atom in self.numbers:
+                out.append(self.mode.filled(self.numbers[atom], of))
+            else:
+                out.append(self.mode.constant(value, of))
+        return out
+
+    def constant(self, eqn: JaxprEqn) -> list[Any]:
+        """The results of an equation on constants."""
+        operands = self.whole(eqn.invars)
+        results = bind(eqn, operands)
+        if eqn.primitive.name in ("broadcast_in_dim", "convert_element_type"):
+            number = operands[0] if shape_of(eqn.invars[0]) == () else None
+            if not isinstance(eqn.invars[0], Literal):
+                number = self.numbers.get(eqn.invars[0], number)
+            if number is not None and not jnp.issubdtype(results[0].dtype, jax.dtypes.extended):
+                self.numbers[eqn.outvars[0]] = jnp.asarray(number).astype(results[0].dtype)
+        return results
+
+
+def evaluate(frame: Frame, args: Sequence[Any], mode: Small, whole: bool = False) -> list[Any]:
+    """Runs a call's jaxpr in a mode; results that are constant come out cut, or `whole`."""
+    values = _Values(frame, args, mode)
     for index, eqn in enumerate(frame.jaxpr.eqns):
-        operands = [read(v) for v in eqn.invars]
         scope = source_info_util.current_name_stack() + eqn.source_info.name_stack
         with source_info_util.user_context(eqn.source_info.traceback, name_stack=scope), eqn.ctx.manager:
-            if index in frame.calls:
-                if any(map(mode.touches, frame.calls[index])):
-                    results = calls.rebuild(frame, index, eqn, operands, mode, evaluate)
-                else:
-                    results = bind(eqn, operands)
+            bodies = frame.calls.get(index, ())
+            touched = any(map(mode.touches, bodies))
+            if all(map(frame.is_constant, eqn.invars)):
+                results = values.constant(eqn)
+            elif touched and passes_whole(eqn):
+                results = evaluate(bodies[0], values.whole(eqn.invars), mode, whole=True)
+            elif touched:
+                operands = values.cut(eqn.invars, frame.ins(eqn))
+                results = calls.rebuild(frame, index, eqn, operands, mode, evaluate)
+            elif bodies:
+                results = bind(eqn, values.whole(eqn.invars))
             else:
-                results = mode.equation(frame, eqn, operands)
-        values.update(zip(eqn.outvars, results, strict=True))
-    return [read(v) for v in frame.jaxpr.outvars]
+                results = mode.equation(frame, eqn, values.cut(eqn.invars, frame.ins(eqn)))
+        values.values.update(zip(eqn.outvars, results, strict=True))
+    outs = frame.jaxpr.outvars
+    return values.whole(outs) if whole else values.cut(outs, frame.outs)
 
 
 def bind(eqn: JaxprEqn, args: Sequence[Any], **changed: Any) -> list[Any]:

@@ -101,9 +101,9 @@ def test_freezing_reaches_what_is_split_or_merged_later():
 
 def test_reach_survives_merging():
     x, y = fresh(6), concatenated([fresh(2), fresh(4)])
-    reach(x)
+    reach(x, WHY)
     unify(x, y, WHY)
-    assert all(leaf.reached for leaf in leaves_of(y))
+    assert all(leaf.reached is WHY for leaf in leaves_of(y))
 
 
 def test_split_of_a_sum_needs_segments_that_divide():

@@ -154,7 +154,28 @@ def test_vocabulary_and_one_hot_axes_stay():
     def one_hot(p, t):
         return jax.nn.one_hot(t, 11) @ p["table"] @ p["out"]
 
-    assert found(lookup, params, tokens)[1] == found(one_hot, params, tokens)[1] == [6]
+    def rows_of_eye(p, t):
+        return jnp.eye(11)[t] @ p["table"] @ p["out"]
+
+    def rows_of_jitted_one_hot(p, t):
+        return (
+            jnp.take(jax.jit(lambda: jax.nn.one_hot(jnp.arange(11), 11) * 2)(), t, 0) @ p["table"] @ p["out"]
+        )
+
+    for fn in (lookup, one_hot, rows_of_eye, rows_of_jitted_one_hot):
+        groups, sizes = found(fn, params, tokens)
+        assert sizes == [6], str(groups)
+    assert "one-hot" in str(found(rows_of_eye, params, tokens)[0])
+
+
+def test_causal_masks_of_learned_positions_stay():
+    params = weights(keys=(7, 3), values=(7, 2))
+
+    def fn(p, x):
+        mask = jnp.tril(jnp.ones((7, 7)))
+        return jax.nn.softmax(x @ p["keys"].T) @ mask @ p["values"]
+
+    assert found(fn, params, data(4, 3))[1] == []
 
 
 def test_dropout_keeps_the_random_numbers_of_the_units_that_stay():
@@ -193,7 +214,15 @@ def test_group_name_lookup_and_table():
     groups, _ = found(lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"], params, data(1, 3))
     assert groups["a[1]"].size == 8
     assert [g.size for g in groups.of("b", 0)] == [8] and groups.of("c", 1) == ()
-    assert "a[1]       8  a[1], b[0]" in str(groups)
+    first, rest = str(groups).split("\n\n")
+    assert first.splitlines()[0] == "group  units  members"
+    assert first.splitlines()[1].startswith("a[1]       8  a[1], b[0]  (summed at test_surgery_pitfalls.py:")
+    assert groups["a[1]"].source.startswith("test_surgery_pitfalls.py:")
+    assert rest.splitlines() == [
+        "frozen because",
+        "  axis 1 of input 0: a[0]",
+        "  axis 1 of the output: c[1]",
+    ]
 
 
 def test_two_arrays_with_one_path_are_an_error():

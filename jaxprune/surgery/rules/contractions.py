@@ -17,7 +17,7 @@ def _dot_general(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axe
     for i, j in [*zip(contract_l, contract_r, strict=True), *zip(batch_l, batch_r, strict=True)]:
         unify(left[i], right[j], reason)
     for i in contract_l:
-        reach(left[i])
+        reach(left[i], reason)
     free_l = [a for d, a in enumerate(left) if d not in contract_l and d not in batch_l]
     free_r = [a for d, a in enumerate(right) if d not in contract_r and d not in batch_r]
     return [(*(left[i] for i in batch_l), *free_l, *free_r)]
@@ -63,7 +63,7 @@ def _conv(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
             freeze(outer, why)
         else:
             unify(grouped_out[0], outer, why)
-    reach(features)
+    reach(features, reason)
     out[numbers.out_spec[0]] = batch
     out[numbers.out_spec[1]] = features_out
     return [tuple(out)]

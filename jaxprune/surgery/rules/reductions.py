@@ -27,10 +27,9 @@ _CUMULATIVE = {
 
 
 def _reduce(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
-    del reason
     gone = eqn.params["axes"]
     for dim in gone:
-        reach(ins[0][dim])
+        reach(ins[0][dim], reason)
     return [tuple(axis for dim, axis in enumerate(ins[0]) if dim not in gone)]
 
 
@@ -43,8 +42,7 @@ def _reduces(identity):
 
 
 def _cumulative(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
-    del reason
-    reach(ins[0][eqn.params["axis"]])
+    reach(ins[0][eqn.params["axis"]], reason)
     return [ins[0]]
 
 
