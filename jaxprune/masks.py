@@ -22,6 +22,7 @@ def make_masks(
     structure: Structure = Unstructured(),
     where: PyTree | None = None,
     prior: PyTree | None = None,
+    minimum: int | float = 0,
 ) -> PyTree:
     """Keep-masks that prune exactly `round(sparsity * n)` of n units, those of the lowest scores.
 
@@ -38,6 +39,9 @@ def make_masks(
       structure: what a unit is: `Unstructured()`, `NM(n, m)`, `Block(shape)`, `Channels()` or `Layers()`.
       where: tree of bools, the leaves to prune; None for `prunable(scores)`.
       prior: masks whose pruned units stay pruned.
+      minimum: units that every leaf to prune keeps at least (a leaf with fewer keeps all): a whole number, or a
+        float in (0, 1) for that share of each leaf, rounded up. The highest scores of each leaf stay, the
+        others are compared as before, so the number pruned in all is the same.
 
     Returns:
       Tree like `scores` of masks.

@@ -1,0 +1,62 @@
+"""Pruning at initialization in many small steps: scored, pruned, scored again, as one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxprune.allocation import Scope
+from jaxprune.params import PyTree
+from jaxprune.structures import Structure, Unstructured
+
+
+def prune_at_init(
+    score: Callable[..., PyTree],
+    params: PyTree,
+    sparsity: Any,
+    rounds: int = 100,
+    *,
+    scope: Scope = "global",
+    structure: Structure = Unstructured(),
+    where: PyTree | None = None,
+    minimum: int | float = 0,
+    key: jax.Array | None = None,
+) -> PyTree:
+    r"""Masks from scores that are computed anew, on the masked parameters, after each of many prunings.
+
+    After round r of R the density is \(d^{r/R}\), d that of the end: SynFlow with `rounds=100`, iterative
+    SNIP, and with `rounds=1` pruning in one shot. What is pruned stays pruned. The rounds are one `lax.scan`.
+
+    Args:
+      score: params -> scores, or (params, key) -> scores; larger = keep. It must run under `jit`.
+      params: pytree of arrays: the network at initialization.
+      sparsity: as for `make_masks`: a number, a scalar array (also traced), or a tree of them.
+      rounds: prunings.
+      scope, structure, where, minimum: as for `make_masks`.
+      key: for scores that take a key.
+
+    Returns:
+      Tree like `params` of masks, with exactly `round(sparsity * n)` units pruned.
+
+    Raises:
+      ValueError: as `make_masks` does; rounds below 1; scores that become NaN or infinite (where `params` are
+        known numbers).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(8, 64), (64, 4)])]
+      >>> mlp = lambda params, x: jax.nn.relu(x @ params[0]) @ params[1]
+      >>> masks = jp.prune_at_init(lambda p: jp.scores.synflow(mlp, p, jnp.ones((1, 8))), params, 0.95)
+      >>> round(jp.sparsity(params, masks) * 768)
+      730
+
+    References:
+      Tanaka, Kunin, Yamins, Ganguli, Pruning neural networks without any data by iteratively conserving
+      synaptic flow, 2020, arXiv:2006.05467.
+      de Jorge et al., Progressive Skeletonization: Trimming more fat from a network at initialization, 2020,
+      arXiv:2006.09081, for iterative SNIP.
+    """
+    raise NotImplementedError
