@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxprune.allocate.exact import Shape, allocation
 from jaxprune.params import PyTree
 
 
@@ -36,4 +37,21 @@ def erk(params: PyTree, sparsity: float, where: PyTree | None = None) -> PyTree:
       Evci, Gale, Menick, Castro, Elsen, Rigging the Lottery: Making All Tickets Winners, 2019,
       arXiv:1911.11134.
     """
-    raise NotImplementedError
+    return allocation(params, sparsity, where, _shares)
+
+
+def _shares(sizes: list[int], shapes: list[Shape], total: int) -> list[float]:
+    raw = [sum(shape) / n if n else 0.0 for shape, n in zip(shapes, sizes, strict=True)]
+    open_leaves = {i for i, n in enumerate(sizes) if n}
+    densities = [1.0] * len(sizes)
+    while open_leaves:
+        # What a dense leaf keeps of the budget is less than its part of it: the rest stays positive.
+        left = sum(sizes) - total - sum(n for i, n in enumerate(sizes) if i not in open_leaves)
+        epsilon = left / sum(raw[i] * sizes[i] for i in open_leaves)
+        full = {i for i in open_leaves if epsilon * raw[i] >= 1}
+        if not full:
+            for i in open_leaves:
+                densities[i] = epsilon * raw[i]
+            break
+        open_leaves -= full
+    return [1 - density for density in densities]

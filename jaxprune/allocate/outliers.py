@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxprune.params import PyTree
+import jax
+import jax.numpy as jnp
+
+from jaxprune.allocate.exact import Shape, allocation
+from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 
 
 def owl(
@@ -48,4 +52,35 @@ def owl(
       Yin et al., Outlier Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High
       Sparsity, 2023, arXiv:2310.05175.
     """
-    raise NotImplementedError
+    for name, value in (("M", M), ("lam", lam)):
+        if not value >= 0:
+            raise ValueError(f"`{name}` must be at least 0, got {value!r}.")
+    paths, leaves, _ = flatten_with_paths(scores)
+    chosen = prunable_leaves(scores, where)
+    if any(isinstance(leaves[i], jax.core.Tracer) for i in chosen):
+        raise ValueError("`scores` must be known numbers, got traced arrays: call `owl` outside of jit.")
+    names = [paths[i] if layer is None else layer(paths[i]) for i in chosen]
+    members: dict[str, list[jax.Array]] = {}
+    for name, i in zip(names, chosen, strict=True):
+        members.setdefault(name, []).append(jnp.asarray(leaves[i]).astype(jnp.float32))
+    outliers = {name: _outliers(parts, M) for name, parts in members.items() if sum(p.size for p in parts)}
+    low, high = min(outliers.values(), default=0.0), max(outliers.values(), default=0.0)
+    rise = [2 * lam * (outliers.get(n, low) - low) / (high - low) if high > low else 0.0 for n in names]
+
+    def shares(sizes: list[int], shapes: list[Shape], total: int) -> list[float]:
+        del shapes
+        kept = sum(sizes) - total
+        low, high = -max(rise), 1.0
+        for _ in range(100):
+            middle = (low + high) / 2
+            found = sum(n * min(max(middle + r, 0.0), 1.0) for n, r in zip(sizes, rise, strict=True))
+            low, high = (low, middle) if found >= kept else (middle, high)
+        return [1 - min(max(high + r, 0.0), 1.0) for r in rise]
+
+    return allocation(scores, sparsity, where, shares)
+
+
+def _outliers(parts: list[jax.Array], M: float) -> float:
+    size = sum(part.size for part in parts)
+    mean = sum(float(jnp.sum(part)) for part in parts) / size
+    return sum(int(jnp.sum(part > M * mean)) for part in parts) / size

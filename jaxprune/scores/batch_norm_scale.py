@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
-from jaxprune.params import PyTree
+import jax
+import jax.numpy as jnp
+
+from jaxprune.params import PyTree, flatten_with_paths, is_float_array
+from jaxprune.scores.fpgm import check_channels
 from jaxprune.structures import Channels
 
 
@@ -39,4 +44,33 @@ def batch_norm_scale(params: PyTree, norms: Mapping[str, str], structure: Channe
     References:
       Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 2017, arXiv:1708.06519.
     """
-    raise NotImplementedError
+    check_channels(structure)
+    paths, leaves, treedef = flatten_with_paths(params)
+    places = {path: i for i, path in enumerate(paths)}
+    scores = [jnp.full(w.shape, jnp.nan, jnp.float32) if is_float_array(w) else w for w in leaves]
+    for pattern, scale in norms.items():
+        found = [(i, m) for i, path in enumerate(paths) if (m := re.fullmatch(pattern, path))]
+        if not found:
+            raise ValueError(f"`norms` pattern {pattern!r} matched no parameter. There are: {_shown(paths)}.")
+        for i, match in found:
+            name = match.expand(scale)
+            if name not in places:
+                raise ValueError(
+                    f"`norms` has no parameter {name!r} for {paths[i]!r}. There are: {_shown(paths)}."
+                )
+            gamma = jnp.abs(jnp.asarray(leaves[places[name]]).astype(jnp.float32))
+            w = leaves[i]
+            fits = -w.ndim <= structure.axis < w.ndim and gamma.shape == (w.shape[structure.axis],)
+            if not fits:
+                raise ValueError(
+                    f"`norms` pairs {paths[i]!r} of shape {w.shape} with {name!r} of shape {gamma.shape}: it must "
+                    f"be as long as axis {structure.axis}. Give the axis with `structure=Channels(axis)`."
+                )
+            along = gamma.reshape([-1 if n == structure.axis % w.ndim else 1 for n in range(w.ndim)])
+            scores[i] = jnp.broadcast_to(along, w.shape)
+            scores[places[name]] = gamma
+    return jax.tree.unflatten(treedef, scores)
+
+
+def _shown(paths: Sequence[str]) -> str:
+    return ", ".join(map(repr, paths[:20])) + (", ..." if len(paths) > 20 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,4 +56,51 @@ def fisher(
       Theis, Korshunova, Tejani, Huszár, Faster gaze prediction with dense networks and Fisher pruning, 2018,
       arXiv:1801.05787.
     """
-    raise NotImplementedError
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"`chunk` must be a whole number of at least 1, got {chunk!r}.")
+    check_batches(batches)
+    floats, join = split_floats(params)
+    loss, paths = checked_loss(loss_fn, join), float_paths(params)
+
+    def squares(sample: Any) -> list[jax.Array]:
+        grads = jax.grad(loss)(floats, jax.tree.map(lambda x: x[None], sample))
+        products = [w.astype(jnp.float32) * g.astype(jnp.float32) for w, g in zip(floats, grads, strict=True)]
+        return [jnp.square(unit_sum(p, x, structure)) for p, x in zip(paths, products, strict=True)]
+
+    def sums_over(samples: Any) -> list[jax.Array]:
+        return [jnp.sum(x, axis=0) for x in jax.vmap(squares)(samples)]
+
+    parts, count = [], 0
+    for batch in batches:
+        n = _samples(batch)
+        whole = n // chunk * chunk
+        if whole:
+            chunks = jax.tree.map(lambda x, m=whole: x[:m].reshape(-1, chunk, *x.shape[1:]), batch)
+            zeros = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(squares, _first(batch))
+            )
+            parts.append(jax.lax.scan(lambda sums, c: (_add(sums, sums_over(c)), None), zeros, chunks)[0])
+        if whole < n:
+            parts.append(sums_over(jax.tree.map(lambda x, m=whole: x[m:], batch)))
+        count += n
+    means = [total / count for total in functools.reduce(_add, parts)]
+    scores = [spread(p, m, w.shape, structure) for p, m, w in zip(paths, means, floats, strict=True)]
+    return join(scores)
+
+
+def _samples(batch: Any) -> int:
+    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(batch)}
+    if len(lengths) != 1 or lengths <= {(), (0,)}:
+        shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
+        raise ValueError(
+            f"`batches` must hold arrays with one first axis, that of the samples, got {shapes}."
+        )
+    return lengths.pop()[0]
+
+
+def _first(batch: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], batch)
+
+
+def _add(a: list[jax.Array], b: list[jax.Array]) -> list[jax.Array]:
+    return [x + y for x, y in zip(a, b, strict=True)]

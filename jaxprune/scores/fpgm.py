@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from jaxprune.params import PyTree
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.params import PyTree, is_float_array
+from jaxprune.scores.placement import placed_like, whole
 from jaxprune.structures import Channels
 
 
@@ -33,4 +39,26 @@ def fpgm(params: PyTree, structure: Channels = Channels()) -> PyTree:
       He, Liu, Wang, Hu, Yang, Filter Pruning via Geometric Median for Deep Convolutional Neural Networks
       Acceleration, 2018, arXiv:1811.00250.
     """
-    raise NotImplementedError
+    check_channels(structure)
+    return jax.tree.map(lambda w: _layer(w, structure.axis) if is_float_array(w) else w, params)
+
+
+def check_channels(structure: Any) -> None:
+    """Raises TypeError for a structure that is no `Channels`."""
+    if not isinstance(structure, Channels):
+        raise TypeError(f"`structure` must be Channels(axis), got {structure!r}.")
+
+
+def _layer(w: jax.Array, axis: int) -> jax.Array:
+    if w.size == 0 or not -w.ndim <= axis < w.ndim:
+        return jnp.zeros(w.shape, jnp.float32)
+    channels = jnp.moveaxis(whole(jnp.asarray(w)).astype(jnp.float32), axis, 0)
+    filters = channels.reshape(len(channels), -1)
+
+    # Differences one filter at a time: a product of the filters with each other would lose the small distances.
+    def distance(one: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.linalg.norm(filters - one, axis=1))
+
+    distances = jax.lax.map(distance, filters)
+    scores = distances.reshape([-1 if i == axis % w.ndim else 1 for i in range(w.ndim)])
+    return placed_like(jnp.broadcast_to(scores, w.shape), w)

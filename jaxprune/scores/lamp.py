@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.params import PyTree, is_float_array
+from jaxprune.scores.placement import placed_like, whole
 
 
 def lamp(params: PyTree) -> PyTree:
@@ -34,4 +35,18 @@ def lamp(params: PyTree) -> PyTree:
       Lee, Park, Mo, Ahn, Shin, Layer-adaptive sparsity for the Magnitude-based Pruning, 2020,
       arXiv:2010.07611.
     """
-    raise NotImplementedError
+    return jax.tree.map(lambda w: _layer(w) if is_float_array(w) else w, params)
+
+
+def _layer(w: jax.Array) -> jax.Array:
+    if w.size == 0:
+        return jnp.zeros(w.shape, jnp.float32)
+    sizes = jnp.abs(whole(jnp.asarray(w)).astype(jnp.float32)).ravel()
+    largest = jnp.max(sizes)
+    # Over the largest: squares of very small or large weights leave the range of float32.
+    sizes = sizes / jnp.where(largest > 0, largest, 1)
+    order = jnp.argsort(sizes, stable=True)
+    squares = jnp.square(sizes[order])
+    left = jnp.cumsum(squares[::-1])[::-1]
+    scores = jnp.zeros_like(sizes).at[order].set(squares / jnp.where(left > 0, left, 1), unique_indices=True)
+    return placed_like(scores.reshape(w.shape), w)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxprune.params import PyTree
-from jaxprune.scores.gradients import checked_loss, mean_gradients, split_floats
+from jaxprune.scores.gradients import checked_loss, mean_gradients, mean_over_batches, split_floats
 from jaxprune.scores.unit_sum import over_units
 from jaxprune.structures import Structure, Unstructured
 
@@ -49,4 +50,12 @@ def taylor(
       Molchanov, Mallya, Tyree, Frosio, Kautz, Importance Estimation for Neural Network Pruning, 2019,
       arXiv:1906.10771.
     """
-    raise NotImplementedError
+    floats, join = split_floats(params)
+    loss = checked_loss(loss_fn, join)
+
+    def importances(batch: Any) -> list[jax.Array]:
+        grads = mean_gradients(loss, floats, (batch,))
+        products = [w.astype(jnp.float32) * g for w, g in zip(floats, grads, strict=True)]
+        return over_units(params, products, structure, jnp.square)
+
+    return join(mean_over_batches(importances, batches))
