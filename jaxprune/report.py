@@ -109,10 +109,10 @@ def summary(params: PyTree, masks: PyTree) -> Summary:
     return Summary(tuple(rows))
 
 
-def as_text(table: rich.table.Table) -> str:
-    """The table as plain text."""
+def as_text(table: rich.table.Table, width: int = 120) -> str:
+    """The table as plain text of at most this many columns."""
     # A file of its own: the table is the same in a terminal, a notebook and a log.
-    console = rich.console.Console(file=io.StringIO(), width=120, color_system=None)
+    console = rich.console.Console(file=io.StringIO(), width=width, color_system=None)
     console.print(table)
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     return "\n".join(lines).strip("\n")

@@ -60,7 +60,7 @@ class Sensitivity:
             table.add_column(f"{sparsity:.4g}", justify="right")
         for path, weights, losses in zip(self.paths, self.weights, self.losses, strict=True):
             table.add_row(path, f"{weights:,}", "", *(f"{loss:.4g}" for loss in losses))
-        return as_text(table)
+        return as_text(table, width=1000)  # whole numbers, however long the grid
 
     __repr__ = __str__
 
