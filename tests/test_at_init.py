@@ -1,5 +1,7 @@
 """Pruning at initialization, round by round in one loop."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +11,11 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
 
-WIDTHS = (20, 40, 5, 10)
 
-
-def params_of(seed=0, dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(seed), 3)
-    shapes = zip(WIDTHS, WIDTHS[1:], strict=False)  # noqa: RUF007
-    params = [jax.random.normal(k, s, dtype) / s[0] for k, s in zip(keys, shapes, strict=True)]
-    return {"w": params, "bias": jnp.zeros(10, dtype)}
+def params_of(seed=0, dtype=jnp.float32, widths=(10, 16, 4)):
+    keys = jax.random.split(jax.random.key(seed), len(widths))
+    weights = [jax.random.normal(k, s, dtype) for k, s in zip(keys, itertools.pairwise(widths), strict=False)]
+    return {"w": weights, "bias": jnp.zeros(4, dtype)}
 
 
 def net(params, x):
@@ -26,7 +25,7 @@ def net(params, x):
 
 
 def synflow(params):
-    return jp.scores.synflow(net, params, jnp.ones((1, 20)))
+    return jp.scores.synflow(net, params, jax.ShapeDtypeStruct((1, 10), jnp.float32))
 
 
 def kept(masks):
@@ -43,14 +42,12 @@ def by_loop(score, params, sparsity, rounds, **options):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"scope": "local"}, {"structure": jp.Channels(), "minimum": 1}],
-    ids=["global", "local", "channels"],
+    "options", [{}, {"scope": "local", "structure": jp.Channels(), "minimum": 1}], ids=["global", "local"]
 )
 def test_same_as_a_loop_of_make_masks(options):
     params = params_of()
-    got = jp.prune_at_init(synflow, params, 0.8, 7, **options)
-    want = by_loop(synflow, params, 0.8, 7, **options)
+    got = jp.prune_at_init(synflow, params, 0.8, 4, **options)
+    want = by_loop(synflow, params, 0.8, 4, **options)
     assert got["bias"] is True
     for a, b in zip(got["w"], want["w"], strict=True):
         np.testing.assert_array_equal(a, b)
@@ -60,51 +57,50 @@ def test_one_round_is_pruning_in_one_shot():
     def loss_fn(params, x):
         return jnp.mean(net(params, x) ** 2)
 
-    params, x = params_of(), jnp.ones((3, 20))
+    params, x = params_of(), jnp.ones((3, 10))
     got = jp.prune_at_init(lambda p: jp.scores.snip(loss_fn, p, x), params, 0.7, rounds=1)
     want = jp.make_masks(jp.scores.snip(loss_fn, params, x), 0.7)
     for a, b in zip(got["w"], want["w"], strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.977, 0.99])
+@pytest.mark.parametrize("sparsity", [0.0, 0.977])
 def test_count_is_exact(sparsity):
-    assert 1050 - sum(kept(jp.prune_at_init(synflow, params_of(), sparsity, 10))) == round(sparsity * 1050)
+    assert 224 - sum(kept(jp.prune_at_init(synflow, params_of(), sparsity, 10))) == round(sparsity * 224)
 
 
 def test_synflow_leaves_no_layer_empty_where_magnitude_and_one_shot_do():
     """The theorem's claim: at maximal critical compression one weight a layer is left, and a path through them."""
-    params = params_of()
+    params = params_of(widths=(10, 30, 5, 4))
     params["w"][1] = params["w"][1] * 0.05  # a layer of small weights, which magnitude removes as a whole
-    sparsity = 1 - 5 / 1050
+    sparsity = 1 - 5 / 470
     assert 0 in kept(jp.make_masks(jp.scores.magnitude(params), sparsity))
-    assert 0 in kept(jp.prune_at_init(jp.scores.magnitude, params, sparsity))
     masks = jp.prune_at_init(synflow, params, sparsity, rounds=100)
     assert sum(kept(masks)) == 5 and min(kept(masks)) >= 1
     ones = jp.apply_masks(jax.tree.map(jnp.abs, params), masks)
-    assert float(net(ones, jnp.ones((1, 20))).sum()) > 0
+    assert float(net(ones, jnp.ones((1, 10))).sum()) > 0
 
 
 def test_jit_vmap_traced_sparsity_and_bfloat16():
     def prune(params, sparsity=0.9):
-        return jp.prune_at_init(synflow, params, sparsity, 5)
+        return jp.prune_at_init(synflow, params, sparsity, 3)
 
     seeds = [params_of(0), params_of(1)]
     alone = [prune(p) for p in seeds]
     jitted = jax.jit(prune)(seeds[0], jnp.float32(0.9))
     together = jax.jit(jax.vmap(prune))(jax.tree.map(lambda *x: jnp.stack(x), *seeds))
-    for i in range(3):
+    for i in range(2):
         np.testing.assert_array_equal(jitted["w"][i], alone[0]["w"][i])
         for n in range(2):
             np.testing.assert_array_equal(together["w"][i][n], alone[n]["w"][i])
-    assert sum(kept(prune(params_of(0, jnp.bfloat16)))) == 105
+    assert sum(kept(prune(params_of(0, jnp.bfloat16)))) == 22
 
 
 def test_allocation_key_and_leaves_that_are_no_weights():
     params = {**params_of(), "steps": jnp.arange(3), "activation": jax.nn.relu}
-    shares = {"w": [0.5, 0.25, 0.9], "bias": 0.0, "steps": 0.0, "activation": 0.0}
+    shares = {"w": [0.5, 0.25], "bias": 0.0, "steps": 0.0, "activation": 0.0}
     masks = jp.prune_at_init(jp.scores.random, params, shares, 3, key=jax.random.key(0))
-    assert kept(masks) == [400, 150, 5] and masks["steps"] is True
+    assert kept(masks) == [80, 48] and masks["steps"] is True
     masks = jp.prune_at_init(jp.scores.magnitude, {"w": jnp.ones((8, 4))}, 0.5, 3, structure=jp.NM(2, 4))
     assert bool((masks["w"].reshape(2, 4, 4).sum(1) == 2).all())
 
@@ -113,7 +109,7 @@ def test_sharded():
     params = params_of()
     mesh = jax.make_mesh((4, 2), ("a", "b"))
     sharded = {**params, "w": [jax.device_put(w, NamedSharding(mesh, P(None, None))) for w in params["w"]]}
-    sharded["w"][0] = jax.device_put(params["w"][0], NamedSharding(mesh, P("a", "b")))
+    sharded["w"][0] = jax.device_put(params["w"][0], NamedSharding(mesh, P("b", "a")))
     got, want = (jp.prune_at_init(synflow, p, 0.9, 4) for p in (sharded, params))
     assert kept(got) == kept(want)
 
@@ -125,7 +121,7 @@ def test_sharded():
         ({"rounds": True}, "`rounds` must be a whole number"),
         ({"sparsity": 95}, "It is a fraction: pass 0.95"),
         ({"scope": "all"}, "`scope` must be"),
-        ({"minimum": 400}, "`minimum` keeps 650 of 1050 units in all, but `sparsity` prunes 945"),
+        ({"minimum": 40}, "`minimum` keeps 80 of 224 units in all, but `sparsity` prunes 202"),
         ({"score": jp.scores.random}, "takes a `key`"),
         ({"score": lambda p: jax.tree.map(lambda w: w / 0, p)}, "NaN or infinite scores in round 1 of 5"),
         ({"structure": jp.NM(1, 2)}, "`sparsity` must be 0.5 for NM"),
