@@ -81,11 +81,11 @@ class Sensitivity:
             fields = json.loads(text)
             if fields.pop("format") != _FORMAT:
                 raise ValueError("its format is another")
-            rows = [[math.inf if x is None else x for x in row] for row in fields.pop("losses")]
-            losses = np.array(rows, np.float64).reshape(len(fields["paths"]), len(fields["sparsities"]))
-            return cls(
-                losses=losses, **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-            )
+            paths, grid = tuple(fields["paths"]), tuple(fields["sparsities"])
+            rows = [[math.inf if x is None else x for x in row] for row in fields["losses"]]
+            losses = np.array(rows, np.float64).reshape(len(paths), len(grid))
+            sizes = tuple(fields["units"]), tuple(fields["weights"])
+            return cls(paths, grid, losses, float(fields["dense"]), *sizes, tuple(fields["others"]))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"`text` is not a {_FORMAT!r} table: {error}.") from None
 
@@ -196,7 +196,7 @@ def sensitivity(
     (dense,) = evaluate(-1, [0])
     if not math.isfinite(dense):
         raise ValueError(f"`loss_fn` gives {dense} with nothing pruned.")
-    rows = [evaluate(n, [count_to_prune(s, units[n]) for s in grid]) for n in range(len(chosen))]
+    rows = [evaluate(n, [int(count_to_prune(s, units[n])) for s in grid]) for n in range(len(chosen))]
     return Sensitivity(
         tuple(paths[i] for i in chosen),
         grid,
