@@ -96,12 +96,15 @@ def allocations(params: Any, table: jp.Sensitivity, sparsity: float) -> dict[str
     }
 
 
-def flops_allocations(params: Any, table: jp.Sensitivity, cost: Any, sparsity: float) -> dict[str, Any]:
+def flops_allocations(
+    params: Any, table: jp.Sensitivity, cost: Any, fisher: Any, sparsity: float
+) -> dict[str, Any]:
     """Masks of each method that remove the same share of the FLOPs."""
     scores = jp.scores.magnitude(params)
     return {
         "uniform": jp.make_masks(scores, jp.allocate.uniform(params, sparsity)),
-        "score per FLOP": jp.make_masks(scores, jp.allocate.flops(scores, sparsity, cost)),
+        "magnitude per FLOP": jp.make_masks(scores, jp.allocate.flops(scores, sparsity, cost)),
+        "Fisher per FLOP": jp.make_masks(scores, jp.allocate.flops(fisher, sparsity, cost)),
         "sensitivity": jp.make_masks(scores, jp.allocate.from_sensitivity(table, sparsity, "flops", cost)),
     }
 
@@ -111,6 +114,7 @@ def run(args: argparse.Namespace) -> list[tuple[str, float, str, list[float], li
     experiment = Experiment(args.model, args.data, args.data_dir)
     train, tune, accuracy = experiment.trainer(args.steps), experiment.trainer(args.tune), experiment.tester()
     sample = experiment.train_set[0][:1]
+    few = jax.tree.map(lambda x: x[:256], experiment.train_set)
     found: dict[tuple[str, float, str], tuple[list[float], list[float]]] = {}
     for seed in range(args.seeds):
         keys = jax.random.split(jax.random.key(seed), 3)
@@ -122,10 +126,11 @@ def run(args: argparse.Namespace) -> list[tuple[str, float, str, list[float], li
         if seed == 0:
             print(table)
         cost = jp.allocate.weight_flops(experiment.logits, params, sample)
+        fisher = jax.jit(lambda p: jp.scores.fisher(experiment.loss_fn, p, few))(params)
         for sparsity in args.sparsities:
             by_budget = {"weights": allocations(params, table, sparsity)}
             if args.model == "cnn":
-                by_budget["FLOPs"] = flops_allocations(params, table, cost, sparsity)
+                by_budget["FLOPs"] = flops_allocations(params, table, cost, fisher, sparsity)
             for budget, methods in by_budget.items():
                 for name, masks in methods.items():
                     pruned = jp.apply_masks(params, masks)

@@ -47,8 +47,9 @@ def make_masks(
       Tree like `scores` of masks.
 
     Raises:
-      ValueError: a sparsity outside [0, 1); trees that don't match; NaN or infinite scores (eagerly; under
-        `jit` NaN goes first); a leaf that the structure can't cut; nothing to prune.
+      ValueError: a sparsity outside [0, 1), or one that `minimum` contradicts (where it is a known number; a
+        traced one stops at the minimum); trees that don't match; NaN or infinite scores (eagerly; under `jit`
+        NaN goes first); a leaf that the structure can't cut; nothing to prune.
       TypeError: a leaf to prune that is not a floating-point array.
 
     Example:
