@@ -18,8 +18,9 @@ def flops(scores: PyTree, sparsity: float, cost: PyTree, where: PyTree | None = 
     """Prunes the lowest scores per FLOP until that share of the prunable leaves' FLOPs is gone.
 
     A weight costs its leaf's FLOPs over its leaf's size, so a convolution on a large image is pruned before a
-    dense layer of equal scores. Take scores that estimate a change of the loss, such as `scores.fisher`: by plain
-    magnitude the dearest layers are emptied first. (The same sparsity in each leaf is what `uniform` gives, in FLOPs too.)
+    dense layer of equal scores. Take scores that estimate a change of the loss, such as `scores.fisher`: by
+    plain magnitude the dearest layers are emptied first. (The same sparsity in each leaf is what `uniform`
+    gives, in FLOPs too.)
 
     Args:
       scores: pytree of non-negative scores, larger = keep.
