@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax.training.train_state import TrainState
 
 import jaxprune as jp
 
@@ -134,3 +136,26 @@ def test_contradictions_and_bad_values_are_named(arguments, message):
 def test_pattern_that_keeps_less_than_the_minimum():
     with pytest.raises(ValueError, match="`minimum` asks for 17 of the 32 units at 'w'"):
         jp.make_masks({"a": jnp.ones((64, 4)), "w": jnp.ones((8, 4))}, 0.5, structure=jp.NM(2, 4), minimum=17)
+
+
+def test_gradual_and_imp_keep_it():
+    params = {"a": jnp.array([[0.1, 0.2, 0.3, 0.4]]), "c": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
+    tx = jp.gradual(optax.sgd(0.0), jp.schedules.constant(0.5), minimum=1)
+    _, state = tx.update(params, tx.init(params), params)
+    assert [int(m.sum()) for m in jax.tree.leaves(jp.get_masks(state))] == [1, 3]
+    with pytest.raises(ValueError, match="`minimum` keeps 6 of 8 units in all, but `sparsity` prunes 4"):
+        jp.gradual(optax.sgd(0.0), jp.schedules.constant(0.5), minimum=3).init(params)
+
+    def train_step(state, batch):
+        del batch
+        return state, {}
+
+    def experiment(minimum):
+        return jp.imp(train_step, lambda key, step: step, steps=1, rounds=2, rate=0.5, minimum=minimum)
+
+    start = TrainState.create(apply_fn=None, params=params, tx=jp.masked(optax.sgd(0.0)))
+    state, history = jax.jit(experiment(1).run)(jax.random.key(0), start)
+    assert history.kept.tolist() == [8, 4, 2]
+    assert [int((w != 0).sum()) for w in jax.tree.leaves(state.params)] == [1, 1]
+    with pytest.raises(ValueError, match="`minimum` keeps 4 of 8 units in all, but `sparsity` prunes 6"):
+        experiment(2).init(jax.random.key(0), start)
