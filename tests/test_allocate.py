@@ -179,6 +179,8 @@ def test_bad_input_is_named():
     for allocate in ALLOCATIONS.values():
         with pytest.raises(ValueError, match=r"It is a fraction: pass 0\.9"):
             allocate(90)
+        with pytest.raises(ValueError, match="`sparsity` must be a known number for an allocation"):
+            jax.jit(allocate)(0.5)
     with pytest.raises(ValueError, match="`M` must be at least 0, got -1"):
         jp.allocate.owl(spiky(), 0.5, M=-1)
     with pytest.raises(ValueError, match="`lam` must be at least 0, got nan"):

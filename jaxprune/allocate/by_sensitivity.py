@@ -9,8 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxprune.allocate.exact import round_to_total, share_of_count
-from jaxprune.allocation import check_fraction
+from jaxprune.allocate.exact import known_share, round_to_total, share_of_count
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.selection import count_to_prune
 from jaxprune.sensitivity import Sensitivity
@@ -57,9 +56,9 @@ def from_sensitivity(
     References:
       Li et al., Pruning Filters for Efficient ConvNets, 2016, arXiv:1608.08710, for the table.
     """
-    check_fraction("sparsity", sparsity)
+    sparsity = known_share(sparsity)
     costs = _costs(table, budget, cost)
-    target = float(sparsity) * sum(costs)
+    target = sparsity * sum(costs)
     pieces = [piece for n, c in enumerate(costs) for piece in _hull(table, n, c)]
     reach = sum(width for _, _, width in pieces)
     if target > reach * (1 + 1e-9):
@@ -77,7 +76,7 @@ def from_sensitivity(
     shares = [r / c if c else 0.0 for r, c in zip(removed, costs, strict=True)]
     wanted = [share * n for share, n in zip(shares, table.units, strict=True)]
     if budget == "params" and table.units == table.weights:
-        counts = round_to_total(wanted, table.units, int(count_to_prune(float(sparsity), sum(table.units))))
+        counts = round_to_total(wanted, table.units, int(count_to_prune(sparsity, sum(table.units))))
     else:
         counts = [min(round(w), n) for w, n in zip(wanted, table.units, strict=True)]
     found = {path: share_of_count(k, n) for path, k, n in zip(table.paths, counts, table.units, strict=True)}

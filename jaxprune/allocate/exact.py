@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+from jax.core import Tracer
 
 from jaxprune.allocation import check_fraction
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
@@ -24,17 +25,27 @@ def allocation(
 
     `ideal` maps (sizes, shapes, weights to prune) to a share for each leaf.
     """
-    check_fraction("sparsity", sparsity)
+    sparsity = known_share(sparsity)
     _, leaves, treedef = flatten_with_paths(params)
     chosen = prunable_leaves(params, where)
     shapes = [tuple(leaves[i].shape) for i in chosen]
     sizes = [math.prod(shape) for shape in shapes]
-    total = int(count_to_prune(float(sparsity), sum(sizes)))
+    total = int(count_to_prune(sparsity, sum(sizes)))
     wanted = [share * n for share, n in zip(ideal(sizes, shapes, total), sizes, strict=True)]
     shares: list[float] = [0.0] * len(leaves)
     for i, k, n in zip(chosen, round_to_total(wanted, sizes, total), sizes, strict=True):
         shares[i] = share_of_count(k, n)
     return jax.tree.unflatten(treedef, shares)
+
+
+def known_share(sparsity: float) -> float:
+    """The sparsity as a Python float; raises unless it is a known number in [0, 1)."""
+    check_fraction("sparsity", sparsity)
+    if isinstance(sparsity, Tracer):
+        raise ValueError(
+            "`sparsity` must be a known number for an allocation, got a traced one: call it outside of jit."
+        )
+    return float(sparsity)
 
 
 def round_to_total(wanted: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:

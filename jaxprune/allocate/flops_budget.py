@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune.allocate.exact import share_of_count
-from jaxprune.allocation import check_fraction
+from jaxprune.allocate.exact import known_share, share_of_count
 from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
 
 
@@ -42,7 +41,7 @@ def flops(scores: PyTree, sparsity: float, cost: PyTree, where: PyTree | None = 
       >>> jp.allocate.flops(scores, 0.45, {"cheap": 2, "dear": 20})
       {'cheap': 0.0, 'dear': 0.5}
     """
-    check_fraction("sparsity", sparsity)
+    sparsity = known_share(sparsity)
     paths, leaves, treedef = flatten_with_paths(scores)
     chosen = prunable_leaves(scores, where)
     costs = aligned(scores, cost, "cost")
@@ -53,7 +52,7 @@ def flops(scores: PyTree, sparsity: float, cost: PyTree, where: PyTree | None = 
         prices.append(price)
         # What costs nothing is worth keeping at any score.
         rising.append(np.sort(values) / price if price else np.full(values.size, np.inf))
-    target = float(sparsity) * sum(price * r.size for price, r in zip(prices, rising, strict=True))
+    target = sparsity * sum(price * r.size for price, r in zip(prices, rising, strict=True))
     if not any(price * r.size for price, r in zip(prices, rising, strict=True)):
         raise ValueError("`cost` is 0 for every leaf to prune: there are no FLOPs to remove.")
     counts = _counts(rising, prices, target)
