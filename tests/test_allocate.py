@@ -22,10 +22,11 @@ def spiky(seed=0):
     return jax.tree.map(lambda w: jnp.abs(jax.random.t(jax.random.key(seed), 2.0, w.shape)), PARAMS)
 
 
+SCORES = spiky()
 ALLOCATIONS = {
     "uniform": lambda s: jp.allocate.uniform(PARAMS, s),
     "erk": lambda s: jp.allocate.erk(PARAMS, s),
-    "owl": lambda s: jp.allocate.owl(spiky(), s),
+    "owl": lambda s: jp.allocate.owl(SCORES, s),
 }
 
 

@@ -80,7 +80,7 @@ def _counts(rising: list[np.ndarray], prices: list[float], target: float) -> lis
     counts = up_to(high, "left")
     for i, ties in enumerate(up_to(high, "right")):
         missing = target - spent(counts)
-        if missing > 1e-9 * target:
+        if ties > counts[i] and missing > 1e-9 * target:
             counts[i] += min(ties - counts[i], math.ceil(missing / prices[i] - 1e-9))
     return counts
 
