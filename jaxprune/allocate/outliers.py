@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxprune.allocate.exact import Shape, allocation
+from jaxprune.allocate.exact import Shape, allocation, known_share
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 
 
@@ -53,6 +53,7 @@ def owl(
       Yin et al., Outlier Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High
       Sparsity, 2023, arXiv:2310.05175.
     """
+    sparsity = known_share(sparsity)
     for name, value in (("M", M), ("lam", lam)):
         if not value >= 0:
             raise ValueError(f"`{name}` must be at least 0, got {value!r}.")
@@ -63,8 +64,11 @@ def owl(
     names = [paths[i] if layer is None else layer(paths[i]) for i in chosen]
     members: dict[str, list[jax.Array]] = {}
     for name, i in zip(names, chosen, strict=True):
-        members.setdefault(name, []).append(jnp.asarray(leaves[i]).astype(jnp.float32))
-    outliers = {name: _outliers(parts, M) for name, parts in members.items() if sum(p.size for p in parts)}
+        members.setdefault(name, []).append(leaves[i])
+    with jax.ensure_compile_time_eval():  # known scores may be asked about inside jit
+        outliers = {
+            name: _outliers(parts, M) for name, parts in members.items() if sum(p.size for p in parts)
+        }
     low, high = min(outliers.values(), default=0.0), max(outliers.values(), default=0.0)
     rise = [2 * lam * (outliers.get(n, low) - low) / (high - low) if high > low else 0.0 for n in names]
 
@@ -83,5 +87,6 @@ def owl(
 
 def _outliers(parts: list[jax.Array], M: float) -> float:
     size = sum(part.size for part in parts)
+    parts = [jnp.asarray(part).astype(jnp.float32) for part in parts]
     mean = sum(float(jnp.sum(part)) for part in parts) / size
     return sum(int(jnp.sum(part > M * mean)) for part in parts) / size
