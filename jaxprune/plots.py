@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jaxprune.sensitivity import Sensitivity
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -58,14 +60,9 @@ def plot_tickets(lines: Mapping[str, Line], title: str = "") -> Figure:
                 f"`lines`[{name!r}] must have kept (points,), accuracy and stop (points, seeds), "
                 f"got {shapes}."
             )
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'jaxprune[demo]'.") from error
-    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(10, 4.2)
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
     panels = figure.subplots(1, 2)
     for i, (name, line) in enumerate(lines.items()):
         color, marker = _COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]
@@ -95,4 +92,57 @@ def plot_tickets(lines: Mapping[str, Line], title: str = "") -> Figure:
     panels[1].set_ylim(bottom=0)
     if title:
         figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def plot_sensitivity(table: Sensitivity, title: str = "") -> Figure:
+    """The loss against the sparsity of one layer alone, a line a layer; dashed the loss with nothing pruned.
+
+    Args:
+      table: what `jp.sensitivity` measured.
+      title: over the panel.
+
+    Returns:
+      A `matplotlib.figure.Figure`; write it with `figure.savefig(path)`.
+
+    Raises:
+      ImportError: matplotlib is missing.
+
+    Example:
+      >>> import numpy as np
+      >>> import jaxprune as jp
+      >>> from jaxprune.plots import plot_sensitivity
+      >>> table = jp.Sensitivity(("a", "c"), (0.5, 0.9), np.array([[1.0, 2.0], [3.0, 4.0]]), 0.9, (9, 9), (9, 9))
+      >>> [line.get_label() for line in plot_sensitivity(table).axes[0].lines][:2]
+      ['a', 'c']
+    """
+    figure = _figure(7 if len(table.paths) <= 12 else 10, 4.2)
+    axes = figure.subplots()
+    for i, (path, losses) in enumerate(zip(table.paths, table.losses, strict=True)):
+        color, marker = _COLORS[i % len(_COLORS)], _MARKERS[i // len(_COLORS) % len(_MARKERS)]
+        kept = [100 * (1 - s) for s in (0.0, *table.sparsities)]
+        axes.plot(kept, [table.dense, *losses], color=color, marker=marker, markersize=4, label=path)
+    axes.axhline(table.dense, color="#7f7f7f", linestyle="--", linewidth=1)
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("weights of the layer kept (%)")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'jaxprune[demo]'.") from error
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
     return figure
