@@ -3,7 +3,7 @@
 The way through the code is one way: scores -> selection -> masks -> transforms -> imp.
 """
 
-from jaxprune import schedules, scores, surgery
+from jaxprune import schedules, scores, sparse_training, surgery
 from jaxprune.controls import shuffle_masks
 from jaxprune.imp import IMP, imp
 from jaxprune.masks import apply_masks, make_masks, sparsity
@@ -42,6 +42,7 @@ __all__ = [
     "schedules",
     "scores",
     "shuffle_masks",
+    "sparse_training",
     "sparsity",
     "summary",
     "surgery",
