@@ -7,13 +7,11 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from sorted_selection import operation_by_operation
 from test_transforms import OPTIMIZERS
 
 import jaxprune as jp
-import jaxprune.sparse_training.dynamic
-import jaxprune.units
 from jaxprune import sparse_training as st
-from jaxprune.selection import select
 
 KEY = jax.random.key(7)
 # name -> (wrapper, kept weights of the 8 x 16 kernel after every update or None, whether parameters hold zeros)
@@ -59,39 +57,18 @@ def _ramp(w):
     return jnp.arange(w.shape[-1], dtype=w.dtype)
 
 
-def sorted_selection(scores, k, *, pruned=None):
-    """What `select` promises, by sorting in NumPy; that it keeps its promise is tested in test_selection."""
-    gone = [None] * len(scores) if pruned is None else pruned
-    gone = [
-        np.zeros(s.shape, bool) if g is None else np.asarray(g) for s, g in zip(scores, gone, strict=True)
-    ]
-    flat = np.concatenate([np.asarray(s, np.float32).ravel() for s in scores])
-    flat[np.concatenate([g.ravel() for g in gone]) | np.isnan(flat)] = -np.inf
-    keep = np.ones(flat.size, bool)
-    keep[np.argsort(flat, kind="stable")[: int(k)]] = False
-    parts = np.split(keep, np.cumsum([s.size for s in scores])[:-1])
-    return [jnp.asarray(part.reshape(s.shape) & ~g) for part, s, g in zip(parts, scores, gone, strict=True)]
-
-
-@pytest.fixture
-def operation_by_operation(monkeypatch):
-    """Compiles no program: the reference for those that are, and cheap enough for every pair."""
-    monkeypatch.setattr(jaxprune.units, "select", sorted_selection)
-    monkeypatch.setattr(jaxprune.sparse_training.dynamic, "select", sorted_selection)
-    with jax.disable_jit():
-        yield
-    monkeypatch.undo()
-
-
 PAIRS = [(wrapper, name, jnp.float32) for wrapper in WRAPPERS for name in OPTIMIZERS]
 PAIRS += [(wrapper, "adamw", jnp.bfloat16) for wrapper in WRAPPERS]
 
 
 @pytest.mark.parametrize(("wrapper", "name", "dtype"), PAIRS)
-def test_every_optimizer_in_every_wrapper(wrapper, name, dtype, operation_by_operation):
+def test_every_optimizer_in_every_wrapper(wrapper, name, dtype):
     """Exact counts and zeros, new weights without a past, and a state of the same types throughout."""
-    make, kept, holds_zeros = WRAPPERS[wrapper]
-    inner = OPTIMIZERS[name]()
+    with operation_by_operation():
+        check(*WRAPPERS[wrapper], wrapper, OPTIMIZERS[name](), dtype)
+
+
+def check(make, kept, holds_zeros, wrapper, inner, dtype):
     tx, params = make(inner), params_of(dtype)
     state, step = tx.init(params), step_of(tx)
     for t in range(3):
@@ -121,36 +98,21 @@ def many_params():
     return jax.tree.map(lambda p: jnp.stack([p, p * 0.5, -p]), params_of())
 
 
-@pytest.fixture
-def reference(operation_by_operation):
+def reference(wrapper, steps):
     """Parameters and masks after some steps, of three replicates one after the other.
 
     By SGD: Adam's first step is as long for every weight, so that new weights tie but for rounding.
     """
-
-    def run(wrapper, steps):
-        tx, runs = WRAPPERS[wrapper][0](optax.sgd(0.1, momentum=0.9)), []
+    runs = []
+    with operation_by_operation():
+        tx = WRAPPERS[wrapper][0](optax.sgd(0.1, momentum=0.9))
         for i in range(3):
             params = jax.tree.map(lambda p, i=i: p[i], many_params())
             state = tx.init(params)
             for _ in range(steps):
                 params, state = step_of(tx)(params, state)
             runs.append((params, jp.get_masks(state)))
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
-
-    return run
-
-
-@pytest.fixture
-def compiled(monkeypatch):
-    """Undoes `operation_by_operation` for the rest of a test."""
-
-    def begin():
-        monkeypatch.setattr(jaxprune.units, "select", select)
-        monkeypatch.setattr(jaxprune.sparse_training.dynamic, "select", select)
-        return jax.disable_jit(False)
-
-    return begin
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
 
 
 def assert_same(got, want):
@@ -159,7 +121,7 @@ def assert_same(got, want):
 
 
 @pytest.mark.parametrize("wrapper", ["rigl", "ac_dc", "sr_ste", "top_kast", "movement", "group_lasso"])
-def test_a_jitted_scan_under_vmap_is_the_same_as_operation_by_operation(wrapper, reference, compiled):
+def test_a_jitted_scan_under_vmap_is_the_same_as_operation_by_operation(wrapper):
     want = reference(wrapper, 5)
     tx = WRAPPERS[wrapper][0](optax.sgd(0.1, momentum=0.9))
 
@@ -168,19 +130,18 @@ def test_a_jitted_scan_under_vmap_is_the_same_as_operation_by_operation(wrapper,
         params, state = jax.lax.scan(lambda c, _: (step(*c), None), (params, tx.init(params)), length=5)[0]
         return params, jp.get_masks(state)
 
-    with compiled():
-        assert_same(jax.jit(jax.vmap(run))(many_params()), want)
+    assert_same(jax.jit(jax.vmap(run))(many_params()), want)
 
 
 @pytest.mark.parametrize(
     ("wrapper", "axis_type"),
     [("rigl", "Auto"), ("set", "Explicit"), ("ste", "Explicit"), ("group_lasso", "Explicit")],
 )
-def test_sharded_parameters_keep_their_sharding_and_so_do_the_masks(wrapper, axis_type, reference, compiled):
+def test_sharded_parameters_keep_their_sharding_and_so_do_the_masks(wrapper, axis_type):
     want = jax.tree.map(lambda x: x[0], reference(wrapper, 3))
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(getattr(jax.sharding.AxisType, axis_type),) * 2)
     tx = WRAPPERS[wrapper][0](optax.sgd(0.1, momentum=0.9))
-    with compiled(), jax.set_mesh(mesh):
+    with jax.set_mesh(mesh):
         placed = NamedSharding(mesh, PartitionSpec("x", "y"))
         params = params_of()
         params = {

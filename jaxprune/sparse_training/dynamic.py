@@ -73,7 +73,8 @@ def dynamic(
         first = masks
         if first is None:
             first = random_masks(key, params, sparsity, structure, where)  # pyright: ignore
-        held = _in_units(stored_masks(params, first), params, moving(params, first), structure)
+        held = stored_masks(params, first)
+        held = _in_units(held, params, moving(params, held), structure)
         return DynamicState(jnp.zeros([], jnp.int32), held, inner.init(apply_masks(params, held)))
 
     def update_fn(updates: PyTree, state: DynamicState, params: PyTree | None = None, **extra_args: Any):

@@ -121,8 +121,8 @@ def group_lasso(
         steps, treedef = jax.tree.flatten(updates)
         weights, masks = jax.tree.leaves(params), jax.tree.leaves(state.masks)
         for i in prunable_leaves(params, where):
-            w = weights[i].astype(jnp.float32)
-            moved = w + steps[i].astype(jnp.float32)
+            w = weights[i].astype(jnp.promote_types(weights[i].dtype, jnp.float32))
+            moved = w + steps[i].astype(w.dtype)
             square, size = _squares(moved, structure)
             norm, threshold = jnp.sqrt(square), rate * strength * jnp.sqrt(size)
             gone = (norm <= threshold) & (threshold > 0)  # NaN does not go: it is not hidden
