@@ -28,7 +28,8 @@ def rigl(
     """Wraps an optimizer so that it trains a fixed number of weights of each layer and moves them where it helps.
 
     At the steps t = every, 2 every, ... before `end`, `round(f_t k)` of the k kept weights of each layer go,
-    those of smallest magnitude, and as many come, where `|dL/dw|` is largest: `f_t = fraction / 2 (1 + cos(pi t / end))`.
+    those of smallest magnitude, and as many come, where `|dL/dw|` is largest:
+    `f_t = fraction / 2 (1 + cos(pi t / end))`.
 
     The gradient of the loss at masked parameters is dense as it comes in, pruned weights included, so no
     other is asked for; it is looked at in the steps that move masks only. Give it unmasked, and put this

@@ -29,8 +29,8 @@ def set(
     """Wraps an optimizer so that it trains a fixed number of weights of each layer, at places that move.
 
     At the steps t = every, 2 every, ... before `end`, `round(f_t k)` of the k kept weights of each layer go,
-    those of smallest magnitude, and as many come, at random: `f_t = fraction / 2 (1 + cos(pi t / end))`. As for `rigl`, such a
-    step moves masks and nothing else.
+    those of smallest magnitude, and as many come, at random: `f_t = fraction / 2 (1 + cos(pi t / end))`. As
+    for `rigl`, such a step moves masks and nothing else.
 
     Args:
       inner: any optax optimizer.
