@@ -373,6 +373,15 @@ def test_top_kast_sets_are_nested():
         assert bool((learning | ~used).all()), "also among equals"
 
 
+def test_top_kast_takes_allocations_and_what_is_used_always_learns():
+    params = {"a": jnp.ones((4, 5)), "b": jnp.ones((2, 5))}
+    tx = st.top_kast(optax.sgd(0.1), {"a": 0.5, "b": 0.2}, backward_sparsity={"a": 0.1, "b": 0.6})
+    with operation_by_operation():
+        state = tx.init(params)
+    assert [int(m.sum()) for m in (state.masks["a"], state.masks["b"])] == [10, 8]
+    assert [int(m.sum()) for m in (state.backward_masks["a"], state.backward_masks["b"])] == [18, 8]
+
+
 # Movement
 
 

@@ -29,9 +29,9 @@ class TopKASTState(NamedTuple):
 
 def top_kast(
     inner: optax.GradientTransformation,
-    sparsity: float,
+    sparsity: Any,
     *,
-    backward_sparsity: float,
+    backward_sparsity: Any,
     decay: float = 1e-4,
     every: int = 1,
     scope: Scope = "local",
@@ -49,8 +49,9 @@ def top_kast(
 
     Args:
       inner: any optax optimizer.
-      sparsity: share of the units that the forward pass does without, in [0, 1).
-      backward_sparsity: share of the units that don't learn, at most `sparsity`.
+      sparsity: share of the units that the forward pass does without, in [0, 1), or a tree of shares (an
+        allocation).
+      backward_sparsity: share of the units that don't learn, at most `sparsity`, or a tree of shares.
       decay: strength of the regularisation.
       every: steps from one update of the masks to the next.
       scope: "global" or "local"; the paper takes the top of each layer.
@@ -80,9 +81,11 @@ def top_kast(
     """
     inner = optax.with_extra_args_support(inner)
     check_sparsity(sparsity, scope, structure)
-    check_fraction("backward_sparsity", backward_sparsity)
     check_steps(every=every)
-    if backward_sparsity > sparsity:
+    if isinstance(backward_sparsity, int | float | str):
+        check_fraction("backward_sparsity", backward_sparsity)
+    both = isinstance(sparsity, int | float) and isinstance(backward_sparsity, int | float)
+    if both and backward_sparsity > sparsity:
         raise ValueError(
             f"`backward_sparsity` must be at most `sparsity`, {sparsity}: what is used also learns; "
             f"got {backward_sparsity}."
@@ -93,7 +96,7 @@ def top_kast(
     def sets_of(params: PyTree) -> tuple[PyTree, PyTree]:
         shares = (sparsity, backward_sparsity)
         used, learning = (largest(params, share, scope, structure, where, score) for share in shares)
-        return used, learning
+        return used, jax.tree.map(jnp.logical_or, used, learning)  # an allocation may ask for less
 
     def init_fn(params: PyTree) -> TopKASTState:
         used, learning = sets_of(params)
