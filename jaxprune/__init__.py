@@ -3,7 +3,7 @@
 The way through the code is one way: scores -> selection -> masks -> transforms -> imp.
 """
 
-from jaxprune import schedules, scores, surgery
+from jaxprune import recipes, schedules, scores, surgery
 from jaxprune.controls import shuffle_masks
 from jaxprune.imp import IMP, imp
 from jaxprune.masks import apply_masks, make_masks, sparsity
@@ -38,6 +38,7 @@ __all__ = [
     "masked",
     "plan_removal",
     "prunable",
+    "recipes",
     "replace_masks",
     "schedules",
     "scores",

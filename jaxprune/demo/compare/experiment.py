@@ -1,0 +1,102 @@
+"""`jaxprune compare`: every recipe at every sparsity, then the table and the plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from jaxprune.demo import data as datasets
+from jaxprune.demo.classification import Classification, classification
+from jaxprune.demo.compare import results
+from jaxprune.demo.compare.chosen import MAKE
+from jaxprune.demo.compare.programs import Keys, Outcome, compile_program, keys
+from jaxprune.demo.compare.results import DENSE, Record
+from jaxprune.demo.compare.settings import CompareSettings
+from jaxprune.demo.experiment import progress_bar
+from jaxprune.demo.run_folder import RunFolder, check_out, open_folder
+from jaxprune.params import flatten_with_paths
+from jaxprune.plots import plot_accuracy
+
+Program = Callable[[Keys], Outcome]
+
+
+def run(settings: CompareSettings, console: Console) -> None:
+    """The whole command: trains what is not in `settings.out` yet, writes the results there and shows them.
+
+    Raises:
+      ValueError: settings, data or folder that can't be used; nothing was changed then.
+    """
+    settings.check()
+    check_out(settings)
+    data = datasets.load(settings.data, settings.data_dir)
+    chosen = _chosen(settings)
+    folder = open_folder(settings, data.fingerprint())
+    if folder.is_finished:
+        console.print(f"The run in {folder.path} is finished.")
+    else:
+        task = classification(settings.model, data, settings.batch_size)
+        _write(settings, folder, _records(settings, task, chosen, folder, console))
+    console.print(results.table(folder.results()))
+    console.print(f"Results and plot are in {folder.path}")
+
+
+def _chosen(settings: CompareSettings) -> dict[tuple[str, float], Any]:
+    """(name, sparsity) -> recipe; the dense network's is None."""
+    pairs = [(name, sparsity) for name in settings.recipes for sparsity in settings.sparsities]
+    return {(DENSE, 0.0): None} | {(name, sparsity): MAKE[name](sparsity) for name, sparsity in pairs}
+
+
+def _records(
+    settings: CompareSettings,
+    task: Classification,
+    chosen: dict[tuple[str, float], Any],
+    folder: RunFolder,
+    console: Console,
+) -> list[Record]:
+    """Those of all recipes, in their order; each is on disk before the next one trains."""
+    params = jax.eval_shape(task.init_fn, jax.random.key(0))
+    sizes = dict(zip(*flatten_with_paths(jax.tree.map(lambda w: w.size, params))[:2], strict=True))
+    streams = keys(settings)
+    names = {at: f"{at[0]}-{at[1]:g}.json" for at in chosen}
+    left = [at for at in chosen if not folder.has_training(names[at])]
+    with ThreadPoolExecutor(1) as pool, progress_bar(console) as progress:
+        bar = progress.add_task("recipes", total=len(chosen), completed=len(chosen) - len(left), note="")
+        # The next program compiles while this one runs.
+        next_program: Future[Program] | None = None
+        for i, at in enumerate(left):
+            program = next_program or pool.submit(compile_program, settings, task, chosen[at])
+            compiled = program.result()
+            if i + 1 < len(left):
+                next_program = pool.submit(compile_program, settings, task, chosen[left[i + 1]])
+            outcome = jax.block_until_ready(compiled(streams))
+            made = results.record(*at, str(chosen[at] or DENSE), outcome, sizes)
+            folder.save_training(names[at], made)
+            progress.update(bar, advance=1, note=_note(made))
+    return [folder.load_training(names[at]) for at in chosen]
+
+
+def _write(settings: CompareSettings, folder: RunFolder, records: list[Record]) -> None:
+    folder.write("results.csv", lambda path: results.write_csv(path, records))
+    lines = {}
+    for name in settings.recipes:
+        of = [r for r in records if r["recipe"] == name]
+        kept = np.asarray([100 * np.mean(r["kept_fraction"]) for r in of])
+        lines[name] = kept, np.asarray([100 * np.asarray(r["test_accuracy"]) for r in of])
+    dense = 100 * float(np.mean(records[0]["test_accuracy"]))
+    figure = plot_accuracy(
+        lines,
+        level=("dense", dense),
+        title=f"{settings.model} on {settings.data}, {settings.steps} steps in all, {settings.seeds} seeds",
+    )
+    folder.write("plot.png", lambda path: figure.savefig(path, format="png"))
+    folder.finish({"settings": settings.of_the_result(), "records": records})
+
+
+def _note(made: Record) -> str:
+    accuracy = 100 * float(np.mean(made["test_accuracy"]))
+    return f"{made['recipe']} at {100 * made['sparsity']:g} %: accuracy {accuracy:.2f} %"

@@ -1,0 +1,103 @@
+"""What the recipes came to, as numbers a person looks at: records, table, CSV."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+
+from jaxprune.demo.compare.programs import Outcome
+from jaxprune.demo.results import mean_and_spread, plain
+
+DENSE = "dense"
+Record = dict[str, Any]
+
+
+def record(name: str, sparsity: float, printed: str, outcome: Outcome, sizes: dict[str, int]) -> Record:
+    """One recipe at one sparsity, in plain numbers; lists have one entry a seed. Accuracies are fractions."""
+    layers = {path: np.asarray(kept) for path, kept in outcome.kept.items()}
+    kept = sum(layers.values())
+    return {
+        "recipe": name,
+        "sparsity": sparsity,
+        "choices": printed,
+        "kept": plain(np.asarray(kept)),
+        "kept_fraction": plain(np.asarray(kept) / sum(sizes[path] for path in layers)),
+        "smallest_layer": plain(np.min(list(layers.values()), axis=0)),
+        "kept_by_layer": {path: plain(values) for path, values in layers.items()},
+        **{metric: plain(np.asarray(values)) for metric, values in outcome.evaluation.items()},
+    }
+
+
+def write_csv(path: Path, records: list[Record]) -> None:
+    """One line for each seed of each recipe at each sparsity."""
+    names = [name for name, value in records[0].items() if isinstance(value, list)]
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["recipe", "sparsity", "seed", *names])
+        for r in records:
+            for seed in range(len(r["kept"])):
+                writer.writerow([r["recipe"], r["sparsity"], seed, *(r[name][seed] for name in names)])
+
+
+def table(results: dict[str, Any]) -> rich.console.Group:
+    """Accuracies by recipe and sparsity, and under them how much is left of the smallest layer."""
+    settings, records = results["settings"], results["records"]
+    by = {(r["recipe"], r["sparsity"]): r for r in records}
+    dense = by[DENSE, 0.0]
+    seeds = settings["seeds"]
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    accuracies = _table(
+        f"Recipes: {settings['model']} on {settings['data']}, {settings['steps']} steps in all",
+        f"Test accuracy in % after the last step, {spread}. Dense: {_accuracy(dense)}.",
+        settings["sparsities"],
+    )
+    smallest = _table(
+        "Weights left in the smallest layer",
+        f"The fewest over {seeds} seeds; 0 is a layer that is gone, and with it all but the biases after it."
+        if seeds > 1
+        else "0 is a layer that is gone, and with it all but the biases after it.",
+        settings["sparsities"],
+    )
+    best = [
+        max((_mean(by[name, s]) for name in settings["recipes"]), default=0.0) for s in settings["sparsities"]
+    ]
+    for name in settings["recipes"]:
+        row = [by[name, s] for s in settings["sparsities"]]
+        accuracies.add_row(
+            name,
+            *(
+                f"[bold]{_accuracy(r)}[/]" if _mean(r) == top else _accuracy(r)
+                for r, top in zip(row, best, strict=True)
+            ),
+        )
+        smallest.add_row(name, *(f"{min(r['smallest_layer']):,}" for r in row))
+    return rich.console.Group(accuracies, smallest)
+
+
+def _table(title: str, caption: str, sparsities: list[float]) -> rich.table.Table:
+    made = rich.table.Table(
+        title=title,
+        caption=caption,
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
+    )
+    made.add_column("recipe", no_wrap=True)
+    for sparsity in sparsities:
+        made.add_column(f"{100 * sparsity:g} %", justify="right", no_wrap=True)
+    return made
+
+
+def _accuracy(r: Record) -> str:
+    return mean_and_spread(r["test_accuracy"])
+
+
+def _mean(r: Record) -> float:
+    return float(np.mean(r["test_accuracy"]))

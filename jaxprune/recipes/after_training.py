@@ -1,0 +1,86 @@
+"""Recipes that prune a trained network at once and train on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from jaxprune.allocation import Scope
+from jaxprune.recipes.recipe import Recipe, Task
+from jaxprune.schedules import one_shot as one_shot_schedule
+from jaxprune.scores import lamp as lamp_score
+from jaxprune.scores import magnitude
+from jaxprune.structures import Structure, Unstructured
+from jaxprune.transforms import gradual
+
+
+def one_shot(
+    sparsity: float,
+    *,
+    at: float = 0.5,
+    scope: Scope = "global",
+    structure: Structure = Unstructured(),
+) -> Recipe:
+    """Train, prune the smallest weights at once, fine-tune what is left.
+
+    Args:
+      sparsity: final sparsity, in [0, 1).
+      at: share of the training after which is pruned, in [0, 1).
+      scope, structure: as for `make_masks`.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.recipes.one_shot(0.9)
+      one-shot, sparsity 0.9
+        structure       Unstructured()
+        scoring         magnitude, global
+        scheduling      at once, after 0.5 of the training
+        initialization  weights go on (fine-tuning)
+
+    References:
+      Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015, arXiv:1506.02626.
+    """
+    return _at_once("one-shot", sparsity, at, magnitude, scope, structure, f"magnitude, {scope}")
+
+
+def lamp(sparsity: float, *, at: float = 0.5) -> Recipe:
+    """Layer-adaptive magnitude: one threshold over all layers, on scores that no layer as a whole can lose by.
+
+    Args:
+      sparsity, at: as for `one_shot`.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> print(jp.recipes.lamp(0.9).scoring)
+      LAMP, global
+
+    References:
+      Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, 2020, arXiv:2010.07611.
+    """
+    return _at_once("LAMP", sparsity, at, lamp_score, "global", Unstructured(), "LAMP, global")
+
+
+def _at_once(
+    name: str,
+    sparsity: float,
+    at: float,
+    score: Callable[..., Any],
+    scope: Scope,
+    structure: Structure,
+    scoring: str,
+) -> Recipe:
+    def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
+        schedule = one_shot_schedule(sparsity, step=int(at * task.steps))
+        return gradual(inner, schedule, score=score, scope=scope, structure=structure, where=task.where)
+
+    return Recipe(
+        name,
+        sparsity,
+        scoring=scoring,
+        scheduling=f"at once, after {at:g} of the training",
+        initialization="weights go on (fine-tuning)",
+        make=make,
+        structure=structure,
+    )
