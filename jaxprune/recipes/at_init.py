@@ -8,8 +8,10 @@ from typing import Any
 import optax
 
 from jaxprune import scores
+from jaxprune.allocate import erk
 from jaxprune.allocation import Scope
 from jaxprune.at_init import prune_at_init
+from jaxprune.masks import make_masks
 from jaxprune.recipes.recipe import Recipe, Task
 from jaxprune.transforms import masked
 
@@ -36,6 +38,42 @@ def magnitude_at_init(sparsity: float, *, scope: Scope = "global") -> Recipe:
     """
     return _before_training(
         "magnitude at initialization", sparsity, lambda task: scores.magnitude, "magnitude", scope=scope
+    )
+
+
+def static(sparsity: float) -> Recipe:
+    """Random masks that stay: the control of every sparse training.
+
+    Args:
+      sparsity: share of the weights that is pruned, in [0, 1).
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.recipes.static(0.9)
+      static random, sparsity 0.9
+        structure       Unstructured()
+        scoring         random, ERK allocation
+        scheduling      at once, before training
+        initialization  the initial weights
+
+    References:
+      Evci et al., Rigging the Lottery: Making All Tickets Winners, 2019, arXiv:1911.11134.
+    """
+
+    def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
+        drawn = scores.random(task.params, task.key)
+        return masked(
+            inner, make_masks(drawn, erk(task.params, sparsity, where=task.where), where=task.where)
+        )
+
+    return Recipe(
+        "static random",
+        sparsity,
+        scoring="random, ERK allocation",
+        scheduling="at once, before training",
+        initialization="the initial weights",
+        make=make,
+        needs=("key",),
     )
 
 
@@ -126,6 +164,8 @@ def _before_training(
     scope: Scope = "global",
     needs: tuple[str, ...] = (),
 ) -> Recipe:
+    when = "at once" if rounds == 1 else f"{rounds} rounds at a constant rate"
+
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
         masks = prune_at_init(
             score(task), task.params, sparsity, rounds=rounds, scope=scope, where=task.where
@@ -136,7 +176,7 @@ def _before_training(
         name,
         sparsity,
         scoring=f"{scoring}, {scope}",
-        scheduling="at once, before training" if rounds == 1 else f"{rounds} rounds at a constant rate, before training",
+        scheduling=f"{when}, before training",
         initialization="the initial weights",
         make=make,
         needs=needs,
