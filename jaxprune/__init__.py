@@ -3,13 +3,14 @@
 The way through the code is one way: scores -> selection -> masks -> transforms -> imp.
 """
 
-from jaxprune import recipes, schedules, scores, surgery
+from jaxprune import allocate, recipes, schedules, scores, surgery
 from jaxprune.controls import shuffle_masks
 from jaxprune.imp import IMP, imp
 from jaxprune.masks import apply_masks, make_masks, sparsity
 from jaxprune.params import prunable
 from jaxprune.report import summary
 from jaxprune.rewind import Finetune, Reinitialize, Rewind, RewindLearningRate
+from jaxprune.sensitivity import Sensitivity, sensitivity
 from jaxprune.structures import NM, Block, Channels, Layers, Unstructured
 from jaxprune.surgery import Plan, find_groups, plan_removal
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
@@ -27,7 +28,9 @@ __all__ = [
     "Reinitialize",
     "Rewind",
     "RewindLearningRate",
+    "Sensitivity",
     "Unstructured",
+    "allocate",
     "apply_masks",
     "find_groups",
     "get_masks",
@@ -38,10 +41,15 @@ __all__ = [
     "masked",
     "plan_removal",
     "prunable",
+<<<<<<< HEAD
     "recipes",
+=======
+    "prune_at_init",
+>>>>>>> w-scores
     "replace_masks",
     "schedules",
     "scores",
+    "sensitivity",
     "shuffle_masks",
     "sparsity",
     "summary",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import numbers
+from fractions import Fraction
 from typing import Any, Literal
 
 import jax
@@ -60,3 +62,35 @@ def counts_to_prune(shares: Any, units: list[int], scope: Scope) -> Any:
     if scope == "local":
         return [count_to_prune(shares, n) for n in units]
     return count_to_prune(shares, sum(units))
+
+
+def least_kept(minimum: int | float, units: list[int]) -> list[int]:
+    """Units that each leaf keeps at least: `minimum` of them or that share, and no more than it has."""
+    if isinstance(minimum, bool) or not isinstance(minimum, numbers.Real) or minimum < 0:
+        raise ValueError(f"`minimum` must be a whole number or a share in (0, 1), got {minimum!r}.")
+    if isinstance(minimum, numbers.Integral):
+        return [min(int(minimum), n) for n in units]
+    if not minimum < 1:
+        raise ValueError(
+            f"`minimum` must be a whole number or a share in (0, 1), got {minimum!r}. "
+            "It counts weights (units) of a leaf if it is an int."
+        )
+    # As it is written: 0.07 of 100 is 7, though the float times 100 lies above.
+    share = Fraction(repr(float(minimum)))
+    return [math.ceil(share * n) for n in units]
+
+
+def check_least_kept(counts: Any, units: list[int], least: list[int], paths: list[str]) -> None:
+    """Raises ValueError where known counts to prune leave less than the minimum."""
+    if isinstance(counts, list):
+        for count, n, kept, path in zip(counts, units, least, paths, strict=True):
+            if isinstance(count, int) and count > n - kept:
+                raise ValueError(
+                    f"`minimum` asks for {kept} of the {n} units at {path!r}, but `sparsity` prunes {count}. "
+                    "Lower one of them, exclude the leaf, or take scope='global'."
+                )
+    elif isinstance(counts, int) and counts > sum(units) - sum(least):
+        raise ValueError(
+            f"`minimum` keeps {sum(least)} of {sum(units)} units in all, but `sparsity` prunes {counts}. "
+            "Lower one of them."
+        )

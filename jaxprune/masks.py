@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.allocation import Scope, check_scope, counts_to_prune, shares_of
+from jaxprune.allocation import Scope, check_least_kept, check_scope, counts_to_prune, least_kept, shares_of
 from jaxprune.params import PyTree, flatten_with_paths, mask_leaves, prunable_leaves
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.units import masks_from_counts, unit_counts
@@ -22,6 +22,7 @@ def make_masks(
     structure: Structure = Unstructured(),
     where: PyTree | None = None,
     prior: PyTree | None = None,
+    minimum: int | float = 0,
 ) -> PyTree:
     """Keep-masks that prune exactly `round(sparsity * n)` of n units, those of the lowest scores.
 
@@ -38,6 +39,9 @@ def make_masks(
       structure: what a unit is: `Unstructured()`, `NM(n, m)`, `Block(shape)`, `Channels()` or `Layers()`.
       where: tree of bools, the leaves to prune; None for `prunable(scores)`.
       prior: masks whose pruned units stay pruned.
+      minimum: units that every leaf to prune keeps at least (a leaf with fewer keeps all): a whole number, or a
+        float in (0, 1) for that share of each leaf, rounded up. The highest scores of each leaf stay, the
+        others are compared as before, so the number pruned in all is the same.
 
     Returns:
       Tree like `scores` of masks.
@@ -69,9 +73,13 @@ def make_masks(
         for i, share in zip(
             chosen, shares if isinstance(shares, list) else [shares] * len(chosen), strict=True
         ):
-            _check_pattern(structure, share, paths[i])
-    counts = counts_to_prune(shares, unit_counts(structure, leaves, chosen), scope)
-    return masks_from_counts(scores, counts, structure, chosen, prior)
+            check_pattern(structure, share, paths[i])
+    units = unit_counts(structure, leaves, chosen)
+    counts = counts_to_prune(shares, units, scope)
+    least = least_kept(minimum, units)
+    by_leaf = counts_to_prune(shares, units, "local") if isinstance(structure, NM) else counts
+    check_least_kept(by_leaf, units, least, [paths[i] for i in chosen])
+    return masks_from_counts(scores, counts, structure, chosen, prior, least)
 
 
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
@@ -179,7 +187,8 @@ def _check_scores(path: str, scores: jax.Array) -> None:
         )
 
 
-def _check_pattern(structure: NM, share: Any, path: str) -> None:
+def check_pattern(structure: NM, share: Any, path: str) -> None:
+    """Raises ValueError for a known sparsity that is not the pattern's (or 0)."""
     if hasattr(share, "dtype") and isinstance(share, jax.Array):
         return  # a schedule's value: it may be anywhere below the pattern's
     if float(share) != 0 and not math.isclose(float(share), structure.sparsity, rel_tol=1e-6):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,9 +22,18 @@ def unit_counts(structure: Structure, leaves: list[Any], chosen: list[int]) -> l
 
 
 def masks_from_counts(
-    scores: PyTree, counts: Any, structure: Structure, chosen: list[int], prior: PyTree | None
+    scores: PyTree,
+    counts: Any,
+    structure: Structure,
+    chosen: list[int],
+    prior: PyTree | None,
+    least: Sequence[int] = (),
 ) -> PyTree:
-    """Masks that prune given counts of units; a list has one count for each chosen leaf."""
+    """Masks that prune given counts of units; a list has one count for each chosen leaf.
+
+    `least` has the units that each chosen leaf keeps at least, whatever the counts (an N:M pattern sees to
+    that itself).
+    """
     paths, leaves, treedef = flatten_with_paths(scores)
     priors = [True] * len(leaves) if prior is None else mask_leaves(scores, prior, "prior")
     units, pruned = [], []
@@ -32,12 +42,19 @@ def masks_from_counts(
         is_double = scores_of_units.dtype == jnp.float64  # is compared as float32
         units.append(scores_of_units.astype(jnp.float32) if is_double else scores_of_units)
         pruned.append(pruned_units(structure, priors[i], leaves[i].shape))
+    is_held = any(least) and not isinstance(structure, NM)
+    protected: list[Any] = [None] * len(chosen)
+    if is_held:
+        protected = [_highest(u, m, p) for u, m, p in zip(units, least, pruned, strict=True)]
+        units = [_above_all(u, keep) for u, keep in zip(units, protected, strict=True)]
     if isinstance(structure, NM):
         kept = _select_nm(structure, [paths[i] for i in chosen], units, counts, pruned)
     elif isinstance(counts, list):
         kept = [select([u], count, pruned=[p])[0] for u, count, p in zip(units, counts, pruned, strict=True)]
     else:
         kept = select(units, counts, pruned=pruned)
+    if is_held:
+        kept = [k if keep is None else k | keep for k, keep in zip(kept, protected, strict=True)]
     masks: list[Any] = [True] * len(leaves)
     for i, keep_units in zip(chosen, kept, strict=True):
         mask = structure.expand(keep_units, leaves[i].shape)
@@ -98,6 +115,18 @@ def pruned_units(structure: Structure, prior: Any, shape: tuple[int, ...]) -> ja
     if structure.unit_shape(shape) == tuple(shape):
         return ~alive
     return structure.unit_scores(alive.astype(jnp.float32)) <= 0
+
+
+def _highest(units: jax.Array, number: int, pruned: jax.Array | None) -> jax.Array | None:
+    """The highest units of a leaf that are not pruned yet."""
+    return select([units], units.size - number, pruned=[pruned])[0] if number else None
+
+
+def _above_all(units: jax.Array, keep: jax.Array | None) -> jax.Array:
+    """Scores in which the units to keep rank above all others."""
+    if keep is None:
+        return units
+    return jnp.where(keep, jnp.inf, jnp.minimum(units, jnp.finfo(units.dtype).max))
 
 
 def _select_nm(

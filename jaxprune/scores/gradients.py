@@ -1,0 +1,67 @@
+"""Gradients of a loss with respect to the float leaves of any pytree, averaged over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.params import PyTree, is_float_array
+
+Join = Callable[[Sequence[Any]], PyTree]
+
+
+def split_floats(params: PyTree) -> tuple[list[jax.Array], Join]:
+    """The float leaves of a tree, and a function that puts others in their places."""
+    leaves, treedef = jax.tree.flatten(params)
+    at = [i for i, leaf in enumerate(leaves) if is_float_array(leaf)]
+
+    def join(floats: Sequence[Any]) -> PyTree:
+        full = list(leaves)
+        for i, value in zip(at, floats, strict=True):
+            full[i] = value
+        return jax.tree.unflatten(treedef, full)
+
+    return [jnp.asarray(leaves[i]) for i in at], join
+
+
+def checked_loss(loss_fn: Callable[[PyTree, Any], Any], join: Join) -> Callable[[Sequence[Any], Any], Any]:
+    """The loss as a function of (float leaves, batch); raises where it gives no scalar."""
+
+    def loss(floats: Sequence[Any], batch: Any) -> jax.Array:
+        value = loss_fn(join(floats), batch)
+        if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise ValueError(
+                f"`loss_fn` must give one floating-point number, got {jnp.result_type(value)} of shape "
+                f"{jnp.shape(value)}. Take the mean over the batch, and leave auxiliary outputs out."
+            )
+        return value
+
+    return loss
+
+
+def check_batches(batches: Sequence[Any]) -> None:
+    """Raises ValueError where there is no batch."""
+    if not batches:
+        raise ValueError("`batches` is empty: pass at least one batch after `params`.")
+
+
+def mean_over_batches(
+    tree_of: Callable[[Any], Sequence[jax.Array]], batches: Sequence[Any]
+) -> list[jax.Array]:
+    """Mean of `tree_of(batch)` in float32."""
+    check_batches(batches)
+    total = None
+    for batch in batches:
+        found = [x.astype(jnp.float32) for x in tree_of(batch)]
+        total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+    return [x / len(batches) for x in total or []]
+
+
+def mean_gradients(
+    loss: Callable[[Sequence[Any], Any], Any], floats: Sequence[jax.Array], batches: Sequence[Any]
+) -> list[jax.Array]:
+    """Gradient of the mean loss over batches, float32."""
+    return mean_over_batches(lambda batch: jax.grad(loss)(list(floats), batch), batches)

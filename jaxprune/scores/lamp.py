@@ -1,0 +1,52 @@
+"""Layer-adaptive magnitude (LAMP)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.params import PyTree, is_float_array
+from jaxprune.scores.placement import placed_like, whole
+
+
+def lamp(params: PyTree) -> PyTree:
+    r"""Share of a weight among those of its layer that outlive it: \(w_u^2 / \sum_{v \ge u} w_v^2\).
+
+    The sum is over the weights of the leaf that come after u in the order of magnitude, u included; equal
+    magnitudes go by index, as in `make_masks`. The largest weight of each leaf has score 1, so with scope
+    "global" one threshold makes the allocation, and no layer is emptied before all are down to one weight.
+
+    Args:
+      params: pytree of arrays; leaves that are not floating-point arrays pass through unscored.
+
+    Returns:
+      Tree like `params` of float32 scores in [0, 1]. A leaf that is all zero stays zero.
+
+    Note:
+      Each leaf is sorted by itself. A sharded leaf is gathered for it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> jp.scores.lamp({"w": jnp.array([3.0, -1.0, 4.0])})["w"] * jnp.array([25.0, 26.0, 1.0])
+      Array([9., 1., 1.], dtype=float32)
+
+    References:
+      Lee, Park, Mo, Ahn, Shin, Layer-adaptive sparsity for the Magnitude-based Pruning, 2020,
+      arXiv:2010.07611.
+    """
+    return jax.tree.map(lambda w: _layer(w) if is_float_array(w) else w, params)
+
+
+def _layer(w: jax.Array) -> jax.Array:
+    if w.size == 0:
+        return jnp.zeros(w.shape, jnp.float32)
+    sizes = jnp.abs(whole(jnp.asarray(w)).astype(jnp.float32)).ravel()
+    largest = jnp.max(sizes)
+    # Over the largest: squares of very small or large weights leave the range of float32.
+    sizes = sizes / jnp.where(largest > 0, largest, 1)
+    order = jnp.argsort(sizes, stable=True)
+    squares = jnp.square(sizes[order])
+    left = jnp.cumsum(squares[::-1])[::-1]
+    scores = jnp.zeros_like(sizes).at[order].set(squares / jnp.where(left > 0, left, 1), unique_indices=True)
+    return placed_like(scores.reshape(w.shape), w)
