@@ -4,6 +4,7 @@ The way through the code is one way: scores -> selection -> masks -> transforms 
 """
 
 from jaxprune import allocate, recipes, schedules, scores, surgery
+from jaxprune.at_init import prune_at_init
 from jaxprune.controls import shuffle_masks
 from jaxprune.imp import IMP, imp
 from jaxprune.masks import apply_masks, make_masks, sparsity
@@ -41,11 +42,8 @@ __all__ = [
     "masked",
     "plan_removal",
     "prunable",
-<<<<<<< HEAD
-    "recipes",
-=======
     "prune_at_init",
->>>>>>> w-scores
+    "recipes",
     "replace_masks",
     "schedules",
     "scores",

@@ -16,7 +16,7 @@ from jaxprune.demo import models
 from jaxprune.demo.data import Data, Split
 from jaxprune.params import PyTree
 
-_MOST_AT_ONCE = 1000  # images: the patches of a convolution on more of them take gigabytes
+_MOST_AT_ONCE = 250  # images: more take no less time, and the patches of a convolution hundreds of megabytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -54,8 +54,8 @@ class SmallCNN(nn.Module):
 
 
 class SmallVGG(nn.Module):
-    """A small VGG: blocks of two 3 x 3 convolutions, each block but the last halved by a maximum, then the
-    mean over all positions and one dense layer: (N, H, W, C) -> (N, classes).
+    """A small VGG: one 3 x 3 convolution, then blocks of two, each block halved by a maximum but the last, of
+    which the mean over all positions goes to one dense layer: (N, H, W, C) -> (N, classes).
 
     H and W must be multiples of 4. `conv` is the convolution: `matmul_conv` for training in a loop on a CPU.
 
@@ -74,7 +74,7 @@ class SmallVGG(nn.Module):
         x = images
         for block, features in enumerate(self.channels):
             x = halved(x) if block else x
-            for _ in range(2):
+            for _ in range(2 if block else 1):
                 x = nn.relu(nn.Conv(features, (3, 3), kernel_init=he, conv_general_dilated=self.conv)(x))
         return nn.Dense(self.classes, kernel_init=he)(x.mean(axis=(1, 2)))
 

@@ -1,0 +1,59 @@
+"""Alternating compressed and decompressed training."""
+
+from __future__ import annotations
+
+import optax
+
+from jaxprune import sparse_training
+from jaxprune.allocation import Scope
+from jaxprune.recipes.recipe import Recipe, Task
+
+
+def ac_dc(
+    sparsity: float, *, begin: float = 0.1, until: float = 0.7, phases: int = 6, scope: Scope = "global"
+) -> Recipe:
+    """AC/DC: training is sparse and dense by turns, and sparse at the end.
+
+    Args:
+      sparsity: share of the weights that is pruned in the sparse phases, in [0, 1).
+      begin: share of the training that is dense first.
+      until: share of the training after which it stays sparse.
+      phases: sparse and dense ones between the two.
+      scope: "global" or "local".
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.recipes.ac_dc(0.9)
+      AC/DC, sparsity 0.9
+        structure       Unstructured()
+        scoring         magnitude, global
+        scheduling      6 phases, sparse and dense by turns, from 0.1 to 0.7 of the training, then sparse
+        initialization  weights go on; those that come back start at 0
+
+    References:
+      Peste et al., AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks, 2021,
+      arXiv:2106.12379.
+    """
+
+    def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
+        first, last = int(begin * task.steps), int(until * task.steps)
+        return sparse_training.ac_dc(
+            inner,
+            sparsity,
+            begin=first,
+            end=last,
+            every=max((last - first) // phases, 1),
+            scope=scope,
+            where=task.where,
+        )
+
+    return Recipe(
+        "AC/DC",
+        sparsity,
+        scoring=f"magnitude, {scope}",
+        scheduling=(
+            f"{phases} phases, sparse and dense by turns, from {begin:g} to {until:g} of the training, then sparse"
+        ),
+        initialization="weights go on; those that come back start at 0",
+        make=make,
+    )
