@@ -3,7 +3,7 @@
 The way through the code is one way: scores -> selection -> masks -> transforms -> imp.
 """
 
-from jaxprune import allocate, recipes, schedules, scores, surgery
+from jaxprune import allocate, recipes, schedules, scores, sparse_training, surgery
 from jaxprune.at_init import prune_at_init
 from jaxprune.controls import shuffle_masks
 from jaxprune.imp import IMP, imp
@@ -49,6 +49,7 @@ __all__ = [
     "scores",
     "sensitivity",
     "shuffle_masks",
+    "sparse_training",
     "sparsity",
     "summary",
     "surgery",

@@ -63,9 +63,16 @@ def masks_from_counts(
     return jax.tree.unflatten(treedef, masks)
 
 
-def next_masks(scores: PyTree, counts: Any, structure: Structure, chosen: list[int], masks: PyTree) -> PyTree:
+def next_masks(
+    scores: PyTree,
+    counts: Any,
+    structure: Structure,
+    chosen: list[int],
+    masks: PyTree,
+    least: Sequence[int] = (),
+) -> PyTree:
     """The masks that follow `masks`, what they pruned included: arrays in their tree, as a loop carries them."""
-    new = masks_from_counts(scores, counts, structure, chosen, masks)
+    new = masks_from_counts(scores, counts, structure, chosen, masks, least)
     held = [jnp.asarray(mask) for mask in jax.tree.leaves(new)]
     return jax.tree.unflatten(jax.tree.structure(masks), held)
 

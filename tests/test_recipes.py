@@ -9,7 +9,6 @@ from flax.training.train_state import TrainState
 
 import jaxprune as jp
 from jaxprune.demo.compare.chosen import MAKE
-from jaxprune.recipes import IMPRecipe
 
 STEPS = 24
 SIZES = (8, 24, 16, 4)

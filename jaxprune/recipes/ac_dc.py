@@ -36,13 +36,14 @@ def ac_dc(
     """
 
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
-        first, last = int(begin * task.steps), int(until * task.steps)
+        first = int(begin * task.steps)
+        every = max(int((until - begin) * task.steps) // phases, 1)
         return sparse_training.ac_dc(
             inner,
             sparsity,
             begin=first,
-            end=last,
-            every=max((last - first) // phases, 1),
+            end=min(first + phases * every, task.steps - 1),  # sparse at the end, however short the training
+            every=every,
             scope=scope,
             where=task.where,
         )

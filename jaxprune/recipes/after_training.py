@@ -62,6 +62,23 @@ def lamp(sparsity: float, *, at: float = 0.5) -> Recipe:
     return _at_once("LAMP", sparsity, at, lamp_score, "global", Unstructured(), "LAMP, global")
 
 
+def minimum_keep(sparsity: float, *, at: float = 0.5, minimum: int | float = 0.002) -> Recipe:
+    """`one_shot`, but every layer keeps its largest weights, whatever the threshold over all layers.
+
+    Args:
+      sparsity, at: as for `one_shot`.
+      minimum: weights that each layer keeps at least, or their share of it; one that the sparsity has no room
+        for is lowered to half of what is kept.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> print(jp.recipes.minimum_keep(0.9, minimum=10).scoring)
+      magnitude, global, every layer keeps at least 10
+    """
+    scoring = f"magnitude, global, every layer keeps at least {minimum:g}"
+    return _at_once("minimum keep", sparsity, at, magnitude, "global", Unstructured(), scoring, minimum)
+
+
 def _at_once(
     name: str,
     sparsity: float,
@@ -70,10 +87,13 @@ def _at_once(
     scope: Scope,
     structure: Structure,
     scoring: str,
+    minimum: int | float = 0,
 ) -> Recipe:
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
         schedule = one_shot_schedule(sparsity, step=int(at * task.steps))
-        return gradual(inner, schedule, score=score, scope=scope, structure=structure, where=task.where)
+        return gradual(
+            inner, schedule, score=score, scope=scope, structure=structure, where=task.where, minimum=minimum
+        )
 
     return Recipe(
         name,

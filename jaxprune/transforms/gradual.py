@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation import Scope, check_fraction, check_scope, counts_to_prune
+from jaxprune.allocation import (
+    Scope,
+    check_fraction,
+    check_least_kept,
+    check_scope,
+    counts_to_prune,
+    least_kept,
+)
 from jaxprune.masks import apply_masks
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores import magnitude
@@ -37,6 +44,7 @@ def gradual(
     scope: Scope = "global",
     structure: Structure = Unstructured(),
     where: PyTree | None = None,
+    minimum: int | float = 0,
     key: jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that it prunes to `schedule(step)` while it trains, and holds the zeros.
@@ -53,6 +61,7 @@ def gradual(
       scope: "global" or "local".
       structure: what a unit is.
       where: tree of bools, the leaves to prune; None for `prunable(params)`.
+      minimum: as for `make_masks`: units, or their share, that every leaf to prune keeps at least.
       key: for scores that take a key.
 
     Returns:
@@ -93,7 +102,13 @@ def gradual(
             )
 
     def init_fn(params: PyTree) -> GradualState:
-        masks = full_masks(params, structure, prunable_leaves(params, where))
+        chosen = prunable_leaves(params, where)
+        if final is not None:
+            paths, leaves, _ = flatten_with_paths(params)
+            units = unit_counts(structure, leaves, chosen)
+            counts = counts_to_prune(final, units, scope)
+            check_least_kept(counts, units, least_kept(minimum, units), [paths[i] for i in chosen])
+        masks = full_masks(params, structure, chosen)
         nothing = jnp.zeros([], jnp.float32)
         return GradualState(jnp.zeros([], jnp.int32), nothing, masks, inner.init(params))
 
@@ -106,8 +121,9 @@ def gradual(
             scores = call_score(score, params, step_key)
             chosen = prunable_leaves(params, where)
             _, leaves, _ = flatten_with_paths(params)
-            counts = counts_to_prune(sparsity, unit_counts(structure, leaves, chosen), scope)
-            return next_masks(scores, counts, structure, chosen, masks)
+            units = unit_counts(structure, leaves, chosen)
+            counts = counts_to_prune(sparsity, units, scope)
+            return next_masks(scores, counts, structure, chosen, masks, least_kept(minimum, units))
 
         # Only the masks go through the condition, which copies what it hands through. The moments are cleared
         # at every step instead: that fuses into the inner update.

@@ -1,0 +1,45 @@
+"""Sparse training: masks that move, or weights that are pulled to zero, while the network trains.
+
+Every method is an optax wrapper whose state is a NamedTuple with a field `masks`, which `jp.get_masks` reads.
+`static`, `set`, `rigl`, `ac_dc`, `movement`, `slimming` and `group_lasso` hold their zeros in the parameters,
+and the model is called as ever. `ste`, `sr_ste` and `top_kast` (and `movement` with `regrow=True`) train dense
+weights: their loss must see `straight_through(params, jp.get_masks(opt_state))`, and what is deployed is
+`jp.apply_masks(params, jp.get_masks(opt_state))`. The gradual magnitude schedule is `jp.gradual`.
+"""
+
+from jaxprune.sparse_training.ac_dc import ACDCState, ac_dc
+from jaxprune.sparse_training.dynamic import DynamicState
+from jaxprune.sparse_training.group_lasso import GroupLassoState, group_lasso, group_penalty
+from jaxprune.sparse_training.movement import MovementState, movement
+from jaxprune.sparse_training.rigl import rigl
+from jaxprune.sparse_training.set import set
+from jaxprune.sparse_training.slimming import SlimmingState, norm_scales, slimming
+from jaxprune.sparse_training.sr_ste import sr_ste
+from jaxprune.sparse_training.static import random_masks, static
+from jaxprune.sparse_training.ste import STEState, ste
+from jaxprune.sparse_training.straight_through import straight_through
+from jaxprune.sparse_training.top_kast import TopKASTState, top_kast
+
+__all__ = [
+    "ACDCState",
+    "DynamicState",
+    "GroupLassoState",
+    "MovementState",
+    "STEState",
+    "SlimmingState",
+    "TopKASTState",
+    "ac_dc",
+    "group_lasso",
+    "group_penalty",
+    "movement",
+    "norm_scales",
+    "random_masks",
+    "rigl",
+    "set",
+    "slimming",
+    "sr_ste",
+    "static",
+    "ste",
+    "straight_through",
+    "top_kast",
+]

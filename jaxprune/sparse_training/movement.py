@@ -1,0 +1,135 @@
+"""Movement pruning: what moves towards zero goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.allocation import Scope, counts_to_prune
+from jaxprune.masks import apply_masks
+from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
+from jaxprune.sparse_training.largest import check_sparsity, check_steps
+from jaxprune.structures import Structure, Unstructured
+from jaxprune.transforms.masked import check_given, masked_update
+from jaxprune.transforms.moments import clear_moments
+from jaxprune.units import full_masks, masks_from_counts, unit_counts
+
+
+class MovementState(NamedTuple):
+    """count; sparsity: at the last update of the masks; movement: running scores, float32; masks; inner_state."""
+
+    count: jax.Array
+    sparsity: jax.Array
+    movement: PyTree
+    masks: PyTree
+    inner_state: Any
+
+
+def movement(
+    inner: optax.GradientTransformation,
+    schedule: Callable[[Any], Any],
+    *,
+    regrow: bool = False,
+    every: int = 1,
+    scope: Scope = "global",
+    structure: Structure = Unstructured(),
+    where: PyTree | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer so that it prunes, as it fine-tunes, the weights that moved towards zero: `-sum w g`.
+
+    Each step adds `-w dL/dw` to the score of every weight; the masks keep the largest scores, as many as the
+    schedule says. A step without a finite product adds nothing.
+
+    With `regrow=False` the masks are made where the schedule rises, what is pruned is 0 and stays so, and the
+    model is called as ever. With `regrow=True` masks are learned, as in the paper: the loss sees
+    `straight_through(params, jp.get_masks(opt_state))`, pruned weights keep their value and go on collecting
+    their score, and come back with it, every `every` steps; deploy `jp.apply_masks(params, masks)`.
+
+    Args:
+      inner: any optax optimizer.
+      schedule: step -> sparsity, such as `jp.schedules.cubic(0.9, begin=0, end=10_000, every=100)`.
+      regrow: whether pruned weights may come back.
+      every: with `regrow`, steps from one update of the masks to the next.
+      scope: "global" or "local".
+      structure: what a unit is; its score is the mean over its weights.
+      where: tree of bools, the leaves to prune; None for `prunable(params)`.
+
+    Returns:
+      A transformation whose state is a `MovementState`.
+
+    Raises:
+      TypeError: a schedule that is not callable.
+      ValueError: as `gradual` does.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import jaxprune as jp
+      >>> params = {"w": jnp.array([[4.0, 1.0]])}
+      >>> tx = jp.sparse_training.movement(optax.sgd(0.1), jp.schedules.one_shot(0.5, step=1))
+      >>> state = tx.init(params)
+      >>> for _ in range(2):  # the larger weight moves to zero, the smaller one away from it
+      ...     updates, state = tx.update({"w": jnp.array([[1.0, -1.0]])}, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(state.movement["w"], params["w"])
+      [[-7.9  2.1]] [[0.  1.2]]
+
+    References:
+      Sanh, Wolf, Rush, Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020, arXiv:2005.07683.
+    """
+    inner = optax.with_extra_args_support(inner)
+    if not callable(schedule):
+        raise TypeError(f"`schedule` must map a step to a sparsity, got {schedule!r}: see jp.schedules.")
+    check_sparsity(schedule, scope, structure)
+    check_steps(every=every)
+
+    def init_fn(params: PyTree) -> MovementState:
+        chosen = prunable_leaves(params, where)
+        leaves, treedef = jax.tree.flatten(params)
+        scores = [
+            jnp.zeros_like(w, jnp.float32) if i in chosen else jnp.zeros([], jnp.float32)
+            for i, w in enumerate(leaves)
+        ]
+        nothing, masks = jnp.zeros([], jnp.float32), full_masks(params, structure, chosen)
+        count, collected = jnp.zeros([], jnp.int32), jax.tree.unflatten(treedef, scores)
+        return MovementState(count, nothing, collected, masks, inner.init(params))
+
+    def update_fn(updates: PyTree, state: MovementState, params: PyTree | None = None, **extra_args: Any):
+        check_given(params)
+        sparsity = jnp.asarray(schedule(state.count), jnp.float32)
+        chosen = prunable_leaves(params, where)
+
+        def collect(score: jax.Array, w: jax.Array, g: jax.Array, m: jax.Array) -> jax.Array:
+            if m.ndim == 0:
+                return score
+            w = w if regrow else jnp.where(m, w, jnp.zeros((), w.dtype))
+            gain = -w.astype(jnp.float32) * g.astype(jnp.float32)
+            return score + jnp.where(jnp.isfinite(gain), gain, 0)
+
+        collected = jax.tree.map(collect, state.movement, params, updates, state.masks)
+
+        def choose(masks: PyTree) -> PyTree:
+            _, leaves, treedef = flatten_with_paths(params)
+            counts = counts_to_prune(sparsity, unit_counts(structure, leaves, chosen), scope)
+            made = masks_from_counts(collected, counts, structure, chosen, None if regrow else masks)
+            return jax.tree.unflatten(treedef, [jnp.asarray(mask) for mask in jax.tree.leaves(made)])
+
+        is_due = sparsity > state.sparsity
+        if regrow:
+            is_due |= (sparsity > 0) & (state.count % every == 0)
+        masks = jax.lax.cond(is_due, choose, lambda same: same, state.masks)
+        fresh = inner.init(params if regrow else apply_masks(params, masks))
+        inner_state = clear_moments(state.inner_state, params, masks, fresh)
+        new_updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)
+        if regrow:  # a pruned weight waits where it is
+            new_updates = jax.tree.map(
+                lambda u, m: jnp.where(m, u, jnp.zeros((), u.dtype)) if m.ndim else u, new_updates, masks
+            )
+        count = optax.safe_increment(state.count)
+        reached = jnp.maximum(sparsity, state.sparsity)
+        return new_updates, MovementState(count, reached, collected, masks, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
