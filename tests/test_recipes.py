@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,14 @@ from jaxprune.demo.compare.chosen import MAKE
 
 STEPS = 24
 SIZES = (8, 24, 16, 4)
-COUNT = sum(a * b for a, b in zip(SIZES[:-1], SIZES[1:], strict=True))
+COUNT = sum(a * b for a, b in itertools.pairwise(SIZES))
 OPTIMIZER_RECIPES = {name: make for name, make in MAKE.items() if name != "imp"}
 
 
 def fresh(key):
     return {
         f"layer_{i}": {"kernel": jax.random.normal(jax.random.fold_in(key, i), (a, b)) / a**0.5, "bias": jnp.zeros(b)}
-        for i, (a, b) in enumerate(zip(SIZES[:-1], SIZES[1:], strict=True))
+        for i, (a, b) in enumerate(itertools.pairwise(SIZES))
     }  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def trained(recipe, key, dtype=jnp.float32):
         steps=STEPS,
         key=key,
         loss_fn=loss_fn,
-        batches=[batch_fn(key, -1)],
+        batches=[batch_fn(key, STEPS)],
         fn=fn,
         inputs=(jnp.zeros((1, SIZES[0]), dtype),),
         where=where_of(recipe, params),
@@ -92,8 +93,6 @@ def test_each_recipe_ends_at_its_exact_sparsity_with_exact_zeros(name, sparsity)
 
 @pytest.mark.parametrize("sparsity", [0.75, 0.9])
 def test_imp_ends_at_its_exact_sparsity_in_the_steps_it_was_given(sparsity):
-    seen = []
-
     def train_step(state, batch):
         grads = jax.grad(loss_fn)(state.params, batch)
         return state.apply_gradients(grads=grads), {"step": state.step}
@@ -105,7 +104,6 @@ def test_imp_ends_at_its_exact_sparsity_in_the_steps_it_was_given(sparsity):
     assert int(history.kept[-1]) == COUNT - round(sparsity * COUNT)
     assert imp.steps * (imp.rounds + 1) == STEPS
     assert history.metrics["step"].tolist() == [STEPS // 4 - 1] * 4
-    del seen
 
 
 @pytest.mark.parametrize("name", MAKE)

@@ -64,7 +64,7 @@ class SmallVGG(nn.Module):
       arXiv:1409.1556.
     """
 
-    channels: tuple[int, ...] = (16, 32, 64)
+    channels: tuple[int, ...] = (8, 16, 32)
     classes: int = 10
     conv: Callable[..., Any] | None = matmul_conv
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 from jaxprune.allocation import Scope
+from jaxprune.params import prunable_leaves
 from jaxprune.recipes.recipe import Recipe, Task
 from jaxprune.schedules import one_shot as one_shot_schedule
 from jaxprune.scores import lamp as lamp_score
@@ -62,20 +64,26 @@ def lamp(sparsity: float, *, at: float = 0.5) -> Recipe:
     return _at_once("LAMP", sparsity, at, lamp_score, "global", Unstructured(), "LAMP, global")
 
 
-def minimum_keep(sparsity: float, *, at: float = 0.5, minimum: int | float = 0.002) -> Recipe:
-    """`one_shot`, but every layer keeps its largest weights, whatever the threshold over all layers.
+def minimum_keep(sparsity: float, *, at: float = 0.5, share: float = 0.5) -> Recipe:
+    """`one_shot`, but every layer keeps some of its largest weights, whatever the threshold over all layers.
 
     Args:
       sparsity, at: as for `one_shot`.
-      minimum: weights that each layer keeps at least, or their share of it; one that the sparsity has no room
-        for is lowered to half of what is kept.
+      share: what a layer keeps at least, as a share in [0, 1] of an equal part of all that is kept.
 
     Example:
       >>> import jaxprune as jp
-      >>> print(jp.recipes.minimum_keep(0.9, minimum=10).scoring)
-      magnitude, global, every layer keeps at least 10
+      >>> print(jp.recipes.minimum_keep(0.9).scoring)
+      magnitude, global; every layer keeps at least 0.5 of an equal part
     """
-    scoring = f"magnitude, global, every layer keeps at least {minimum:g}"
+    if not 0 <= share <= 1:
+        raise ValueError(f"`share` must be in [0, 1], got {share}.")
+
+    def minimum(task: Task) -> int:
+        sizes = [jax.tree.leaves(task.params)[i].size for i in prunable_leaves(task.params, task.where)]
+        return int(share * (1 - sparsity) * sum(sizes) / len(sizes))
+
+    scoring = f"magnitude, global; every layer keeps at least {share:g} of an equal part"
     return _at_once("minimum keep", sparsity, at, magnitude, "global", Unstructured(), scoring, minimum)
 
 
@@ -87,12 +95,18 @@ def _at_once(
     scope: Scope,
     structure: Structure,
     scoring: str,
-    minimum: int | float = 0,
+    minimum: Callable[[Task], int] = lambda task: 0,
 ) -> Recipe:
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
         schedule = one_shot_schedule(sparsity, step=int(at * task.steps))
         return gradual(
-            inner, schedule, score=score, scope=scope, structure=structure, where=task.where, minimum=minimum
+            inner,
+            schedule,
+            score=score,
+            scope=scope,
+            structure=structure,
+            where=task.where,
+            minimum=minimum(task),
         )
 
     return Recipe(
