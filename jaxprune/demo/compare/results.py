@@ -52,18 +52,7 @@ def table(results: dict[str, Any]) -> rich.console.Group:
     dense = by[DENSE, 0.0]
     seeds = settings["seeds"]
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    accuracies = _table(
-        f"Recipes: {settings['model']} on {settings['data']}, {settings['steps']} steps in all",
-        f"Test accuracy in % after the last step, {spread}. Dense: {_accuracy(dense)}.",
-        settings["sparsities"],
-    )
-    smallest = _table(
-        "Weights left in the smallest layer",
-        f"The fewest over {seeds} seeds; 0 is a layer that is gone, and with it all but the biases after it."
-        if seeds > 1
-        else "0 is a layer that is gone, and with it all but the biases after it.",
-        settings["sparsities"],
-    )
+    accuracies, smallest = _table(settings["sparsities"]), _table(settings["sparsities"])
     best = [
         max((_mean(by[name, s]) for name in settings["recipes"]), default=0.0) for s in settings["sparsities"]
     ]
@@ -77,18 +66,20 @@ def table(results: dict[str, Any]) -> rich.console.Group:
             ),
         )
         smallest.add_row(name, *(f"{min(r['smallest_layer']):,}" for r in row))
-    return rich.console.Group(accuracies, smallest)
-
-
-def _table(title: str, caption: str, sparsities: list[float]) -> rich.table.Table:
-    made = rich.table.Table(
-        title=title,
-        caption=caption,
-        box=rich.box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        title_justify="left",
-        caption_justify="left",
+    return rich.console.Group(
+        f"Recipes: {settings['model']} on {settings['data']}, {settings['steps']} steps in all. Test accuracy in "
+        f"% after the last step, {spread}. Dense: {_accuracy(dense)}.",
+        accuracies,
+        f"Weights left in the smallest layer, the fewest over {seeds} seeds (0: a whole layer is gone)."
+        if seeds > 1
+        else "Weights left in the smallest layer (0: a whole layer is gone).",
+        smallest,
     )
+
+
+def _table(sparsities: list[float]) -> rich.table.Table:
+    # A table's own caption would be wrapped to its width, which may be that of one column.
+    made = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     made.add_column("recipe", no_wrap=True)
     for sparsity in sparsities:
         made.add_column(f"{100 * sparsity:g} %", justify="right", no_wrap=True)
