@@ -76,7 +76,8 @@ class Classification:
 
 def classification(model: models.Name, data: Data, batch_size: int) -> Classification:
     """The network of this name on this data."""
-    return Classification(models.build(model), *(_on_device(split) for split in data), batch_size)
+    train, validation, test = map(_on_device, data)
+    return Classification(models.build(model), train, validation, test, batch_size)
 
 
 def _in_parts(split: Split) -> Split:

@@ -56,6 +56,14 @@ class IMPRecipe:
 
     __repr__ = __str__
 
+    def check_steps(self, steps: int) -> None:
+        """Raises ValueError unless there is a step for each training."""
+        check_steps(steps)
+        if steps <= self.rounds:
+            raise ValueError(
+                f"`steps` must be at least {self.rounds + 1}, one for each training, got {steps}."
+            )
+
     def experiment(
         self,
         train_step: Callable[[Any, Any], tuple[Any, PyTree]],
@@ -79,11 +87,7 @@ class IMPRecipe:
         Raises:
           ValueError: as `jp.imp` does; fewer steps than trainings.
         """
-        check_steps(steps)
-        if steps <= self.rounds:
-            raise ValueError(
-                f"`steps` must be at least {self.rounds + 1}, one for each training, got {steps}."
-            )
+        self.check_steps(steps)
         return imp_of_steps(
             train_step,
             batch_fn,

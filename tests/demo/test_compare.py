@@ -22,19 +22,17 @@ from jaxprune.demo.compare.programs import compile_program, keys
 from jaxprune.demo.compare.settings import CompareSettings
 from jaxprune.demo.run_folder import RunFolder
 
-TINY = CompareSettings(
-    recipes=("gmp", "imp", "static"), sparsities=(0.9, 0.99), steps=10, seeds=2, batch_size=8
-)
+TINY = CompareSettings(recipes=("imp", "gmp"), sparsities=(0.9, 0.99), steps=10, seeds=2, batch_size=8)
 QUIET = Console(quiet=True)
 SIZES = {"Dense_0/kernel": 64 * 300, "Dense_1/kernel": 300 * 100, "Dense_2/kernel": 1000}
 OPTIONS = [
-    "--recipes", "gmp", "imp", "static", "--sparsities", "0.9", "0.99",
+    "--recipes", "imp", "gmp", "--sparsities", "0.9", "0.99",
     "--steps", "10", "--seeds", "2", "--batch-size", "8",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, compile_once):
     folder = tmp_path_factory.mktemp("run") / "out"
     experiment.run(dataclasses.replace(TINY, out=str(folder)), QUIET)
     return folder
@@ -55,7 +53,7 @@ def test_a_run_leaves_its_results_and_nothing_else(finished):
 def test_records_have_every_recipe_at_every_sparsity_with_its_exact_count(finished):
     records = json.loads((finished / "results.json").read_text())["records"]
     assert [(r["recipe"], r["sparsity"]) for r in records] == [
-        ("dense", 0.0), ("gmp", 0.9), ("gmp", 0.99), ("imp", 0.9), ("imp", 0.99), ("static", 0.9), ("static", 0.99),
+        ("dense", 0.0), ("imp", 0.9), ("imp", 0.99), ("gmp", 0.9), ("gmp", 0.99),
     ]  # fmt: skip
     for r in records:
         assert r["kept"] == [50200 - round(r["sparsity"] * 50200)] * 2
@@ -66,8 +64,8 @@ def test_records_have_every_recipe_at_every_sparsity_with_its_exact_count(finish
         assert "scheduling" in r["choices"] or r["recipe"] == "dense"
     with open(finished / "results.csv") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 7 * 2
-    assert float(rows[3]["test_accuracy"]) == records[1]["test_accuracy"][1]
+    assert len(rows) == 5 * 2
+    assert float(rows[7]["test_accuracy"]) == records[3]["test_accuracy"][1]
 
 
 def test_a_record_is_what_a_plain_loop_gives(finished):
@@ -89,7 +87,7 @@ def test_a_record_is_what_a_plain_loop_gives(finished):
     assert jp.sparsity(state.params, masks) == 0.9
     expected = float(task.evaluate(state)["test_loss"])
     records = json.loads((finished / "results.json").read_text())["records"]
-    assert records[1]["test_loss"][1] == pytest.approx(expected, rel=1e-4)
+    assert records[3]["test_loss"][1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_seeds_differ_and_do_not_depend_on_how_many_there_are(finished):
@@ -98,7 +96,7 @@ def test_seeds_differ_and_do_not_depend_on_how_many_there_are(finished):
         np.testing.assert_array_equal(jax.random.key_data(a), jax.random.key_data(b)[:2])
     for r in json.loads((finished / "results.json").read_text())["records"]:
         one, other = r["test_loss"]
-        assert abs(one - other) > 1e-4
+        assert one != other
 
 
 class Killed(BaseException):
@@ -130,17 +128,18 @@ def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
     assert_same(finished, tmp_path)
 
 
-def test_killed_in_another_process_nothing_is_half_written_and_it_resumes(finished, tmp_path):
+def test_killed_in_another_process_nothing_is_half_written_and_it_resumes(finished, tmp_path, compile_once):
+    env = {**os.environ, **compile_once}
     out = tmp_path / "out"
     command = [sys.executable, "-m", "jaxprune.cli", "compare", f"--out={out}", *OPTIONS]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(out.glob("trainings/*gmp-0.99*")):
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(out.glob("trainings/*imp-0.99*")):
         time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     for path in out.glob("trainings/[a-z]*"):
         json.loads(path.read_text())
-    subprocess.run([*command, "--resume"], env=os.environ, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, "--resume"], env=env, check=True, stdout=subprocess.DEVNULL)
     assert_same(finished, out)
 
 

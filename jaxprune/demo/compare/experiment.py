@@ -21,6 +21,7 @@ from jaxprune.demo.experiment import progress_bar
 from jaxprune.demo.run_folder import RunFolder, check_out, open_folder
 from jaxprune.params import flatten_with_paths
 from jaxprune.plots import plot_accuracy
+from jaxprune.recipes import IMPRecipe
 
 Program = Callable[[Keys], Outcome]
 
@@ -48,7 +49,11 @@ def run(settings: CompareSettings, console: Console) -> None:
 def _chosen(settings: CompareSettings) -> dict[tuple[str, float], Any]:
     """(name, sparsity) -> recipe; the dense network's is None."""
     pairs = [(name, sparsity) for name in settings.recipes for sparsity in settings.sparsities]
-    return {(DENSE, 0.0): None} | {(name, sparsity): MAKE[name](sparsity) for name, sparsity in pairs}
+    made: dict[tuple[str, float], Any] = {(name, sparsity): MAKE[name](sparsity) for name, sparsity in pairs}
+    for recipe in made.values():
+        if isinstance(recipe, IMPRecipe):
+            recipe.check_steps(settings.steps)
+    return {(DENSE, 0.0): None} | made
 
 
 def _records(
