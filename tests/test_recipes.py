@@ -168,3 +168,50 @@ def test_in_bfloat16_the_count_is_exact_too(name):
     params, masks = jax.jit(lambda key: trained(recipe, key, jnp.bfloat16))(jax.random.key(0))
     assert pruned_units(recipe, params, masks) == (round(0.75 * COUNT), COUNT)
     assert {w.dtype for w in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def kept_by_layer(recipe, params):
+    """Weights left in each layer when training starts from `params`."""
+    tx = recipe.transform(
+        optax.sgd(0.0), params, steps=2, key=jax.random.key(2), fn=fn, inputs=(jnp.zeros((1, SIZES[0])),)
+    )
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+    return [int(m.sum()) for m in jax.tree.leaves(jp.get_masks(state)) if m.ndim]
+
+
+def of_unequal_scale():
+    """A network whose middle layer has small weights."""
+    params = fresh(jax.random.key(0))
+    params["layer_1"]["kernel"] *= 1e-3
+    return params
+
+
+def test_magnitude_loses_the_layer_of_small_weights_and_synflow_lamp_and_a_minimum_do_not():
+    params, kept = of_unequal_scale(), COUNT - round(0.95 * COUNT)
+    for lost in (jp.recipes.magnitude_at_init(0.95), jp.recipes.one_shot(0.95)):
+        assert kept_by_layer(lost, params)[1] == 0
+    for whole in (jp.recipes.synflow(0.95), jp.recipes.lamp(0.95), jp.recipes.minimum_keep(0.95)):
+        layers = kept_by_layer(whole, params)
+        assert min(layers) > 0 and sum(layers) == kept
+
+
+def test_minimum_keep_leaves_each_layer_half_of_an_equal_part():
+    assert kept_by_layer(jp.recipes.minimum_keep(0.95), of_unequal_scale())[1] == int(0.5 * 0.05 * COUNT / 3)
+    with pytest.raises(ValueError, match=r"`share` must be in \[0, 1\], got 2"):
+        jp.recipes.minimum_keep(0.9, share=2)
+
+
+def test_gradual_with_a_minimum_prunes_as_many_and_leaves_each_layer_its_largest():
+    params = {"a": jnp.array([[4.0, 3.0]]), "b": jnp.array([[2.0, 1.0]])}
+    kept = {}
+    for minimum in (0, 1, 0.5):
+        tx = jp.gradual(optax.sgd(0.0), jp.schedules.constant(0.5), minimum=minimum)
+        _, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        kept[minimum] = jax.tree.map(lambda m: m[0].astype(int).tolist(), jp.get_masks(state))
+    assert kept[0] == {"a": [1, 1], "b": [0, 0]}
+    assert kept[1] == kept[0.5] == {"a": [1, 0], "b": [1, 0]}
+    with pytest.raises(ValueError, match="`minimum` keeps 4 of 4 units in all, but `sparsity` prunes 2"):
+        jp.gradual(optax.sgd(0.0), jp.schedules.constant(0.5), minimum=2).init(params)

@@ -66,10 +66,14 @@ class Classification:
         return Split(self.train.images[drawn], self.train.labels[drawn])
 
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
+        """`measure` of the state's parameters."""
+        return self.measure(state.params)
+
+    def measure(self, params: PyTree) -> dict[str, jax.Array]:
         """Loss and accuracy on all images of the validation and test splits."""
         metrics = {}
         for name, split in (("validation", self.validation), ("test", self.test)):
-            parts = jax.lax.map(lambda part: self.loss_and_accuracy(state.params, part), _in_parts(split))
+            parts = jax.lax.map(lambda part: self.loss_and_accuracy(params, part), _in_parts(split))
             metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = (part.mean() for part in parts)
         return metrics
 

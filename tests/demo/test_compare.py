@@ -18,7 +18,7 @@ from jaxprune import cli
 from jaxprune.demo import data
 from jaxprune.demo.classification import classification
 from jaxprune.demo.compare import experiment
-from jaxprune.demo.compare.programs import compile_program, keys
+from jaxprune.demo.compare.programs import compile_program, fresh_params, keys, measure
 from jaxprune.demo.compare.settings import CompareSettings
 from jaxprune.demo.run_folder import RunFolder
 
@@ -184,8 +184,10 @@ def test_one_command_does_not_resume_the_run_of_the_other(finished, capsys):
 def test_a_program_takes_the_keys_of_its_seeds(model):
     settings = dataclasses.replace(TINY, model=model, steps=1, seeds=1)
     task = classification(model, data.digits(), settings.batch_size)
-    outcome = compile_program(settings, task, None)(keys(settings))
-    sizes = jax.eval_shape(task.init_fn, jax.random.key(0))
-    assert sum(int(k[0]) for k in outcome.kept.values()) == sum(
-        w.size for w in jax.tree.leaves(sizes) if w.ndim > 1
+    of_seeds = keys(settings)
+    params = fresh_params(task, of_seeds)
+    trained, kept = compile_program(settings, task, None)(of_seeds, params)
+    assert measure(task)(trained)["test_loss"].shape == (1,)
+    assert sum(int(k[0]) for k in kept.values()) == sum(
+        w[0].size for w in jax.tree.leaves(params) if w.ndim > 2
     )

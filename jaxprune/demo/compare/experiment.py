@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +13,7 @@ from jaxprune.demo import data as datasets
 from jaxprune.demo.classification import Classification, classification
 from jaxprune.demo.compare import results
 from jaxprune.demo.compare.chosen import MAKE
-from jaxprune.demo.compare.programs import Keys, Outcome, compile_program, keys
+from jaxprune.demo.compare.programs import Program, compile_program, fresh_params, keys, measure
 from jaxprune.demo.compare.results import DENSE, Record
 from jaxprune.demo.compare.settings import CompareSettings
 from jaxprune.demo.experiment import progress_bar
@@ -22,8 +21,6 @@ from jaxprune.demo.run_folder import RunFolder, check_out, open_folder
 from jaxprune.params import flatten_with_paths
 from jaxprune.plots import plot_accuracy
 from jaxprune.recipes import IMPRecipe
-
-Program = Callable[[Keys], Outcome]
 
 
 def run(settings: CompareSettings, console: Console) -> None:
@@ -66,7 +63,8 @@ def _records(
     """Those of all recipes, in their order; each is on disk before the next one trains."""
     params = jax.eval_shape(task.init_fn, jax.random.key(0))
     sizes = dict(zip(*flatten_with_paths(jax.tree.map(lambda w: w.size, params))[:2], strict=True))
-    streams = keys(settings)
+    streams, measured = keys(settings), measure(task)
+    first = fresh_params(task, streams)
     names = {at: f"{at[0]}-{at[1]:g}.json" for at in chosen}
     left = [at for at in chosen if not folder.has_training(names[at])]
     with ThreadPoolExecutor(1) as pool, progress_bar(console) as progress:
@@ -78,8 +76,8 @@ def _records(
             compiled = program.result()
             if i + 1 < len(left):
                 next_program = pool.submit(compile_program, settings, task, chosen[left[i + 1]])
-            outcome = jax.block_until_ready(compiled(streams))
-            made = results.record(*at, str(chosen[at] or DENSE), outcome, sizes)
+            trained, kept = compiled(streams, first)
+            made = results.record(*at, str(chosen[at] or DENSE), kept, measured(trained), sizes)
             folder.save_training(names[at], made)
             progress.update(bar, advance=1, note=_note(made))
     return [folder.load_training(names[at]) for at in chosen]

@@ -1,4 +1,7 @@
-"""One compiled program for each recipe at a sparsity: all seeds, one after the other, all steps."""
+"""One compiled program for each recipe at a sparsity: all seeds, one after the other, all steps.
+
+What all recipes share, the first parameters and the measuring of the last, is compiled once.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,7 @@ from jaxprune.recipes import IMPRecipe, Recipe
 _SCORED_IMAGES = 500  # for scores from gradients at initialization
 
 
-class Outcome(NamedTuple):
-    """What a training of one recipe came to, with a leading axis of seeds.
-
-    kept: weights left in each prunable layer, by its path; evaluation: as `Classification.evaluate` has it.
-    """
-
-    kept: dict[str, jax.Array]
-    evaluation: dict[str, jax.Array]
+Program = Callable[["Keys", PyTree], tuple[PyTree, dict[str, jax.Array]]]
 
 
 class Keys(NamedTuple):
@@ -46,35 +42,48 @@ def keys(settings: CompareSettings) -> Keys:
     return Keys(*of_seed(jnp.arange(settings.seeds)).T)
 
 
+def fresh_params(task: Classification, of_seeds: Keys) -> PyTree:
+    """What every recipe starts from, with a leading axis of seeds."""
+    return jax.jit(lambda of_each: jax.lax.map(task.init_fn, of_each))(of_seeds.weights)
+
+
+def measure(task: Classification) -> Callable[[PyTree], dict[str, jax.Array]]:
+    """Parameters with a leading axis of seeds -> loss and accuracy of each."""
+    return jax.jit(lambda params: jax.lax.map(task.measure, params))
+
+
 def compile_program(
     settings: CompareSettings, task: Classification, recipe: Recipe | IMPRecipe | None
-) -> Callable[[Keys], Outcome]:
-    """The program of a recipe: keys (seeds,) -> `Outcome`; None for the dense network.
+) -> Program:
+    """The program of a recipe: (keys, parameters) -> (trained parameters, kept weights of each layer).
 
-    The seeds run one after the other, not under `vmap`: there every `lax.cond` would become a select, and
-    the masks would be made anew at every step.
+    All of them have a leading axis of seeds. The seeds run one after the other, not under `vmap`: there every
+    `lax.cond` would become a select, and the masks would be made anew at every step. None stands for the
+    dense network.
     """
 
-    def train(of_seed: Keys) -> Outcome:
-        params = task.init_fn(of_seed.weights)
+    def train(of_seed: Keys, params: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
         where = _where(recipe, params)
         if isinstance(recipe, IMPRecipe):
-            steps = settings.steps // (recipe.rounds + 1)
-            tx = jp.masked(_optimizer(settings, steps))
+            tx = jp.masked(_optimizer(settings, settings.steps // (recipe.rounds + 1)))
             experiment = recipe.experiment(task.train_step, task.batch_fn, steps=settings.steps, where=where)
             state, _ = experiment.run(of_seed.batches, _state(params, tx))
         else:
-            tx = _transform(settings, task, recipe, of_seed, params, where)
             state = jax.lax.fori_loop(
                 0,
                 settings.steps,
                 lambda step, state: task.train_step(state, task.batch_fn(of_seed.batches, step))[0],
-                _state(params, tx),
+                _state(params, _transform(settings, task, recipe, of_seed, params, where)),
             )
-        return Outcome(_kept(state.params, jp.get_masks(state.opt_state)), task.evaluate(state))
+        return state.params, _kept(state.params, jp.get_masks(state.opt_state))
 
-    abstract = jax.eval_shape(lambda: keys(settings))
-    return jax.jit(lambda of_seeds: jax.lax.map(train, of_seeds)).lower(abstract).compile()
+    of_seeds = jax.eval_shape(lambda: keys(settings))
+    params = jax.eval_shape(jax.vmap(task.init_fn), of_seeds.weights)
+    return (
+        jax.jit(lambda *of: jax.lax.map(lambda of_each: train(*of_each), of))
+        .lower(of_seeds, params)
+        .compile()
+    )
 
 
 def _transform(

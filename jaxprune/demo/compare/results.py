@@ -6,21 +6,28 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import rich.box
 import rich.console
 import rich.table
 
-from jaxprune.demo.compare.programs import Outcome
 from jaxprune.demo.results import mean_and_spread, plain
 
 DENSE = "dense"
 Record = dict[str, Any]
 
 
-def record(name: str, sparsity: float, printed: str, outcome: Outcome, sizes: dict[str, int]) -> Record:
+def record(
+    name: str,
+    sparsity: float,
+    printed: str,
+    kept_by_layer: dict[str, jax.Array],
+    metrics: dict[str, jax.Array],
+    sizes: dict[str, int],
+) -> Record:
     """One recipe at one sparsity, in plain numbers; lists have one entry a seed. Accuracies are fractions."""
-    layers = {path: np.asarray(kept) for path, kept in outcome.kept.items()}
+    layers = {path: np.asarray(kept) for path, kept in kept_by_layer.items()}
     kept = sum(layers.values())
     return {
         "recipe": name,
@@ -30,7 +37,7 @@ def record(name: str, sparsity: float, printed: str, outcome: Outcome, sizes: di
         "kept_fraction": plain(np.asarray(kept) / sum(sizes[path] for path in layers)),
         "smallest_layer": plain(np.min(list(layers.values()), axis=0)),
         "kept_by_layer": {path: plain(values) for path, values in layers.items()},
-        **{metric: plain(np.asarray(values)) for metric, values in outcome.evaluation.items()},
+        **{metric: plain(np.asarray(values)) for metric, values in metrics.items()},
     }
 
 

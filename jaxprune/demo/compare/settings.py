@@ -8,7 +8,7 @@ from typing import Any, Literal
 from jaxprune.demo.compare.chosen import Name
 from jaxprune.demo.settings import check_common, check_share, of_the_result
 
-_DEFAULT: tuple[Name, ...] = ("gmp", "one-shot", "lamp", "minimum-keep", "rigl", "set", "static", "synflow")
+_DEFAULT: tuple[Name, ...] = ("one-shot", "lamp", "gmp", "rigl", "static", "synflow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class CompareSettings:
     recipes: tuple[Name, ...] = _DEFAULT
     """Which ones; `python -c "import jaxprune as jp; print(jp.recipes.rigl(0.9))"` tells what one does."""
 
-    sparsities: tuple[float, ...] = (0.9, 0.95, 0.98, 0.99)
+    sparsities: tuple[float, ...] = (0.9, 0.97, 0.99)
     """Shares of the prunable weights that are pruned at the end."""
 
     data: Literal["digits", "mnist"] = "digits"
