@@ -65,7 +65,7 @@ def _records(
     sizes = dict(zip(*flatten_with_paths(jax.tree.map(lambda w: w.size, params))[:2], strict=True))
     streams, measured = keys(settings), measure(task)
     first = fresh_params(task, streams)
-    names = {at: f"{at[0]}-{at[1]:g}.json" for at in chosen}
+    names = {at: f"{at[0]}-{at[1]!r}.json" for at in chosen}
     left = [at for at in chosen if not folder.has_training(names[at])]
     with ThreadPoolExecutor(1) as pool, progress_bar(console) as progress:
         bar = progress.add_task("recipes", total=len(chosen), completed=len(chosen) - len(left), note="")

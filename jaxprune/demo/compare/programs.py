@@ -79,11 +79,8 @@ def compile_program(
 
     of_seeds = jax.eval_shape(lambda: keys(settings))
     params = jax.eval_shape(jax.vmap(task.init_fn), of_seeds.weights)
-    return (
-        jax.jit(lambda *of: jax.lax.map(lambda of_each: train(*of_each), of))
-        .lower(of_seeds, params)
-        .compile()
-    )
+    program = jax.jit(lambda *of_all: jax.lax.map(lambda of_each: train(*of_each), of_all))
+    return program.lower(of_seeds, params).compile()
 
 
 def _transform(
