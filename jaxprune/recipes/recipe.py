@@ -93,6 +93,17 @@ class Recipe:
 
         Raises:
           ValueError: something that the recipe needs is missing; fewer than one step.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, optax
+          >>> import jaxprune as jp
+          >>> params = {"w": jax.random.normal(jax.random.key(0), (8, 4))}
+          >>> loss_fn = lambda params, x: jnp.mean((x @ params["w"] - 1) ** 2)
+          >>> x = jax.random.normal(jax.random.key(1), (16, 8))
+          >>> tx = jp.recipes.snip(0.75).transform(
+          ...     optax.adam(1e-2), params, steps=100, loss_fn=loss_fn, batches=[x])
+          >>> jp.sparsity(params, jp.get_masks(tx.init(params)))
+          0.75
         """
         task = Task(params, steps, key, loss_fn, batches, fn, inputs, where)
         check_steps(steps)
