@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -12,9 +13,10 @@ import jaxprune as jp
 from jaxprune.demo.compare.chosen import MAKE
 
 STEPS = 24
-SIZES = (8, 24, 16, 4)
+# Each program runs once, so compiling is all that it costs.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+SIZES = (8, 24, 4)
 COUNT = sum(a * b for a, b in itertools.pairwise(SIZES))
-OPTIMIZER_RECIPES = {name: make for name, make in MAKE.items() if name != "imp"}
 
 
 def fresh(key):
@@ -80,18 +82,20 @@ def pruned_units(recipe, params, masks):
     return pruned, total
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.75])
-@pytest.mark.parametrize("name", OPTIMIZER_RECIPES)
+@pytest.mark.parametrize(
+    ("name", "sparsity"),
+    [*((name, 0.75) for name in MAKE if name != "imp"), ("set", 0.0)],
+)
 def test_each_recipe_ends_at_its_exact_sparsity_with_exact_zeros(name, sparsity):
     recipe = MAKE[name](sparsity)
-    params, masks = jax.jit(lambda key: trained(recipe, key))(jax.random.key(0))
+    params, masks = jit(lambda key: trained(recipe, key))(jax.random.key(0))
     pruned, total = pruned_units(recipe, params, masks)
     assert pruned == round(sparsity * total)
     for w, mask in zip(jax.tree.leaves(params), jax.tree.leaves(masks), strict=True):
         assert np.all(np.isfinite(w)) and not np.any(np.where(mask, 0, w))
 
 
-@pytest.mark.parametrize("sparsity", [0.75, 0.9])
+@pytest.mark.parametrize("sparsity", [0.9])
 def test_imp_ends_at_its_exact_sparsity_in_the_steps_it_was_given(sparsity):
     def train_step(state, batch):
         grads = jax.grad(loss_fn)(state.params, batch)
@@ -100,7 +104,7 @@ def test_imp_ends_at_its_exact_sparsity_in_the_steps_it_was_given(sparsity):
     recipe = jp.recipes.imp(sparsity, rounds=3)
     imp = recipe.experiment(train_step, batch_fn, steps=STEPS)
     state = TrainState.create(apply_fn=None, params=fresh(jax.random.key(0)), tx=jp.masked(optax.adam(1e-2)))
-    _, history = jax.jit(imp.run)(jax.random.key(1), state)
+    _, history = jit(imp.run)(jax.random.key(1), state)
     assert int(history.kept[-1]) == COUNT - round(sparsity * COUNT)
     assert imp.steps * (imp.rounds + 1) == STEPS
     assert history.metrics["step"].tolist() == [STEPS // 4 - 1] * 4
@@ -149,11 +153,11 @@ def test_recipes_are_frozen():
             recipe.sparsity = 0.5
 
 
-@pytest.mark.parametrize("name", ["gmp", "rigl", "synflow"])
+@pytest.mark.parametrize("name", ["gmp"])
 def test_under_vmap_each_seed_gets_what_it_gets_alone(name):
     recipe = MAKE[name](0.75)
-    run = jax.jit(lambda key: trained(recipe, key))
-    both = jax.jit(jax.vmap(lambda key: trained(recipe, key)))(jax.random.split(jax.random.key(0)))
+    run = jit(lambda key: trained(recipe, key))
+    both = jit(jax.vmap(lambda key: trained(recipe, key)))(jax.random.split(jax.random.key(0)))
     for i, key in enumerate(jax.random.split(jax.random.key(0))):
         alone = run(key)
         pruned = pruned_units(recipe, alone[0], jax.tree.map(lambda m, i=i: m[i], both[1]))
@@ -162,10 +166,10 @@ def test_under_vmap_each_seed_gets_what_it_gets_alone(name):
             np.testing.assert_allclose(one, of_all[i], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["one-shot", "set", "snip"])
+@pytest.mark.parametrize("name", ["set"])
 def test_in_bfloat16_the_count_is_exact_too(name):
     recipe = MAKE[name](0.75)
-    params, masks = jax.jit(lambda key: trained(recipe, key, jnp.bfloat16))(jax.random.key(0))
+    params, masks = jit(lambda key: trained(recipe, key, jnp.bfloat16))(jax.random.key(0))
     assert pruned_units(recipe, params, masks) == (round(0.75 * COUNT), COUNT)
     assert {w.dtype for w in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
 
@@ -183,7 +187,7 @@ def kept_by_layer(recipe, params):
 
 
 def of_unequal_scale():
-    """A network whose middle layer has small weights."""
+    """A network whose last layer has small weights."""
     params = fresh(jax.random.key(0))
     params["layer_1"]["kernel"] *= 1e-3
     return params
@@ -199,7 +203,7 @@ def test_magnitude_loses_the_layer_of_small_weights_and_synflow_lamp_and_a_minim
 
 
 def test_minimum_keep_leaves_each_layer_half_of_an_equal_part():
-    assert kept_by_layer(jp.recipes.minimum_keep(0.95), of_unequal_scale())[1] == int(0.5 * 0.05 * COUNT / 3)
+    assert kept_by_layer(jp.recipes.minimum_keep(0.95), of_unequal_scale())[1] == int(0.5 * 0.05 * COUNT / 2)
     with pytest.raises(ValueError, match=r"`share` must be in \[0, 1\], got 2"):
         jp.recipes.minimum_keep(0.9, share=2)
 
