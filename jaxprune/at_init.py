@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxprune.allocation import (
     Scope,
@@ -105,7 +106,7 @@ def prune_at_init(
         return [new[i] for i in chosen], is_finite
 
     held, finite = jax.lax.scan(prune, [start[i] for i in chosen], (_columns(steps), jnp.arange(rounds)))
-    if not isinstance(finite, jax.core.Tracer) and not bool(finite.all()):
+    if not isinstance(finite, Tracer) and not bool(finite.all()):
         raise ValueError(
             f"`score` gave NaN or infinite scores in round {int(jnp.argmin(finite)) + 1} of {rounds}."
         )

@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.allocation import Scope, check_fraction, check_scope, counts_to_prune
+from jaxprune.allocation import (
+    Scope,
+    check_fraction,
+    check_least_kept,
+    check_scope,
+    counts_to_prune,
+    least_kept,
+)
 from jaxprune.masks import kept_per_leaf
 from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
 from jaxprune.rewind import Initialization, Rewind
@@ -72,6 +79,7 @@ class IMP:
     evaluate: Callable[[Any], PyTree] | None = None
     every: int | None = None
     keep_masks: bool = False
+    minimum: int | float = 0
 
     @property
     def curve_steps(self) -> tuple[int, ...]:
@@ -96,7 +104,7 @@ class IMP:
         """
         state = self._training.settled(key, state)
         masks = full_masks(state.params, self.structure, prunable_leaves(state.params, self.where))
-        self._units(state.params)  # raises for a rate tree that doesn't fit
+        self._counts(state.params)  # raises for a rate tree that doesn't fit, or a minimum that it would pass
         state = under(state, masks)
         return Carry(jnp.zeros([], jnp.int32), key, state, masks, self.rewind.take(state))
 
@@ -181,7 +189,8 @@ class IMP:
         chosen, table = self._counts(params)
         counts = jax.tree.map(lambda column: column[round], table)
         scores = call_score(self.score, params, key)
-        return next_masks(scores, counts, self.structure, chosen, masks)
+        least = least_kept(self.minimum, self._units(params)[1])
+        return next_masks(scores, counts, self.structure, chosen, masks, least)
 
     def _counts(self, params: PyTree) -> tuple[list[int], Any]:
         """Units to prune after r rounds, from exact arithmetic on the host: rows r of arrays."""
@@ -192,6 +201,8 @@ class IMP:
                 [1 - (1 - rate) ** r for rate in rates] if isinstance(rates, list) else 1 - (1 - rates) ** r
             )
             rows.append(counts_to_prune(shares, units, self.scope))
+        paths, _, _ = flatten_with_paths(params)
+        check_least_kept(rows[-1], units, least_kept(self.minimum, units), [paths[i] for i in chosen])
 
         def column(values: list[int]) -> Count:
             return Count(
@@ -247,6 +258,7 @@ def imp(
     evaluate: Callable[[Any], PyTree] | None = None,
     every: int | None = None,
     keep_masks: bool = False,
+    minimum: int | float = 0,
 ) -> IMP:
     """Iterative magnitude pruning: train, prune the lowest `rate` of what is left, rewind, and again.
 
@@ -267,6 +279,7 @@ def imp(
       evaluate: state -> metrics, at the end of each round.
       every: also evaluate every so many steps, for curves.
       keep_masks: keep each round's masks in the history.
+      minimum: units that each leaf keeps at least, as for `make_masks`.
 
     Returns:
       An `IMP` with `run`, `init`, `step` and `train`.
@@ -329,5 +342,5 @@ def imp(
             )
     return IMP(
         train_step, batch_fn, int(steps), int(rounds), rate, score, scope, structure, where, rewind, evaluate,
-        every, keep_masks,
+        every, keep_masks, minimum,
     )  # fmt: skip

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxprune.sensitivity import Sensitivity
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -58,7 +60,8 @@ def plot_tickets(lines: Mapping[str, Line], title: str = "") -> Figure:
                 f"`lines`[{name!r}] must have kept (points,), accuracy and stop (points, seeds), "
                 f"got {shapes}."
             )
-    figure, panels = _figure((10, 4.2), 2)
+    figure = _figure(10, 4.2)
+    panels = figure.subplots(1, 2)
     for i, (name, line) in enumerate(lines.items()):
         for axes, values in zip(panels, (line.accuracy, line.stop), strict=True):
             _draw(axes, i, name, line.kept, values)
@@ -109,7 +112,8 @@ def plot_accuracy(
                 f"`lines`[{name!r}] must have kept (points,) and accuracy (points, seeds), "
                 f"got {np.shape(kept)} and {np.shape(accuracy)}."
             )
-    figure, (axes,) = _figure((7.6, 4.6), 1)
+    figure = _figure(7.6, 4.6)
+    axes = figure.subplots()
     for i, (name, (kept, accuracy)) in enumerate(lines.items()):
         order = np.argsort(-kept)
         _draw(axes, i, name, kept[order], accuracy[order])
@@ -122,16 +126,57 @@ def plot_accuracy(
     return figure
 
 
-def _figure(size: tuple[float, float], columns: int) -> tuple[Figure, Any]:
-    """A figure and its panels."""
+def plot_sensitivity(table: Sensitivity, title: str = "") -> Figure:
+    """The loss against the sparsity of one layer alone, a line a layer; dashed the loss with nothing pruned.
+
+    Args:
+      table: what `jp.sensitivity` measured.
+      title: over the panel.
+
+    Returns:
+      A `matplotlib.figure.Figure`; write it with `figure.savefig(path)`.
+
+    Raises:
+      ImportError: matplotlib is missing.
+
+    Example:
+      >>> import numpy as np
+      >>> import jaxprune as jp
+      >>> from jaxprune.plots import plot_sensitivity
+      >>> table = jp.Sensitivity(("a", "c"), (0.5, 0.9), np.array([[1.0, 2.0], [3.0, 4.0]]), 0.9, (9, 9), (9, 9))
+      >>> [line.get_label() for line in plot_sensitivity(table).axes[0].lines][:2]
+      ['a', 'c']
+    """
+    figure = _figure(7 if len(table.paths) <= 12 else 10, 4.2)
+    axes = figure.subplots()
+    for i, (path, losses) in enumerate(zip(table.paths, table.losses, strict=True)):
+        color, marker = _COLORS[i % len(_COLORS)], _MARKERS[i // len(_COLORS) % len(_MARKERS)]
+        kept = [100 * (1 - s) for s in (0.0, *table.sparsities)]
+        axes.plot(kept, [table.dense, *losses], color=color, marker=marker, markersize=4, label=path)
+    axes.axhline(table.dense, color="#7f7f7f", linestyle="--", linewidth=1)
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("weights of the layer kept (%)")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'jaxprune[demo]'.") from error
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
+    return figure
 
 
 def _draw(axes: Any, i: int, name: str, kept: np.ndarray, values: np.ndarray) -> None:

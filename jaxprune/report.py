@@ -66,11 +66,7 @@ class Summary:
             kept = "-" if row.kept is None else f"{row.kept:,}"
             share = "-" if row.sparsity is None else f"{row.sparsity:.2%}"
             table.add_row(row.path, shape, f"{row.total:,}", kept, share)
-        # A file of its own: the table is the same in a terminal, a notebook and a log.
-        console = rich.console.Console(file=io.StringIO(), width=120, color_system=None)
-        console.print(table)
-        lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
-        return "\n".join(lines).strip("\n")
+        return as_text(table)
 
     __repr__ = __str__
 
@@ -111,3 +107,12 @@ def summary(params: PyTree, masks: PyTree) -> Summary:
         shape = tuple(getattr(leaf, "shape", ()))
         rows.append(LayerSummary(path, shape, left, math.prod(shape)))
     return Summary(tuple(rows))
+
+
+def as_text(table: rich.table.Table, width: int = 120) -> str:
+    """The table as plain text of at most this many columns."""
+    # A file of its own: the table is the same in a terminal, a notebook and a log.
+    console = rich.console.Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(table)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    return "\n".join(lines).strip("\n")

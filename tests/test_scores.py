@@ -6,12 +6,33 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.params import is_float_array
+
+
+def loss_fn(params, batch):
+    """Every float leaf matters, and not linearly; batch: (samples,)."""
+    weights = [w.astype(jnp.float32) for w in jax.tree.leaves(params) if is_float_array(w)]
+    return jnp.mean(sum(jnp.sum(jnp.sin(w * (1 + i))) for i, w in enumerate(weights)) * batch)
+
+
+def outputs(params, batch):
+    return [jnp.sum(w) * batch for w in jax.tree.leaves(params) if is_float_array(w)]
+
+
+BATCHES = (jnp.array([1.0, -0.5, 2.0]), jnp.array([0.3]))
 
 SCORES = {
     "magnitude": jp.scores.magnitude,
     "random": lambda params: jp.scores.random(params, jax.random.key(0)),
     "l1_norm": lambda params: jp.scores.l1_norm(params, jp.Channels()),
     "l2_norm": lambda params: jp.scores.l2_norm(params, jp.Block((2, 2))),
+    "snip": lambda params: jp.scores.snip(loss_fn, params, *BATCHES),
+    "grasp": lambda params: jp.scores.grasp(loss_fn, params, *BATCHES, structure=jp.Channels()),
+    "synflow": lambda params: jp.scores.synflow(outputs, params, *BATCHES),
+    "taylor": lambda params: jp.scores.taylor(loss_fn, params, *BATCHES, structure=jp.Block((2, 3))),
+    "fisher": lambda params: jp.scores.fisher(loss_fn, params, *BATCHES, chunk=2),
+    "lamp": jp.scores.lamp,
+    "fpgm": jp.scores.fpgm,
     "normalized": lambda params: jp.scores.normalize(jp.scores.magnitude(params), "l2"),
 }
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.allocate.exact import share_of_count
 from jaxprune.allocation import check_fraction
@@ -84,7 +85,7 @@ def _counts(rising: list[np.ndarray], prices: list[float], target: float) -> lis
 
 
 def _known(path: str, scores: jax.Array) -> np.ndarray:
-    if isinstance(scores, jax.core.Tracer):
+    if isinstance(scores, Tracer):
         raise ValueError("`scores` must be known numbers, got traced arrays: call `flops` outside of jit.")
     values = np.asarray(scores).astype(np.float64).ravel()
     if not (np.isfinite(values).all() and (values >= 0).all()):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxprune.allocate.exact import Shape, allocation
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
@@ -57,7 +58,7 @@ def owl(
             raise ValueError(f"`{name}` must be at least 0, got {value!r}.")
     paths, leaves, _ = flatten_with_paths(scores)
     chosen = prunable_leaves(scores, where)
-    if any(isinstance(leaves[i], jax.core.Tracer) for i in chosen):
+    if any(isinstance(leaves[i], Tracer) for i in chosen):
         raise ValueError("`scores` must be known numbers, got traced arrays: call `owl` outside of jit.")
     names = [paths[i] if layer is None else layer(paths[i]) for i in chosen]
     members: dict[str, list[jax.Array]] = {}

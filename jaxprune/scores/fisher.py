@@ -61,10 +61,11 @@ def fisher(
     check_batches(batches)
     floats, join = split_floats(params)
     loss, paths = checked_loss(loss_fn, join), float_paths(params)
+    weights = [w.astype(jnp.float32) for w in floats]
 
     def squares(sample: Any) -> list[jax.Array]:
         grads = jax.grad(loss)(floats, jax.tree.map(lambda x: x[None], sample))
-        products = [w.astype(jnp.float32) * g.astype(jnp.float32) for w, g in zip(floats, grads, strict=True)]
+        products = [w * g.astype(jnp.float32) for w, g in zip(weights, grads, strict=True)]
         return [jnp.square(unit_sum(p, x, structure)) for p, x in zip(paths, products, strict=True)]
 
     def sums_over(samples: Any) -> list[jax.Array]:
@@ -76,9 +77,7 @@ def fisher(
         whole = n // chunk * chunk
         if whole:
             chunks = jax.tree.map(lambda x, m=whole: x[:m].reshape(-1, chunk, *x.shape[1:]), batch)
-            zeros = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(squares, _first(batch))
-            )
+            zeros = [jnp.zeros_like(unit_sum(p, w, structure)) for p, w in zip(paths, weights, strict=True)]
             parts.append(jax.lax.scan(lambda sums, c: (_add(sums, sums_over(c)), None), zeros, chunks)[0])
         if whole < n:
             parts.append(sums_over(jax.tree.map(lambda x, m=whole: x[m:], batch)))
@@ -96,10 +95,6 @@ def _samples(batch: Any) -> int:
             f"`batches` must hold arrays with one first axis, that of the samples, got {shapes}."
         )
     return lengths.pop()[0]
-
-
-def _first(batch: Any) -> Any:
-    return jax.tree.map(lambda x: x[0], batch)
 
 
 def _add(a: list[jax.Array], b: list[jax.Array]) -> list[jax.Array]:

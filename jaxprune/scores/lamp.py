@@ -42,11 +42,10 @@ def _layer(w: jax.Array) -> jax.Array:
     if w.size == 0:
         return jnp.zeros(w.shape, jnp.float32)
     sizes = jnp.abs(whole(jnp.asarray(w)).astype(jnp.float32)).ravel()
-    largest = jnp.max(sizes)
-    # Over the largest: squares of very small or large weights leave the range of float32.
-    sizes = sizes / jnp.where(largest > 0, largest, 1)
     order = jnp.argsort(sizes, stable=True)
-    squares = jnp.square(sizes[order])
+    rising = sizes[order]
+    # Over the largest: squares of very small or large weights leave the range of float32.
+    squares = jnp.square(rising / jnp.where(rising[-1] > 0, rising[-1], 1))
     left = jnp.cumsum(squares[::-1])[::-1]
     scores = jnp.zeros_like(sizes).at[order].set(squares / jnp.where(left > 0, left, 1), unique_indices=True)
     return placed_like(scores.reshape(w.shape), w)

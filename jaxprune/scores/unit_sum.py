@@ -25,14 +25,12 @@ def unit_sum(path: str, values: jax.Array, structure: Structure) -> jax.Array:
     """
     if not _cuts(path, values.shape, structure):
         return values
-    units = jax.ShapeDtypeStruct(structure.unit_shape(values.shape), values.dtype)
-    # Spreading copies a unit's value to its weights, so its transpose sums over them.
-    return jax.linear_transpose(lambda u: _spread(u, values.shape, structure), units)(values)[0]
+    return structure.unit_scores(values) * structure.unit_sizes(values.shape)
 
 
 def spread(path: str, units: jax.Array, shape: tuple[int, ...], structure: Structure) -> jax.Array:
     """The value of each unit at every one of its weights."""
-    return _spread(units, shape, structure) if _cuts(path, shape, structure) else units
+    return jnp.broadcast_to(structure.expand(units, shape), shape) if _cuts(path, shape, structure) else units
 
 
 def over_units(
@@ -48,15 +46,11 @@ def over_units(
     ]
 
 
-def _spread(units: jax.Array, shape: tuple[int, ...], structure: Structure) -> jax.Array:
-    return jnp.broadcast_to(structure.expand(units, shape), shape)
-
-
 def _cuts(path: str, shape: tuple[int, ...], structure: Structure) -> bool:
-    if not shape or 0 in shape or structure.unit_shape(shape) == tuple(shape):
+    if not shape or 0 in shape:
         return False
     try:
         structure.check(path, shape)
     except ValueError:
         return False
-    return True
+    return structure.unit_shape(shape) != tuple(shape)

@@ -44,8 +44,8 @@ def gradual(
     scope: Scope = "global",
     structure: Structure = Unstructured(),
     where: PyTree | None = None,
-    minimum: int | float = 0,
     key: jax.Array | None = None,
+    minimum: int | float = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that it prunes to `schedule(step)` while it trains, and holds the zeros.
 
@@ -61,8 +61,8 @@ def gradual(
       scope: "global" or "local".
       structure: what a unit is.
       where: tree of bools, the leaves to prune; None for `prunable(params)`.
-      minimum: as for `make_masks`: units, or their share, that every leaf to prune keeps at least.
       key: for scores that take a key.
+      minimum: units that each leaf keeps at least, as for `make_masks`; a schedule that asks for more stops there.
 
     Returns:
       A transformation whose state is a `GradualState`.
@@ -103,12 +103,12 @@ def gradual(
 
     def init_fn(params: PyTree) -> GradualState:
         chosen = prunable_leaves(params, where)
+        masks = full_masks(params, structure, chosen)
         if final is not None:
             paths, leaves, _ = flatten_with_paths(params)
             units = unit_counts(structure, leaves, chosen)
-            counts = counts_to_prune(final, units, scope)
+            counts = counts_to_prune(float(final), units, scope)
             check_least_kept(counts, units, least_kept(minimum, units), [paths[i] for i in chosen])
-        masks = full_masks(params, structure, chosen)
         nothing = jnp.zeros([], jnp.float32)
         return GradualState(jnp.zeros([], jnp.int32), nothing, masks, inner.init(params))
 
