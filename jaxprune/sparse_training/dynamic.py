@@ -116,14 +116,14 @@ def _in_units(masks: PyTree, params: PyTree, chosen: list[int], structure: Struc
     held, treedef = jax.tree.flatten(masks)
     for i in chosen:
         structure.check(paths[i], leaves[i].shape)
-        pruned = pruned_units(structure, held[i], leaves[i].shape)
-        held[i] = placed_like(structure.expand(~pruned, leaves[i].shape), leaves[i])
+        kept = ~_pruned(structure, held[i], leaves[i].shape)
+        held[i] = placed_like(structure.expand(kept, leaves[i].shape), leaves[i])
     return jax.tree.unflatten(treedef, held)
 
 
 def _moved(mask: jax.Array, size: jax.Array, growth: jax.Array, share: jax.Array, structure: Structure):
     """The mask after its smallest kept units went and as many came, from all that are then not kept."""
-    pruned = pruned_units(structure, mask, size.shape)
+    pruned = _pruned(structure, mask, size.shape)
     drop, gain = _scores(structure, size), _scores(structure, growth)
     gone = counts.total(count_of([pruned], partitioned=True))
     kept = counts.total(count_of([~pruned], partitioned=True))
@@ -133,6 +133,11 @@ def _moved(mask: jax.Array, size: jax.Array, growth: jax.Array, share: jax.Array
     gain = jnp.where(survives, jnp.inf, jnp.minimum(gain, limit))
     (keep,) = select([gain], gone)
     return structure.expand(keep, size.shape)
+
+
+def _pruned(structure: Structure, mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    pruned = pruned_units(structure, mask, shape)
+    return jnp.zeros(structure.unit_shape(shape), bool) if pruned is None else pruned
 
 
 def _scores(structure: Structure, leaf: jax.Array) -> jax.Array:

@@ -125,8 +125,8 @@ def group_lasso(
             moved = w + steps[i].astype(jnp.float32)
             square, size = _squares(moved, structure)
             norm, threshold = jnp.sqrt(square), rate * strength * jnp.sqrt(size)
-            gone = norm <= threshold if strength else norm < 0  # NaN does not go: it is not hidden
-            shrink = 1 - jnp.where(gone, 0, threshold / jnp.where(gone, 1, norm))
+            gone = (norm <= threshold) & (threshold > 0)  # NaN does not go: it is not hidden
+            shrink = 1 - threshold / jnp.where(norm > 0, norm, 1)
             masks[i] = placed_like(structure.expand(~gone, w.shape), weights[i])
             # -w is exact in any dtype: w + (-w) is zero.
             steps[i] = jnp.where(masks[i], moved * structure.expand(shrink, w.shape) - w, -w)

@@ -41,7 +41,7 @@ def check_sparsity(sparsity: Any, scope: Scope, structure: Structure) -> None:
     final = getattr(sparsity, "final", None) if callable(sparsity) else sparsity
     if isinstance(final, int | float | str):
         check_fraction("sparsity", final)
-        if isinstance(structure, NM) and final > structure.sparsity + 1e-6:
+        if isinstance(structure, NM) and float(final) > structure.sparsity + 1e-6:
             raise ValueError(
                 f"`sparsity` must not pass {structure.sparsity:g}, that of {structure}, got {final:g}."
             )

@@ -57,7 +57,7 @@ def set(
       >>> params = {"w": jnp.array([[4.0, 3.0, 2.0, 1.0]])}
       >>> masks = {"w": jnp.array([[True, True, False, False]])}
       >>> tx = jp.sparse_training.set(
-      ...     optax.sgd(0.0), masks=masks, end=10, every=1, fraction=0.6, key=jax.random.key(1))
+      ...     optax.sgd(0.0), masks=masks, end=10, every=1, fraction=0.6, key=jax.random.key(0))
       >>> state = tx.init(params)
       >>> for _ in range(2):
       ...     updates, state = tx.update(params, state, params)

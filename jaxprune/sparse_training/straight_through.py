@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -51,15 +53,12 @@ def straight_through(params: PyTree, masks: PyTree, backward: PyTree | None = No
     return jax.tree.unflatten(treedef, passed)
 
 
-@jax.custom_jvp
-def _value(used: jax.Array, w: jax.Array, learning: jax.Array) -> jax.Array:
-    del w, learning
-    return used
-
-
-@_value.defjvp
 def _value_jvp(primals, tangents):
     used, _, learning = primals
     _, tangent, _ = tangents
     # where() and not a product: an infinite tangent under a mask would become NaN.
     return used, jnp.where(learning, tangent, jnp.zeros((), used.dtype))
+
+
+_value: Any = jax.custom_jvp(lambda used, w, learning: used)
+_value.defjvp(_value_jvp)
