@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from test_transforms import OPTIMIZERS
 
 import jaxprune as jp

@@ -18,7 +18,7 @@ from jaxprune import cli
 from jaxprune.demo import data
 from jaxprune.demo.classification import classification
 from jaxprune.demo.compare import experiment
-from jaxprune.demo.compare.programs import compile_program, fresh_params, keys, measure
+from jaxprune.demo.compare.programs import keys
 from jaxprune.demo.compare.settings import CompareSettings
 from jaxprune.demo.run_folder import RunFolder
 
@@ -178,16 +178,3 @@ def test_another_setting_on_resume_is_an_error_that_names_it(finished, capsys):
 def test_one_command_does_not_resume_the_run_of_the_other(finished, capsys):
     assert cli.main(["imp", f"--out={finished}", "--resume"]) == 2
     assert "--resume needs the settings of the interrupted run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("model", ["lenet", "vgg"])
-def test_a_program_takes_the_keys_of_its_seeds(model):
-    settings = dataclasses.replace(TINY, model=model, steps=1, seeds=1)
-    task = classification(model, data.digits(), settings.batch_size)
-    of_seeds = keys(settings)
-    params = fresh_params(task, of_seeds)
-    trained, kept = compile_program(settings, task, None)(of_seeds, params)
-    assert measure(task)(trained)["test_loss"].shape == (1,)
-    assert sum(int(k[0]) for k in kept.values()) == sum(
-        w[0].size for w in jax.tree.leaves(params) if w.ndim > 2
-    )

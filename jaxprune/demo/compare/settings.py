@@ -35,7 +35,7 @@ class CompareSettings:
     https://storage.googleapis.com/cvdf-datasets/mnist/ ."""
 
     model: Literal["lenet", "cnn", "vgg"] = "lenet"
-    """LeNet-300-100; two small convolutions and two dense layers; or six convolutions as in VGG."""
+    """LeNet-300-100; two small convolutions and two dense layers; or five convolutions as in VGG."""
 
     seeds: int = 3
     """Replicates, each with its own weights and batches."""
