@@ -45,12 +45,14 @@ def run(settings: CompareSettings, console: Console) -> None:
 
 def _chosen(settings: CompareSettings) -> dict[tuple[str, float], Any]:
     """(name, sparsity) -> recipe; the dense network's is None."""
-    pairs = [(name, sparsity) for name in settings.recipes for sparsity in settings.sparsities]
-    made: dict[tuple[str, float], Any] = {(name, sparsity): MAKE[name](sparsity) for name, sparsity in pairs}
-    for recipe in made.values():
-        if isinstance(recipe, IMPRecipe):
-            recipe.check_steps(settings.steps)
-    return {(DENSE, 0.0): None} | made
+    chosen: dict[tuple[str, float], Any] = {(DENSE, 0.0): None}
+    for name in settings.recipes:
+        for sparsity in settings.sparsities:
+            recipe = MAKE[name](sparsity)
+            if isinstance(recipe, IMPRecipe):
+                recipe.check_steps(settings.steps)
+            chosen[name, sparsity] = recipe
+    return chosen
 
 
 def _records(
