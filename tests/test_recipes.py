@@ -147,6 +147,19 @@ def test_steps_must_be_a_whole_number():
             jp.recipes.gmp(0.9).transform(optax.sgd(0.1), fresh(jax.random.key(0)), steps=steps)
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("one-shot", {"at": 1.0}), ("slimming", {"at": 1.0}), ("gmp", {"until": 1.0}), ("rigl", {"until": -0.5}),
+        ("ac-dc", {"begin": 1.5}), ("gmp", {"updates": 0}), ("set", {"updates": 2.5}), ("synflow", {"rounds": 0}),
+        ("ac-dc", {"phases": 0}), ("imp", {"rounds": True}), ("ac-dc", {"until": 0.05}),
+    ],
+)  # fmt: skip
+def test_what_would_never_happen_is_an_error_at_once(name, option):
+    with pytest.raises(ValueError, match=f"`{next(iter(option))}` must"):
+        MAKE[name](0.9, **option)
+
+
 def test_recipes_are_frozen():
     for recipe in (jp.recipes.gmp(0.9), jp.recipes.imp(0.9)):
         with pytest.raises(dataclasses.FrozenInstanceError):

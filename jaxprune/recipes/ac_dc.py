@@ -6,7 +6,7 @@ import optax
 
 from jaxprune import sparse_training
 from jaxprune.allocation import Scope
-from jaxprune.recipes.recipe import Recipe, Task
+from jaxprune.recipes.recipe import Recipe, Task, check_part, check_whole
 
 
 def ac_dc(
@@ -34,6 +34,11 @@ def ac_dc(
       Peste et al., AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks, 2021,
       arXiv:2106.12379.
     """
+
+    check_part(begin=begin, until=until)
+    if until < begin:
+        raise ValueError(f"`until` must not be before `begin`, got begin={begin}, until={until}.")
+    check_whole(phases=phases)
 
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
         first = int(begin * task.steps)

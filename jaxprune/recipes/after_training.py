@@ -10,7 +10,7 @@ import optax
 
 from jaxprune.allocation import Scope
 from jaxprune.params import prunable_leaves
-from jaxprune.recipes.recipe import Recipe, Task
+from jaxprune.recipes.recipe import Recipe, Task, check_part
 from jaxprune.schedules import one_shot as one_shot_schedule
 from jaxprune.scores import lamp as lamp_score
 from jaxprune.scores import magnitude
@@ -97,6 +97,8 @@ def _at_once(
     scoring: str,
     minimum: Callable[[Task], int] = lambda task: 0,
 ) -> Recipe:
+    check_part(at=at)
+
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
         schedule = one_shot_schedule(sparsity, step=int(at * task.steps))
         return gradual(

@@ -12,7 +12,7 @@ from jaxprune.allocate import erk
 from jaxprune.allocation import Scope
 from jaxprune.at_init import prune_at_init
 from jaxprune.masks import make_masks
-from jaxprune.recipes.recipe import Recipe, Task
+from jaxprune.recipes.recipe import Recipe, Task, check_whole
 from jaxprune.transforms import masked
 
 
@@ -164,6 +164,7 @@ def _before_training(
     scope: Scope = "global",
     needs: tuple[str, ...] = (),
 ) -> Recipe:
+    check_whole(rounds=rounds)
     when = "at once" if rounds == 1 else f"{rounds} rounds at a constant rate"
 
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:

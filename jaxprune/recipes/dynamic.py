@@ -8,7 +8,7 @@ import optax
 
 from jaxprune import sparse_training
 from jaxprune.allocate import erk
-from jaxprune.recipes.recipe import Recipe, Task
+from jaxprune.recipes.recipe import Recipe, Task, check_part, check_whole
 
 
 def rigl(sparsity: float, *, until: float = 0.75, updates: int = 20, fraction: float = 0.3) -> Recipe:
@@ -62,6 +62,9 @@ def _moving(
     growth: str,
     wrap: Callable[..., optax.GradientTransformationExtraArgs],
 ) -> Recipe:
+    check_part(until=until)
+    check_whole(updates=updates)
+
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
         end = int(until * task.steps)
         return wrap(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import optax
 
 from jaxprune.allocation import Scope
-from jaxprune.recipes.recipe import Recipe, Task
+from jaxprune.recipes.recipe import Recipe, Task, check_part, check_whole
 from jaxprune.schedules import cubic
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms import gradual
@@ -39,6 +39,9 @@ def gmp(
     References:
       Zhu, Gupta, To prune, or not to prune, 2017, arXiv:1710.01878.
     """
+
+    check_part(until=until)
+    check_whole(updates=updates)
 
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
         end = int(until * task.steps)

@@ -12,7 +12,7 @@ from jaxprune.allocation import Scope, check_fraction
 from jaxprune.imp import IMP
 from jaxprune.imp import imp as imp_of_steps
 from jaxprune.params import PyTree
-from jaxprune.recipes.recipe import check_steps, four_choices
+from jaxprune.recipes.recipe import check_whole, four_choices
 from jaxprune.rewind import Initialization, Rewind
 from jaxprune.structures import Structure, Unstructured
 
@@ -31,8 +31,7 @@ class IMPRecipe:
 
     def __post_init__(self):
         check_fraction("sparsity", self.sparsity)
-        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
-            raise ValueError(f"`rounds` must be a whole number of at least 1, got {self.rounds!r}.")
+        check_whole(rounds=self.rounds)
 
     @property
     def rate(self) -> float:
@@ -58,7 +57,7 @@ class IMPRecipe:
 
     def check_steps(self, steps: int) -> None:
         """Raises ValueError unless there is a step for each training."""
-        check_steps(steps)
+        check_whole(steps=steps)
         if steps <= self.rounds:
             raise ValueError(
                 f"`steps` must be at least {self.rounds + 1}, one for each training, got {steps}."

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from jaxprune.allocation import check_fraction
@@ -106,7 +107,7 @@ class Recipe:
           0.75
         """
         task = Task(params, steps, key, loss_fn, batches, fn, inputs, where)
-        check_steps(steps)
+        check_whole(steps=steps)
         for name in self.needs:
             if getattr(task, name) is None:
                 raise ValueError(f"`{name}` must be given to transform(): {self.name} needs it.")
@@ -126,7 +127,14 @@ def four_choices(recipe: Any) -> str:
     )
 
 
-def check_steps(steps: Any) -> None:
-    """Raises ValueError unless there is a step to train."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"`steps` must be a whole number of at least 1, got {steps!r}.")
+def check_whole(**numbers: Any) -> None:
+    """Raises ValueError unless each is a whole number of at least 1."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+            raise ValueError(f"`{name}` must be a whole number of at least 1, got {number!r}.")
+
+
+def check_part(**parts: Any) -> None:
+    """Raises ValueError unless each is a part of the training, in [0, 1): nothing happens after its end."""
+    for name, part in parts.items():
+        check_fraction(name, part)

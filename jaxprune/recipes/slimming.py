@@ -7,7 +7,7 @@ import optax
 
 from jaxprune import scores
 from jaxprune.params import PyTree
-from jaxprune.recipes.recipe import Recipe, Task
+from jaxprune.recipes.recipe import Recipe, Task, check_part
 from jaxprune.schedules import one_shot
 from jaxprune.sparse_training import group_penalty
 from jaxprune.structures import Channels
@@ -38,6 +38,8 @@ def slimming(sparsity: float, *, strength: float = 1e-4, at: float = 0.5) -> Rec
       with the group lasso of Wen et al., Learning Structured Sparsity in Deep Neural Networks, 2016,
       arXiv:1608.03665, so that it needs no norm layers.
     """
+
+    check_part(at=at)
 
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
         def penalise(grads: PyTree, params: PyTree | None) -> PyTree:
