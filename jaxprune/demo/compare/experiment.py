@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jaxprune.demo import data as datasets
 from jaxprune.demo.classification import Classification, classification
 from jaxprune.demo.compare import results
 from jaxprune.demo.compare.chosen import MAKE
-from jaxprune.demo.compare.programs import Program, compile_program, fresh_params, keys, measure
+from jaxprune.demo.compare.programs import compile_program, fresh_params, keys, measure
 from jaxprune.demo.compare.results import DENSE, Record
 from jaxprune.demo.compare.settings import CompareSettings
 from jaxprune.demo.experiment import progress_bar
@@ -69,19 +69,20 @@ def _records(
     first = fresh_params(task, streams)
     names = {at: f"{at[0]}-{at[1]!r}.json" for at in chosen}
     left = [at for at in chosen if not folder.has_training(names[at])]
-    with ThreadPoolExecutor(1) as pool, progress_bar(console) as progress:
-        bar = progress.add_task("recipes", total=len(chosen), completed=len(chosen) - len(left), note="")
-        # The next program compiles while this one runs.
-        next_program: Future[Program] | None = None
-        for i, at in enumerate(left):
-            program = next_program or pool.submit(compile_program, settings, task, chosen[at])
-            compiled = program.result()
-            if i + 1 < len(left):
-                next_program = pool.submit(compile_program, settings, task, chosen[left[i + 1]])
-            trained, kept = compiled(streams, first)
-            made = results.record(*at, str(chosen[at] or DENSE), kept, measured(trained), sizes)
-            folder.save_training(names[at], made)
-            progress.update(bar, advance=1, note=_note(made))
+    # The next programs compile while one runs.
+    pool = ThreadPoolExecutor(2)
+    programs = pool.map(lambda at: compile_program(settings, task, chosen[at]), left)
+    try:
+        with progress_bar(console) as progress:
+            done = len(chosen) - len(left)
+            bar = progress.add_task("recipes", total=len(chosen), completed=done, note="")
+            for at, program in zip(left, programs, strict=True):
+                trained, kept = program(streams, first)
+                made = results.record(*at, str(chosen[at] or DENSE), kept, measured(trained), sizes)
+                folder.save_training(names[at], made)
+                progress.update(bar, advance=1, note=_note(made))
+    finally:
+        pool.shutdown(cancel_futures=True)
     return [folder.load_training(names[at]) for at in chosen]
 
 
