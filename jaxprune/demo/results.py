@@ -46,15 +46,15 @@ def record(kind: str, round: int, row: Round, curve_steps: tuple[int, ...]) -> R
     }
 
 
-def write_csv(path: Path, records: list[Record]) -> None:
-    """One line for each training of each seed."""
+def write_csv(path: Path, records: list[Record], of: tuple[str, ...] = ("kind", "round")) -> None:
+    """One line for each seed of each record; `of` are the fields that all seeds of a record share."""
     names = [name for name, value in records[0].items() if isinstance(value, list)]
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["kind", "round", "seed", *names])
+        writer.writerow([*of, "seed", *names])
         for r in records:
             for seed in range(len(r["kept"])):
-                writer.writerow([r["kind"], r["round"], seed, *(r[name][seed] for name in names)])
+                writer.writerow([*(r[name] for name in of), seed, *(r[name][seed] for name in names)])
 
 
 def table(results: dict[str, Any]) -> rich.table.Table:

@@ -14,9 +14,10 @@ from jaxprune.demo.classification import Classification, classification
 from jaxprune.demo.compare import results
 from jaxprune.demo.compare.chosen import MAKE
 from jaxprune.demo.compare.programs import compile_program, fresh_params, keys, measure
-from jaxprune.demo.compare.results import DENSE, Record
+from jaxprune.demo.compare.results import DENSE
 from jaxprune.demo.compare.settings import CompareSettings
 from jaxprune.demo.experiment import progress_bar
+from jaxprune.demo.results import Record, write_csv
 from jaxprune.demo.run_folder import RunFolder, check_out, open_folder
 from jaxprune.params import flatten_with_paths
 from jaxprune.plots import plot_accuracy
@@ -87,7 +88,7 @@ def _records(
 
 
 def _write(settings: CompareSettings, folder: RunFolder, records: list[Record]) -> None:
-    folder.write("results.csv", lambda path: results.write_csv(path, records))
+    folder.write("results.csv", lambda path: write_csv(path, records, ("recipe", "sparsity")))
     lines = {}
     for name in settings.recipes:
         of = [r for r in records if r["recipe"] == name]

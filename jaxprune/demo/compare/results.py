@@ -1,9 +1,7 @@
-"""What the recipes came to, as numbers a person looks at: records, table, CSV."""
+"""What the recipes came to, as numbers a person looks at: records and tables."""
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,10 +10,9 @@ import rich.box
 import rich.console
 import rich.table
 
-from jaxprune.demo.results import mean_and_spread, plain
+from jaxprune.demo.results import Record, mean_and_spread, plain
 
 DENSE = "dense"
-Record = dict[str, Any]
 
 
 def record(
@@ -39,17 +36,6 @@ def record(
         "kept_by_layer": {path: plain(values) for path, values in layers.items()},
         **{metric: plain(np.asarray(values)) for metric, values in metrics.items()},
     }
-
-
-def write_csv(path: Path, records: list[Record]) -> None:
-    """One line for each seed of each recipe at each sparsity."""
-    names = [name for name, value in records[0].items() if isinstance(value, list)]
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["recipe", "sparsity", "seed", *names])
-        for r in records:
-            for seed in range(len(r["kept"])):
-                writer.writerow([r["recipe"], r["sparsity"], seed, *(r[name][seed] for name in names)])
 
 
 def table(results: dict[str, Any]) -> rich.console.Group:
