@@ -53,15 +53,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _commands() -> dict[str, tuple[type, Callable[[Any], None]]]:
     """Subcommand -> (the dataclass of its options, what runs it)."""
+    from jaxprune.demo.compare.settings import CompareSettings
     from jaxprune.demo.settings import Settings
 
-    return {"imp": (Settings, _imp)}
+    return {"imp": (Settings, _imp), "compare": (CompareSettings, _compare)}
 
 
 def _imp(settings: Any) -> None:
     from rich.console import Console
 
     from jaxprune.demo.experiment import run
+
+    run(settings, Console())
+
+
+def _compare(settings: Any) -> None:
+    from rich.console import Console
+
+    from jaxprune.demo.compare.experiment import run
 
     run(settings, Console())
 

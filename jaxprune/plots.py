@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -61,35 +61,66 @@ def plot_tickets(lines: Mapping[str, Line], title: str = "") -> Figure:
                 f"got {shapes}."
             )
     figure = _figure(10, 4.2)
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
     panels = figure.subplots(1, 2)
     for i, (name, line) in enumerate(lines.items()):
-        color, marker = _COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]
         for axes, values in zip(panels, (line.accuracy, line.stop), strict=True):
-            mean = np.mean(values, axis=1)
-            axes.plot(line.kept, mean, color=color, marker=marker, markersize=4, linewidth=1.6, label=name)
-            if values.shape[1] > 1:
-                spread = np.std(values, axis=1, ddof=1)
-                axes.fill_between(
-                    line.kept, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0
-                )
+            _draw(axes, i, name, line.kept, values)
     kept = np.concatenate([line.kept for line in lines.values()])
-    ticks = [
-        t for t in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if kept.min() * 0.95 <= t <= kept.max() * 1.05
-    ]
     for axes, label in zip(panels, ("test accuracy (%)", "early-stop step"), strict=True):
-        axes.set_xscale("log")
-        axes.set_xlim(kept.max() * 1.08, kept.min() / 1.08)
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("weights kept (%)")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        _kept_axis(axes, kept, label)
     panels[0].legend(frameon=False, loc="lower left")
     panels[1].set_ylim(bottom=0)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def plot_accuracy(
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    level: tuple[str, float] | None = None,
+    title: str = "",
+) -> Figure:
+    """Accuracy against the share of weights kept, one line a method.
+
+    Points are means over seeds, bands one standard deviation (ddof 1; none for one seed) to both sides.
+
+    Args:
+      lines: name -> (kept, accuracy): percent of the weights (points,), percent of the images
+        (points, seeds).
+      level: name and accuracy of a dashed line across, such as the dense network.
+      title: over the panel.
+
+    Returns:
+      A `matplotlib.figure.Figure`; write it with `figure.savefig(path)`.
+
+    Raises:
+      ValueError: no lines, or arrays of a line that don't fit together.
+      ImportError: matplotlib is missing.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxprune.plots import plot_accuracy
+      >>> figure = plot_accuracy({"gmp": (np.array([10.0, 1.0]), np.array([[97.0], [90.0]]))}, ("dense", 98.0))
+      >>> [line.get_label() for line in figure.axes[0].lines]
+      ['gmp', 'dense']
+    """
+    if not lines:
+        raise ValueError("`lines` is empty: there is nothing to plot.")
+    for name, (kept, accuracy) in lines.items():
+        if np.ndim(kept) != 1 or np.ndim(accuracy) != 2 or len(kept) != len(accuracy):
+            raise ValueError(
+                f"`lines`[{name!r}] must have kept (points,) and accuracy (points, seeds), "
+                f"got {np.shape(kept)} and {np.shape(accuracy)}."
+            )
+    figure = _figure(7.6, 4.6)
+    axes = figure.subplots()
+    for i, (name, (kept, accuracy)) in enumerate(lines.items()):
+        order = np.argsort(-kept)
+        _draw(axes, i, name, kept[order], accuracy[order])
+    if level is not None:
+        axes.axhline(level[1], color="black", linestyle="--", linewidth=1, label=level[0])
+    _kept_axis(axes, np.concatenate([kept for kept, _ in lines.values()]), "test accuracy (%)")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
@@ -146,3 +177,36 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _draw(axes: Any, i: int, name: str, kept: np.ndarray, values: np.ndarray) -> None:
+    """Line `i`: the mean of values (points, seeds), and its band."""
+    # Beyond as many lines as there are colours the same colour has another marker and dashes.
+    color, turn = _COLORS[i % len(_COLORS)], i // len(_COLORS)
+    marker = _MARKERS[(i + turn) % len(_MARKERS)]
+    style = ("-", "--", ":")[turn % 3]
+    mean = np.mean(values, axis=1)
+    axes.plot(
+        kept, mean, color=color, marker=marker, markersize=4, linewidth=1.6, linestyle=style, label=name
+    )
+    if values.shape[1] > 1:
+        spread = np.std(values, axis=1, ddof=1)
+        axes.fill_between(kept, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
+
+
+def _kept_axis(axes: Any, kept: np.ndarray, label: str) -> None:
+    """The share of weights kept on a logarithmic axis that falls to the right."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    ticks = [
+        t for t in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if kept.min() * 0.95 <= t <= kept.max() * 1.05
+    ]
+    axes.set_xscale("log")
+    axes.set_xlim(kept.max() * 1.08, kept.min() / 1.08)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("weights kept (%)")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)

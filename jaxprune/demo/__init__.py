@@ -1,4 +1,4 @@
-"""What `jaxprune imp` runs: data, models and the experiment. Only `matmul_conv` is meant for other code."""
+"""What the commands run: data, models and the experiments. Only `matmul_conv` is meant for other code."""
 
 from jaxprune.demo.matmul_conv import matmul_conv
 

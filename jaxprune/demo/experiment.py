@@ -58,7 +58,7 @@ def _tickets(
     done = folder.next_round()
     carry = folder.load_carry(programs.abstract_carry) if done else programs.first()
     rows = [folder.load_row(TICKET, r, programs.abstract_row) for r in range(done)]
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task(TITLES[TICKET], total=settings.rounds + 1, completed=done, note="")
         for r in range(done, settings.rounds + 1):
             carry, row = jax.block_until_ready(programs.round(carry))
@@ -76,7 +76,7 @@ def _controls(
 ) -> dict[tuple[str, int], Round]:
     """Rows of both controls from round 1 on; under the full masks of round 0 there is nothing to compare."""
     rows = {}
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         for kind, train in ((REINITIALIZED, programs.reinitialized), (RANDOM, programs.random)):
             task = progress.add_task(TITLES[kind], total=settings.rounds, note="")
             for r in range(1, settings.rounds + 1):
@@ -121,7 +121,8 @@ def _line(records: list[results.Record]) -> Line:
     )
 
 
-def _progress(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """The bar of both commands; its tasks have a field `note`."""
     return Progress(
         TextColumn("{task.description:<13}"),
         BarColumn(20),

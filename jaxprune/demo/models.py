@@ -10,7 +10,7 @@ import jax
 
 from jaxprune.demo.matmul_conv import matmul_conv
 
-Name = Literal["mlp", "cnn"]
+Name = Literal["mlp", "lenet", "cnn", "vgg"]
 
 
 class LeNet300100(nn.Module):
@@ -53,6 +53,32 @@ class SmallCNN(nn.Module):
         return nn.Dense(self.classes, kernel_init=glorot)(x)
 
 
+class SmallVGG(nn.Module):
+    """A small VGG: one 3 x 3 convolution, then blocks of two, each block halved by a maximum but the last, of
+    which the mean over all positions goes to one dense layer: (N, H, W, C) -> (N, classes).
+
+    H and W must be multiples of 4. `conv` is the convolution: `matmul_conv` for training in a loop on a CPU.
+
+    References:
+      Simonyan, Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, 2014,
+      arXiv:1409.1556.
+    """
+
+    channels: tuple[int, ...] = (8, 16, 32)
+    classes: int = 10
+    conv: Callable[..., Any] | None = matmul_conv
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        he = nn.initializers.he_normal()
+        x = images
+        for block, features in enumerate(self.channels):
+            x = halved(x) if block else x
+            for _ in range(2 if block else 1):
+                x = nn.relu(nn.Conv(features, (3, 3), kernel_init=he, conv_general_dilated=self.conv)(x))
+        return nn.Dense(self.classes, kernel_init=he)(x.mean(axis=(1, 2)))
+
+
 def halved(x: jax.Array) -> jax.Array:
     """Maximum over 2 x 2 windows, by reshaping: windowed reductions are slow in a loop on a CPU too."""
     n, height, width, channels = x.shape
@@ -61,4 +87,4 @@ def halved(x: jax.Array) -> jax.Array:
 
 def build(name: Name) -> nn.Module:
     """The network of this name."""
-    return LeNet300100() if name == "mlp" else SmallCNN()
+    return {"mlp": LeNet300100, "lenet": LeNet300100, "cnn": SmallCNN, "vgg": SmallVGG}[name]()

@@ -14,8 +14,8 @@ import optax
 from flax.training.train_state import TrainState
 
 import jaxprune as jp
-from jaxprune.demo import models
-from jaxprune.demo.data import Data, Split
+from jaxprune.demo.classification import classification
+from jaxprune.demo.data import Data
 from jaxprune.demo.settings import Settings
 from jaxprune.imp import IMP, Carry, Round
 from jaxprune.params import PyTree
@@ -98,40 +98,13 @@ def compile_programs(settings: Settings, data: Data) -> Programs:
 
 def experiment(settings: Settings, data: Data) -> tuple[IMP, Callable[[jax.Array], TrainState]]:
     """The experiment of one seed, and the state it starts from: key -> state."""
-    model = models.build(settings.model)
-    shape = (1, *data.train.images.shape[1:])
+    task = classification(settings.model, data, settings.batch_size)
     tx = jp.masked(optax.adam(settings.learning_rate))
-    train = _on_device(data.train)
-    seen = {"validation": _on_device(data.validation), "test": _on_device(data.test)}
-
-    def init_fn(key: jax.Array) -> PyTree:
-        return model.init(key, jnp.zeros(shape))["params"]
 
     def fresh(key: jax.Array) -> TrainState:
-        return TrainState.create(apply_fn=model.apply, params=init_fn(key), tx=tx)
+        return TrainState.create(apply_fn=task.model.apply, params=task.init_fn(key), tx=tx)
 
-    def mean_loss(params: PyTree, split: Split) -> tuple[jax.Array, jax.Array]:
-        logits: Any = model.apply({"params": params}, split.images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
-        return losses.mean(), (logits.argmax(-1) == split.labels).mean()
-
-    def train_step(state: TrainState, batch: Split) -> tuple[TrainState, dict[str, jax.Array]]:
-        (loss, _), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params, batch)
-        return state.apply_gradients(grads=grads), {"loss": loss}
-
-    def batch_fn(key: jax.Array, step: jax.Array) -> Split:
-        drawn = jax.random.randint(
-            jax.random.fold_in(key, step), (settings.batch_size,), 0, len(train.labels)
-        )
-        return Split(train.images[drawn], train.labels[drawn])
-
-    def evaluate(state: TrainState) -> dict[str, jax.Array]:
-        metrics = {}
-        for name, split in seen.items():
-            metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = mean_loss(state.params, split)
-        return metrics
-
-    params = jax.eval_shape(init_fn, jax.random.key(0))
+    params = jax.eval_shape(task.init_fn, jax.random.key(0))
     output = _output_layer(params)
     exclude = ()
     if settings.structure == "channels":
@@ -145,16 +118,16 @@ def experiment(settings: Settings, data: Data) -> tuple[IMP, Callable[[jax.Array
             for layer, of in params.items()
         }
     imp = jp.imp(
-        train_step,
-        batch_fn,
+        task.train_step,
+        task.batch_fn,
         steps=settings.steps,
         rounds=settings.rounds,
         rate=rate,
         scope=settings.scope,
         structure=_structure(settings.structure),
         where=jp.prunable(params, exclude=exclude),
-        rewind=_rewind(settings, init_fn),
-        evaluate=evaluate,
+        rewind=_rewind(settings, task.init_fn),
+        evaluate=task.evaluate,
         every=settings.evaluate_every,
         keep_masks=True,
     )
@@ -186,10 +159,6 @@ def _rewind(settings: Settings, init_fn: Callable[[jax.Array], PyTree]) -> Any:
 def _output_layer(params: PyTree) -> str:
     """The last dense layer, by its number."""
     return max((name for name in params if name.startswith("Dense_")), key=lambda name: int(name[6:]))
-
-
-def _on_device(split: Split) -> Split:
-    return Split(jnp.asarray(split.images), jnp.asarray(split.labels))
 
 
 def _abstract(tree: PyTree) -> PyTree:

@@ -30,31 +30,31 @@ def record(kind: str, round: int, row: Round, curve_steps: tuple[int, ...]) -> R
     at = loss.argmin(axis=1)
 
     def there(name: str) -> list[Any]:
-        return _plain(np.take_along_axis(curve[name], at[:, None], axis=1)[:, 0])
+        return plain(np.take_along_axis(curve[name], at[:, None], axis=1)[:, 0])
 
     return {
         "kind": kind,
         "round": round,
-        "kept": _plain(np.asarray(row.kept)),
-        "kept_fraction": _plain(1 - np.asarray(row.sparsity, np.float64)),
-        "early_stop_step": _plain(np.asarray(curve_steps)[at]),
+        "kept": plain(np.asarray(row.kept)),
+        "kept_fraction": plain(1 - np.asarray(row.sparsity, np.float64)),
+        "early_stop_step": plain(np.asarray(curve_steps)[at]),
         "validation_loss": there("validation_loss"),
         "validation_accuracy": there("validation_accuracy"),
         "test_accuracy": there("test_accuracy"),
-        "final_test_accuracy": _plain(np.asarray(row.evaluation["test_accuracy"])),
-        "curve": {name: _plain(values) for name, values in curve.items()},
+        "final_test_accuracy": plain(np.asarray(row.evaluation["test_accuracy"])),
+        "curve": {name: plain(values) for name, values in curve.items()},
     }
 
 
-def write_csv(path: Path, records: list[Record]) -> None:
-    """One line for each training of each seed."""
+def write_csv(path: Path, records: list[Record], of: tuple[str, ...] = ("kind", "round")) -> None:
+    """One line for each seed of each record; `of` are the fields that all seeds of a record share."""
     names = [name for name, value in records[0].items() if isinstance(value, list)]
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["kind", "round", "seed", *names])
+        writer.writerow([*of, "seed", *names])
         for r in records:
             for seed in range(len(r["kept"])):
-                writer.writerow([r["kind"], r["round"], seed, *(r[name][seed] for name in names)])
+                writer.writerow([*(r[name] for name in of), seed, *(r[name][seed] for name in names)])
 
 
 def table(results: dict[str, Any]) -> rich.table.Table:
@@ -103,7 +103,12 @@ def percent(values: list[float | None]) -> np.ndarray:
 def _accuracy(r: Record | None) -> str:
     if r is None:
         return "–"
-    values = percent(r["test_accuracy"])
+    return mean_and_spread(r["test_accuracy"])
+
+
+def mean_and_spread(accuracies: list[float | None]) -> str:
+    """Mean and standard deviation (ddof 1; none for one seed) in percent, as `97.96 ± 0.32`."""
+    values = percent(accuracies)
     spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
     return f"{values.mean():.2f}{spread}"
 
@@ -113,7 +118,7 @@ def _mean(values: list[float | None] | None) -> float:
     return -math.inf if math.isnan(mean) else mean
 
 
-def _plain(array: np.ndarray) -> Any:
+def plain(array: np.ndarray) -> Any:
     """Nested lists of Python numbers; None for what JSON can't write."""
     if array.dtype.kind != "f":
         return array.tolist()

@@ -1,7 +1,8 @@
 """The folder of a run: nothing in it is ever half written, and an interrupted run goes on from it.
 
-settings.json is there from the start. rounds/ has the row of each finished training, carry/ what the next
-round starts from; both go when results.json, written last, says that the run is finished.
+settings.json is there from the start. rounds/ has the row of each finished training of `jaxprune imp`, carry/
+what its next round starts from, trainings/ what each recipe of `jaxprune compare` came to; they go when
+results.json, written last, says that the run is finished.
 """
 
 from __future__ import annotations
@@ -12,16 +13,30 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jaxprune import checkpoint
-from jaxprune.demo.settings import Settings
 from jaxprune.params import PyTree
 
 _SETTINGS, _RESULTS, _CHECKPOINT = "settings.json", "results.json", "checkpoint"
 # In the order in which they may go: what says that others are whole goes before them.
-_OURS = (_RESULTS, "carry", "rounds", "results.csv", "plot.png", _CHECKPOINT, _SETTINGS)
+_OURS = (_RESULTS, "carry", "rounds", "trainings", "results.csv", "plot.png", _CHECKPOINT, _SETTINGS)
 _TEMPORARY = re.compile(r".*\.(partial|removed)|.*\.orbax-checkpoint-tmp.*")
+
+
+class RunSettings(Protocol):
+    """What the folder asks of a command's settings."""
+
+    @property
+    def out(self) -> str: ...
+
+    @property
+    def resume(self) -> bool: ...
+
+    @property
+    def overwrite(self) -> bool: ...
+
+    def of_the_result(self) -> dict[str, Any]: ...
 
 
 class RunFolder:
@@ -59,6 +74,16 @@ class RunFolder:
     def load_carry(self, like: PyTree) -> PyTree:
         return checkpoint.restore(self.path / "carry" / f"{self.next_round():03d}", like)
 
+    def has_training(self, name: str) -> bool:
+        return (self.path / "trainings" / name).is_file()
+
+    def save_training(self, name: str, record: dict[str, Any]) -> None:
+        (self.path / "trainings").mkdir(exist_ok=True)
+        self.write(f"trainings/{name}", lambda path: _write_json(path, record))
+
+    def load_training(self, name: str) -> dict[str, Any]:
+        return json.loads((self.path / "trainings" / name).read_text())
+
     def save_checkpoint(self, tree: PyTree) -> None:
         """The result's parameters and masks; one that is there was left by the same run."""
         if not (self.path / _CHECKPOINT).exists():
@@ -66,14 +91,15 @@ class RunFolder:
 
     def write(self, name: str, write: Callable[[Path], None]) -> None:
         """Lets `write` fill a file beside `name`, then moves it there."""
-        partial = self.path / f".{name}.partial"
+        path = self.path / name
+        partial = path.with_name(f".{path.name}.partial")
         write(partial)
-        os.replace(partial, self.path / name)
+        os.replace(partial, path)
 
     def finish(self, results: dict[str, Any]) -> None:
         """Writes results.json and removes what only served to go on."""
         self.write(_RESULTS, lambda path: _write_json(path, results))
-        for name in ("carry", "rounds"):
+        for name in ("carry", "rounds", "trainings"):
             _remove(self.path / name)
 
     def results(self) -> dict[str, Any]:
@@ -85,7 +111,7 @@ class RunFolder:
         return sorted(int(entry.name) for entry in found if entry.name.isdigit())
 
 
-def open_folder(settings: Settings, fingerprint: str) -> RunFolder:
+def open_folder(settings: RunSettings, fingerprint: str) -> RunFolder:
     """The folder `settings.out`, new or to go on with.
 
     Args:
@@ -113,7 +139,7 @@ def open_folder(settings: Settings, fingerprint: str) -> RunFolder:
     return folder
 
 
-def check_out(settings: Settings) -> None:
+def check_out(settings: RunSettings) -> None:
     """Raises ValueError where `open_folder` would, as far as it shows without the data."""
     path = Path(settings.out)
     if path.exists() and not path.is_dir():
@@ -165,7 +191,7 @@ def _remove(path: Path) -> None:
 
 def _clean(path: Path) -> None:
     """What a killed process left behind."""
-    for folder in (path, path / "carry", path / "rounds"):
+    for folder in (path, path / "carry", path / "rounds", path / "trainings"):
         for entry in folder.iterdir() if folder.is_dir() else ():
             if _TEMPORARY.fullmatch(entry.name):
                 if entry.is_dir():

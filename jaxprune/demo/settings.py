@@ -92,29 +92,16 @@ class Settings:
 
     def of_the_result(self) -> dict[str, Any]:
         """Those that the results depend on."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _NOT_OF_THE_RESULT}
+        return of_the_result(self)
 
     def check(self) -> None:
         """Raises ValueError for a value that makes no sense; the message is one line and names the option."""
-        for option, value, least in (
-            ("--rounds", self.rounds, 1),
-            ("--seeds", self.seeds, 1),
-            ("--seed", self.seed, 0),
-            ("--steps", self.steps, 1),
-            ("--batch-size", self.batch_size, 1),
-            ("--rewind-step", self.rewind_step, 0),
-            ("--every", self.evaluate_every, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{option} must be at least {least}, got {value}.")
-        if self.seed >= 2**32:
-            raise ValueError(f"--seed must be below 2^32, got {self.seed}.")
-        for option, rate in (("--rate", self.rate), ("--output-rate", self.rate_of_output)):
-            if not 0 < rate < 1:
-                hint = f" It is a fraction: {rate:g} % is {rate / 100:g}." if 1 < rate < 100 else ""
-                raise ValueError(f"{option} must be between 0 and 1, got {rate:g}.{hint}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"--learning-rate must be a positive number, got {self.learning_rate:g}.")
+        check_common(self)
+        check_at_least("--rounds", self.rounds, 1)
+        check_at_least("--rewind-step", self.rewind_step, 0)
+        check_at_least("--every", self.evaluate_every, 1)
+        check_share("--rate", self.rate)
+        check_share("--output-rate", self.rate_of_output)
         if self.evaluate_every > self.steps:
             raise ValueError(f"--every must be at most --steps {self.steps}, got {self.every}.")
         if self.rewind_step >= self.steps:
@@ -135,7 +122,38 @@ class Settings:
                 f"--structure 2:4 keeps half of the weights: at --rate {self.rate:g} take at most "
                 f"--rounds {most}, got {self.rounds}."
             )
-        if self.resume and self.overwrite:
-            raise ValueError("--resume and --overwrite exclude each other.")
-        if self.data_dir is not None and self.data == "digits":
-            raise ValueError("--data-dir goes with --data mnist; the digits come with scikit-learn.")
+
+
+def of_the_result(settings: Any) -> dict[str, Any]:
+    """Settings that the results depend on, as JSON has them: tuples are lists."""
+    found = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _NOT_OF_THE_RESULT}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+
+
+def check_common(settings: Any) -> None:
+    """Raises ValueError for a bad value of an option that the commands share."""
+    check_at_least("--seeds", settings.seeds, 1)
+    check_at_least("--seed", settings.seed, 0)
+    check_at_least("--steps", settings.steps, 1)
+    check_at_least("--batch-size", settings.batch_size, 1)
+    if settings.seed >= 2**32:
+        raise ValueError(f"--seed must be below 2^32, got {settings.seed}.")
+    if not (math.isfinite(settings.learning_rate) and settings.learning_rate > 0):
+        raise ValueError(f"--learning-rate must be a positive number, got {settings.learning_rate:g}.")
+    if settings.resume and settings.overwrite:
+        raise ValueError("--resume and --overwrite exclude each other.")
+    if settings.data_dir is not None and settings.data == "digits":
+        raise ValueError("--data-dir goes with --data mnist; the digits come with scikit-learn.")
+
+
+def check_at_least(option: str, value: int, least: int) -> None:
+    """Raises ValueError for a smaller value."""
+    if value < least:
+        raise ValueError(f"{option} must be at least {least}, got {value}.")
+
+
+def check_share(option: str, share: float) -> None:
+    """Raises ValueError unless it is between 0 and 1."""
+    if not 0 < share < 1:
+        hint = f" It is a fraction: {share:g} % is {share / 100:g}." if 1 < share < 100 else ""
+        raise ValueError(f"{option} must be between 0 and 1, got {share:g}.{hint}")

@@ -25,7 +25,7 @@ class GroupLassoState(NamedTuple):
 
 def group_penalty(
     params: PyTree,
-    structure: Structure = Channels(),  # noqa: B008
+    structure: Structure = Channels(),
     where: PyTree | None = None,
 ) -> jax.Array:
     """Sum over units of the root of their size times their L2 norm: `sum_g sqrt(n_g) ||w_g||`.
@@ -69,7 +69,7 @@ def group_lasso(
     strength: float,
     *,
     learning_rate: float | Callable[[Any], Any],
-    structure: Structure = Channels(),  # noqa: B008
+    structure: Structure = Channels(),
     where: PyTree | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that each step is followed by the proximal step of `strength * group_penalty`.

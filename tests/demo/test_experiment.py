@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 import jaxprune as jp
@@ -55,25 +54,8 @@ def assert_same(one, other):
         assert array.tobytes() == arrays_other[name].tobytes(), name
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Most of these runs, in other processes too, are of the same two programs."""
-    wanted = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
-    }
-    before = {name: getattr(jax.config, name) for name in wanted}
-    compilation_cache.reset_cache()
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-    yield {name.upper(): str(value) for name, value in wanted.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, compile_once):
     folder = tmp_path_factory.mktemp("run") / "out"
     experiment.run(dataclasses.replace(TINY, out=str(folder)), QUIET)
     return folder

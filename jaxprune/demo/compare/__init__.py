@@ -1,0 +1,1 @@
+"""What `jaxprune compare` runs: recipes at several sparsities, side by side."""

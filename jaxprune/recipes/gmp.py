@@ -1,0 +1,59 @@
+"""Gradual magnitude pruning."""
+
+from __future__ import annotations
+
+import optax
+
+from jaxprune.allocation import Scope
+from jaxprune.recipes.recipe import Recipe, Task, check_part, check_whole
+from jaxprune.schedules import cubic
+from jaxprune.structures import Structure, Unstructured
+from jaxprune.transforms import gradual
+
+
+def gmp(
+    sparsity: float,
+    *,
+    until: float = 0.75,
+    updates: int = 50,
+    scope: Scope = "global",
+    structure: Structure = Unstructured(),
+) -> Recipe:
+    """Gradual magnitude pruning: the smallest weights go while training goes on.
+
+    Args:
+      sparsity: final sparsity, in [0, 1).
+      until: share of the training after which nothing more is pruned.
+      updates: how often masks are made until then.
+      scope, structure: as for `make_masks`.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.recipes.gmp(0.9)
+      GMP, sparsity 0.9
+        structure       Unstructured()
+        scoring         magnitude, global
+        scheduling      cubic in 50 updates over the first 0.75 of the training
+        initialization  weights go on, none come back
+
+    References:
+      Zhu, Gupta, To prune, or not to prune, 2017, arXiv:1710.01878.
+    """
+
+    check_part(until=until)
+    check_whole(updates=updates)
+
+    def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
+        end = int(until * task.steps)
+        schedule = cubic(sparsity, begin=0, end=end, every=max(end // updates, 1))
+        return gradual(inner, schedule, scope=scope, structure=structure, where=task.where)
+
+    return Recipe(
+        "GMP",
+        sparsity,
+        scoring=f"magnitude, {scope}",
+        scheduling=f"cubic in {updates} updates over the first {until:g} of the training",
+        initialization="weights go on, none come back",
+        make=make,
+        structure=structure,
+    )

@@ -1,0 +1,135 @@
+"""Iterative magnitude pruning with rewinding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxprune.allocation import Scope, check_fraction
+from jaxprune.imp import IMP
+from jaxprune.imp import imp as imp_of_steps
+from jaxprune.params import PyTree
+from jaxprune.recipes.recipe import check_whole, four_choices
+from jaxprune.rewind import Initialization, Rewind
+from jaxprune.structures import Structure, Unstructured
+
+
+@dataclasses.dataclass(frozen=True)
+class IMPRecipe:
+    """Several trainings instead of one, so an experiment and no optimizer; made by `jp.recipes.imp`."""
+
+    sparsity: float
+    rounds: int
+    scope: Scope
+    structure: Structure
+    rewind: Initialization
+
+    name = "IMP"
+
+    def __post_init__(self):
+        check_fraction("sparsity", self.sparsity)
+        check_whole(rounds=self.rounds)
+
+    @property
+    def rate(self) -> float:
+        """Share of what is left that a round prunes: `1 - (1 - sparsity)^(1 / rounds)`."""
+        return 1 - (1 - self.sparsity) ** (1 / self.rounds)
+
+    @property
+    def scoring(self) -> str:
+        return f"magnitude, {self.scope}"
+
+    @property
+    def scheduling(self) -> str:
+        return f"geometric: {self.rounds} rounds that prune {self.rate:.3g} of what is left"
+
+    @property
+    def initialization(self) -> str:
+        return repr(self.rewind)
+
+    def __str__(self) -> str:
+        return four_choices(self)
+
+    __repr__ = __str__
+
+    def check_steps(self, steps: int) -> None:
+        """Raises ValueError unless there is a step for each training."""
+        check_whole(steps=steps)
+        if steps <= self.rounds:
+            raise ValueError(
+                f"`steps` must be at least {self.rounds + 1}, one for each training, got {steps}."
+            )
+
+    def experiment(
+        self,
+        train_step: Callable[[Any, Any], tuple[Any, PyTree]],
+        batch_fn: Callable[[jax.Array, jax.Array], Any],
+        *,
+        steps: int,
+        where: PyTree | None = None,
+        evaluate: Callable[[Any], PyTree] | None = None,
+        keep_masks: bool = False,
+    ) -> IMP:
+        """The `jp.imp` of this recipe.
+
+        Args:
+          train_step, batch_fn, where, evaluate, keep_masks: as for `jp.imp`.
+          steps: training steps of all `rounds + 1` trainings together: each has
+            `steps // (rounds + 1)`.
+
+        Returns:
+          An `IMP`; `run(key, state)` does all of it.
+
+        Raises:
+          ValueError: as `jp.imp` does; fewer steps than trainings.
+        """
+        self.check_steps(steps)
+        return imp_of_steps(
+            train_step,
+            batch_fn,
+            steps=steps // (self.rounds + 1),
+            rounds=self.rounds,
+            rate=self.rate,
+            scope=self.scope,
+            structure=self.structure,
+            where=where,
+            rewind=self.rewind,
+            evaluate=evaluate,
+            keep_masks=keep_masks,
+        )
+
+
+def imp(
+    sparsity: float,
+    *,
+    rounds: int = 4,
+    scope: Scope = "global",
+    structure: Structure = Unstructured(),
+    rewind: Initialization = Rewind(),
+) -> IMPRecipe:
+    """Iterative magnitude pruning: train, prune the smallest of what is left, rewind, and again.
+
+    Args:
+      sparsity: after the last round, in [0, 1).
+      rounds: prunings; there is one training more.
+      scope, structure, rewind: as for `jp.imp`.
+
+    Returns:
+      A recipe whose `experiment` gives the `jp.imp`.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.recipes.imp(0.9375)
+      IMP, sparsity 0.9375
+        structure       Unstructured()
+        scoring         magnitude, global
+        scheduling      geometric: 4 rounds that prune 0.5 of what is left
+        initialization  Rewind(step=0)
+
+    References:
+      Frankle, Carbin, The Lottery Ticket Hypothesis, 2018, arXiv:1803.03635.
+    """
+    return IMPRecipe(sparsity, rounds, scope, structure, rewind)

@@ -1,0 +1,140 @@
+"""A recipe: one answer to each of the four questions of pruning."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from jaxprune.allocation import check_fraction
+from jaxprune.params import PyTree
+from jaxprune.structures import Structure, Unstructured
+
+
+class Task(NamedTuple):
+    """What a recipe is set up for: the arguments of `Recipe.transform`."""
+
+    params: PyTree
+    steps: int
+    key: Any = None
+    loss_fn: Any = None
+    batches: Any = None
+    fn: Any = None
+    inputs: Any = None
+    where: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A named method; the functions of `jp.recipes` make it, printing it tells its four choices.
+
+    Args:
+      name: the method's.
+      sparsity: share of the units that is pruned at the end, in [0, 1).
+      structure: what is removed together.
+      scoring: what goes first, and over what it is compared.
+      scheduling: when.
+      initialization: from which values training goes on.
+      make: (inner, task) -> optax transformation.
+      needs: which fields of `Task` it can't do without.
+    """
+
+    name: str
+    sparsity: float
+    scoring: str
+    scheduling: str
+    initialization: str
+    make: Callable[[optax.GradientTransformation, Task], optax.GradientTransformationExtraArgs]
+    structure: Structure = Unstructured()
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        check_fraction("sparsity", self.sparsity)
+
+    def __str__(self) -> str:
+        return four_choices(self)
+
+    __repr__ = __str__
+
+    def transform(
+        self,
+        inner: optax.GradientTransformation,
+        params: PyTree,
+        *,
+        steps: int,
+        key: jax.Array | None = None,
+        loss_fn: Callable[[PyTree, Any], jax.Array] | None = None,
+        batches: Sequence[Any] | None = None,
+        fn: Callable[..., Any] | None = None,
+        inputs: Sequence[Any] | None = None,
+        where: PyTree | None = None,
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer that carries the recipe out: masks made, or their schedule set.
+
+        Nothing else in the training loop changes, and `jp.get_masks(opt_state)` reads the masks. All of it
+        also runs under `jit`.
+
+        Args:
+          inner: any optax optimizer.
+          params: those that training starts from.
+          steps: training steps in all.
+          key: a `jax.random.key`, for what is drawn at random.
+          loss_fn: (params, batch) -> loss, for scores from gradients.
+          batches: the batches that such scores are taken on.
+          fn: (params, *inputs) -> outputs, for scores from the network alone.
+          inputs: what `fn` takes; only the shapes count.
+          where: tree of bools, the leaves to prune; None for `prunable(params)`.
+
+        Returns:
+          An optax transformation with masks in its state.
+
+        Raises:
+          ValueError: something that the recipe needs is missing; fewer than one step.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, optax
+          >>> import jaxprune as jp
+          >>> params = {"w": jax.random.normal(jax.random.key(0), (8, 4))}
+          >>> loss_fn = lambda params, x: jnp.mean((x @ params["w"] - 1) ** 2)
+          >>> x = jax.random.normal(jax.random.key(1), (16, 8))
+          >>> tx = jp.recipes.snip(0.75).transform(
+          ...     optax.adam(1e-2), params, steps=100, loss_fn=loss_fn, batches=[x])
+          >>> jp.sparsity(params, jp.get_masks(tx.init(params)))
+          0.75
+        """
+        task = Task(params, steps, key, loss_fn, batches, fn, inputs, where)
+        check_whole(steps=steps)
+        for name in self.needs:
+            if getattr(task, name) is None:
+                raise ValueError(f"`{name}` must be given to transform(): {self.name} needs it.")
+        return self.make(inner, task)
+
+
+def four_choices(recipe: Any) -> str:
+    """The printed form of a recipe."""
+    return "\n".join(
+        [
+            f"{recipe.name}, sparsity {recipe.sparsity:g}",
+            f"  structure       {recipe.structure}",
+            f"  scoring         {recipe.scoring}",
+            f"  scheduling      {recipe.scheduling}",
+            f"  initialization  {recipe.initialization}",
+        ]
+    )
+
+
+def check_whole(**numbers: Any) -> None:
+    """Raises ValueError unless each is a whole number of at least 1."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+            raise ValueError(f"`{name}` must be a whole number of at least 1, got {number!r}.")
+
+
+def check_part(**parts: Any) -> None:
+    """Raises ValueError unless each is a part of the training, in [0, 1): nothing happens after its end."""
+    for name, part in parts.items():
+        check_fraction(name, part)
