@@ -68,7 +68,7 @@ def accuracy(name: data.Name, folder: str | None, quick: bool, markdown: Path | 
     variants: list[Variant] = []
 
     def add(name: str, fn: Callable, variables: Any) -> None:
-        variants.append(Variant(name, fn, variables, test(fn, variables, sets.test)))
+        variants.append(Variant(name, fn, variables, share_right(fn, variables, sets.test)))
         print(f"{name:<32} {variants[-1].accuracy:.2%}", flush=True)
 
     dense: Any = testing.init(jax.random.key(0), example)
@@ -126,7 +126,7 @@ def train(fn: Callable, variables: Any, split: data.Split, batch: int, steps: in
     return {"params": params, "batch_stats": stats}
 
 
-def test(fn: Callable, variables: Any, split: data.Split, batch: int = 1000) -> float:
+def share_right(fn: Callable, variables: Any, split: data.Split, batch: int = 1000) -> float:
     compiled = jax.jit(fn)
     classes = [
         np.asarray(compiled(variables, split.images[at : at + batch]).argmax(-1))
