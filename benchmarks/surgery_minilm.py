@@ -89,7 +89,7 @@ def minilm(folder: str, quick: bool, markdown: Path | None) -> None:
     train, dev = stsb.read(folder, "train"), stsb.read(folder, "dev")
     training = batches(using, train, size=32)
     if quick:
-        training, dev = training[:4], stsb.Pairs(*(column[:100] for column in dev))
+        training, dev = training[:4], stsb.Pairs(dev.first[:100], dev.second[:100], dev.score[:100])
     ids, mask = training[0].first
     groups = jp.find_groups(model.embed, params, ids, mask)
     print(groups)

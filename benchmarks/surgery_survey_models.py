@@ -101,8 +101,8 @@ def equimo_models() -> dict[str, Make]:
 
         return build
 
-    four = {"depths": [1, 1, 1, 1], "num_heads": [2, 2, 4, 4]}
-    five = {"widths": [8, 8, 16, 16, 32], "depths": [1, 1, 1, 1, 1]}
+    four: dict[str, Any] = {"depths": [1, 1, 1, 1], "num_heads": [2, 2, 4, 4]}
+    five: dict[str, Any] = {"widths": [8, 8, 16, 16, 32], "depths": [1, 1, 1, 1, 1]}
     kinds = ["conv", "conv", "conv", "attention", "attention"]
     rows = [(16, 16, 3, 2, True, "relu"), (16, 32, 3, 1, False, "relu"), (24, 48, 5, 2, True, "hard_swish")]
     return {

@@ -38,7 +38,7 @@ class ResNet(nn.Module):
 
         x = nn.relu(conv(x, self.widths[0], *self.stem))
         if self.pool:
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
         for stage, width in enumerate(self.widths):
             for block in range(self.blocks):
                 stride = 2 if stage and not block else 1
