@@ -3,7 +3,16 @@
 from jaxprune.surgery.groups import Frozen, Group, Groups, Member, find_groups
 from jaxprune.surgery.nnx_modules import shrink_module
 from jaxprune.surgery.plan import Plan
-from jaxprune.surgery.planning import plan_removal, plan_units, unit_scores
+from jaxprune.surgery.planning import plan_removal, plan_units
+from jaxprune.surgery.scores import (
+    UnitScores,
+    activation_scores,
+    batch_norm_scores,
+    fpgm_scores,
+    l2_scores,
+    taylor_scores,
+    unit_scores,
+)
 from jaxprune.surgery.verify import Verification
 
 __all__ = [
@@ -12,10 +21,16 @@ __all__ = [
     "Groups",
     "Member",
     "Plan",
+    "UnitScores",
     "Verification",
+    "activation_scores",
+    "batch_norm_scores",
     "find_groups",
+    "fpgm_scores",
+    "l2_scores",
     "plan_removal",
     "plan_units",
     "shrink_module",
+    "taylor_scores",
     "unit_scores",
 ]

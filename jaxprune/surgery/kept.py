@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -79,21 +81,24 @@ def _assign_atom(atom: Atom, mask: np.ndarray, masks: dict[Atom, np.ndarray]) ->
         raise Conflict("two parameters that share an axis here keep different units of it")
 
 
-def collect(axis: Axis, values: np.ndarray, atom: Atom) -> np.ndarray:
+def collect(axis: Axis, values: Any, atom: Atom) -> Any:
     """Sums a value per entry of an axis into a value per unit of one of its atoms."""
+    return sum((block.sum(1) for block in slices(axis, values, atom)), np.zeros(atom.size, values.dtype))
+
+
+def slices(axis: Axis, values: Any, atom: Atom) -> Iterator[Any]:
+    """What an array holds along its leading axis for each unit of an atom: (atom.size, n) for each place."""
     factors = normal(axis)
-    grid = values.reshape([f.size for f in factors])
-    total = np.zeros(atom.size, values.dtype)
+    sizes = [*(factor.size for factor in factors), math.prod(values.shape[1:])]
     for i, factor in enumerate(factors):
-        others = tuple(j for j in range(len(factors)) if j != i)
-        along = grid.sum(axis=others) if others else grid
+        others = [j for j in range(len(sizes)) if j != i]
+        along = values.reshape(sizes).transpose([i, *others])
+        along = along.reshape(factor.size, math.prod(sizes[j] for j in others))
         if factor is atom:
-            total = total + along
+            yield along
         elif factor.parts is not None:
             start = 0
             for part in parts_of(factor):
                 stop = start + size_of(part)
-                if part:
-                    total = total + collect(part, along[start:stop], atom)
+                yield from slices(part, along[start:stop], atom)
                 start = stop
-    return total

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.compact import compact
+from jaxprune.surgery.folding import fold_constants
 from jaxprune.surgery.model import KeptAxes, State
 from jaxprune.surgery.optimizer import shrink_opt_state
 from jaxprune.surgery.slicing import shrink_leaf
@@ -99,6 +100,49 @@ class Plan:
           Function `small_fn(small_params, *inputs)`.
         """
         return compact(fn, self.shapes, self.kept, self.state)
+
+    def fold_constants(self, fn: Callable, params: PyTree, *inputs: Any, tolerance: float = 1e-5) -> PyTree:
+        r"""Moves what removed units contribute as constants into the biases that follow.
+
+        A unit whose incoming weights are zero, but not its bias (or its BatchNorm's), is the constant
+        \( c = f(b) \): a channel mask leaves such units behind. It adds \( c \, W_\text{out} \) to all that
+        sums over it. This gives parameters whose small function computes what `fn` computes on `params` as
+        they are, where `shrink` alone would leave these constants out.
+
+        `fn` is run once. What the small function lacks is followed from each sum over removed units, through
+        whatever is linear, to where a parameter is added or subtracted (a bias, a BatchNorm's running mean),
+        which takes it. Constant means: the same for all samples and positions of `inputs`, so pass some that
+        tell them apart. Units that contribute nothing need no bias.
+
+        Args:
+          fn: the function that was analysed.
+          params: the full parameters, with weights pruned to zero but not removed.
+          *inputs: concrete inputs.
+          tolerance: largest error that counts as equal, relative to the largest entry of each sum.
+
+        Returns:
+          Full parameters to pass to `shrink`; only biases differ from `params`.
+
+        Raises:
+          ValueError: a removed unit is no constant, or contributes to something that no bias is added to
+            before it goes on (or only to a part of it, as in a zero-padded convolution), or the bias has
+            other uses. The message names the equation.
+
+        Example:
+          >>> import jax, jax.numpy as jnp
+          >>> import jaxprune as jp
+          >>> params = {"up": jnp.array([[1.0, 0.0]]), "b1": jnp.array([0.0, 2.0]),
+          ...           "down": jnp.array([[1.0], [3.0]]), "b2": jnp.array([1.0])}
+          >>> def mlp(p, x):
+          ...     return jax.nn.relu(x @ p["up"] + p["b1"]) @ p["down"] + p["b2"]
+          >>> x = jnp.array([[1.0], [4.0]])
+          >>> groups = jp.find_groups(mlp, params, x)
+          >>> plan = jp.surgery.plan_units(groups, {"b1[0]": [True, False]})
+          >>> small = plan.shrink(plan.fold_constants(mlp, params, x))
+          >>> small["b2"], plan.compact(mlp)(small, x).ravel(), mlp(params, x).ravel()
+          (Array([7.], dtype=float32), Array([ 8., 11.], dtype=float32), Array([ 8., 11.], dtype=float32))
+        """
+        return fold_constants(self, fn, params, inputs, tolerance)
 
     def shrink_opt_state(self, opt_state: PyTree, min_dim_size_to_factor: int = 128) -> PyTree:
         """Removes the units from an optimizer state.

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.params import PyTree, flatten_with_paths, is_float_array
+from jaxprune.params import PyTree
 from jaxprune.surgery import cost
 from jaxprune.surgery.groups import Group, Groups
-from jaxprune.surgery.kept import Keep, collect
+from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.plan import Plan
-from jaxprune.surgery.slicing import on_host
-
-Score = PyTree | Callable[[PyTree], PyTree]
+from jaxprune.surgery.scores import Score, l2_scores, unit_scores
 
 
 def plan_removal(
@@ -32,18 +29,20 @@ def plan_removal(
     overrides: Mapping[str, float] | None = None,
     exclude: str | Iterable[str] = (),
 ) -> Plan:
-    r"""Chooses the units to remove.
+    """Chooses the units to remove.
 
-    The score of unit i of a group is the sum of the scores of all entries of its member slices; without
-    `score` it is their L2 norm, \( \sqrt{\sum w^2} \). It is divided by the mean (or maximum) over its group.
+    Units with the lowest scores go first. The score of a unit is the L2 norm of its slices of all members,
+    the sum of given scores over them, or what `UnitScores` say; it is divided by the mean (or maximum) over
+    its group.
 
     Args:
       groups: what `find_groups` found.
       params: the parameters that were analysed, as arrays.
       sparsity: share of the budget to remove, in [0, 1).
       scope: "local" removes the same share of each group's units, "global" the lowest scores of all groups.
-      score: tree like `params` of scores that broadcast to the parameters (larger = keep; None leaves do
-        not count), or a function `params -> tree`.
+      score: `UnitScores` (`jp.surgery.taylor_scores` and its kin), or a tree like `params` of scores that
+        broadcast to the parameters (larger = keep; None leaves do not count), or a function of `params` that
+        gives one of the two. Without it: `jp.surgery.l2_scores`.
       round_to: the number of kept units of a group is a multiple of this (or all of them).
       minimum: units that every group keeps.
       budget: what `sparsity` is a share of: "params" (entries of all parameters), "flops" (of contractions
@@ -57,7 +56,8 @@ def plan_removal(
       The plan.
 
     Raises:
-      ValueError: an argument is out of range, a pattern matches no group, or the budget can't be reached.
+      ValueError: an argument is out of range, a pattern matches no group, a group that may lose units has no
+        score, or the budget can't be reached.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -82,7 +82,14 @@ def plan_removal(
                 f"`overrides` must be in [0, 1), got {share!r} at {pattern!r}. It is a fraction."
             )
         fixed.update(dict.fromkeys(_named(groups, (pattern,), "overrides"), share))
-    order = {g.name: s for g, s in zip(groups, unit_scores(groups, params, score, normalize), strict=True)}
+    scores = unit_scores(groups, params, l2_scores(groups, params) if score is None else score)
+    order = {name: _normalized(s, normalize) for name, s in scores.by_group.items()}
+    unscored = [g.name for g in groups if g.name not in order and fixed.get(g.name) != 0]
+    if unscored:
+        raise ValueError(
+            f"`score` has nothing for group {unscored[0]!r} ({len(unscored)} in all): pass "
+            f"exclude={unscored[:5]}{' and so on' if len(unscored) > 5 else ''}, or score them too."
+        )
 
     def width(group: Group, removed: int) -> int:
         kept = max(min(minimum, group.size), group.size - removed)
@@ -91,7 +98,8 @@ def plan_removal(
     def keep_for(level: float) -> Keep:
         masks = {}
         for group in groups:
-            scores = order[group.name]
+            if fixed.get(group.name) == 0:
+                continue
             if group.name in fixed:
                 removed = round(fixed[group.name] * group.size)
             elif scope == "local":
@@ -99,7 +107,7 @@ def plan_removal(
             else:
                 removed = int(np.searchsorted(ranks[group.name], level))
             mask = np.ones(group.size, bool)
-            mask[np.argsort(scores, kind="stable")[: group.size - width(group, removed)]] = False
+            mask[np.argsort(order[group.name], kind="stable")[: group.size - width(group, removed)]] = False
             masks[group.atom] = mask
         return Keep(masks)
 
@@ -168,51 +176,6 @@ def plan_units(groups: Groups, keep: Mapping[str, Any]) -> Plan:
             )
         masks[group.atom] = mask
     return _plan(groups, Keep(masks))
-
-
-def unit_scores(
-    groups: Groups, params: PyTree, score: Score | None = None, normalize: str = "mean"
-) -> list[np.ndarray]:
-    """Scores of the units of every group, float64 arrays of shape (group.size,)."""
-    paths, leaves, treedef = flatten_with_paths(params)
-    if score is None:
-        values = [_squares(x) if is_float_array(x) else None for x in leaves]
-    else:
-        tree = score(params) if callable(score) else score
-        try:
-            values = treedef.flatten_up_to(tree)
-        except ValueError as error:
-            raise ValueError(
-                f"`score` must be a tree like `params` (None where nothing counts): {error}"
-            ) from None
-    by_path = {path: (x, v) for path, x, v in zip(paths, leaves, values, strict=True) if v is not None}
-    sums: dict[tuple[str, int], np.ndarray] = {}
-    out = []
-    for group in groups:
-        total = np.zeros(group.size)
-        for path, axis in dict.fromkeys((m.path, m.axis) for m in group.members):
-            if path not in by_path:
-                continue
-            leaf, value = by_path[path]
-            if (path, axis) not in sums:
-                sums[path, axis] = _sums(value, leaf.shape, axis)
-            total += collect(groups.model.axes[path][axis], sums[path, axis], group.atom)
-        if not np.isfinite(total).all():
-            raise ValueError(f"`score` gives group {group.name!r} values that are not finite.")
-        out.append(_normalized(np.sqrt(total) if score is None else total, normalize))
-    return out
-
-
-def _squares(leaf: Any) -> Any:
-    module: Any = np if on_host(leaf) else jnp
-    return module.square(module.asarray(leaf, np.float32))
-
-
-def _sums(values: Any, shape: tuple[int, ...], axis: int) -> np.ndarray:
-    """Sums over all axes but one; where the array lives on other devices only the sums are fetched."""
-    module: Any = np if isinstance(values, np.ndarray) or on_host(values) else jnp
-    values = module.broadcast_to(module.asarray(values, np.float32), shape)
-    return np.asarray(module.sum(values, axis=tuple(d for d in range(len(shape)) if d != axis)), np.float64)
 
 
 def _normalized(scores: np.ndarray, how: str) -> np.ndarray:

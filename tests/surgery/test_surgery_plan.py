@@ -10,7 +10,7 @@ from checks import difference, random_plan
 from flax import linen as nn
 
 import jaxprune as jp
-from jaxprune.surgery import plan_units, unit_scores
+from jaxprune.surgery import plan_units
 
 
 @pytest.fixture(scope="module")
@@ -27,31 +27,6 @@ def llama():
 
 def count(tree):
     return sum(x.size for x in jax.tree.leaves(tree))
-
-
-def test_default_score_is_the_l2_norm_of_the_unit_over_its_slices():
-    params = {
-        "up": jnp.array([[3.0, 1.0], [4.0, 2.0]]),
-        "b": jnp.array([0.0, 2.0]),
-        "down": jnp.array([[12.0], [4.0]]),
-    }
-    groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"] + p["b"]) @ p["down"], params, jnp.ones((1, 2)))
-    (scores,) = unit_scores(groups, params, normalize="none")
-    np.testing.assert_allclose(scores, [13.0, 5.0])
-    (scores,) = unit_scores(groups, params)
-    np.testing.assert_allclose(scores, [13 / 9, 5 / 9])
-
-
-def test_scores_add_up_over_members_and_none_does_not_count(mlp):
-    fn, params, _, groups = mlp
-    del fn
-    only_bias = {
-        name: (jnp.arange(x.size, dtype=float) if name == "b1" else None) for name, x in params.items()
-    }
-    by_tree = unit_scores(groups, params, only_bias, "none")
-    by_function = unit_scores(groups, params, lambda p: {**dict.fromkeys(p), "b1": jnp.arange(8.0)}, "none")
-    assert by_tree[0].tolist() == by_function[0].tolist() == list(range(8))
-    assert by_tree[1].tolist() == [0] * 6
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
@@ -135,7 +110,7 @@ def test_ties_remove_the_first_units(mlp):
         ({"exclude": "conv"}, "matched no group"),
         ({"exclude": "("}, "no regular expression"),
         ({"overrides": {"b1": 3}}, "is a fraction"),
-        ({"score": {"w1": 1.0}}, "must be a tree like `params`"),
+        ({"score": {"w1": 1.0}}, "`score` must have the tree structure of the parameters"),
         ({"score": lambda p: jax.tree.map(lambda x: x * jnp.nan, p)}, "not finite"),
     ],
 )

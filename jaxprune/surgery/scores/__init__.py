@@ -1,0 +1,19 @@
+"""Scores of the units of groups: pure functions that give `UnitScores`, one a file."""
+
+from jaxprune.surgery.scores.activation import activation_scores
+from jaxprune.surgery.scores.batch_norm import batch_norm_scores
+from jaxprune.surgery.scores.fpgm import fpgm_scores
+from jaxprune.surgery.scores.l2 import l2_scores
+from jaxprune.surgery.scores.taylor import taylor_scores
+from jaxprune.surgery.scores.unit_scores import Score, UnitScores, unit_scores
+
+__all__ = [
+    "Score",
+    "UnitScores",
+    "activation_scores",
+    "batch_norm_scores",
+    "fpgm_scores",
+    "l2_scores",
+    "taylor_scores",
+    "unit_scores",
+]

@@ -1,0 +1,132 @@
+"""Size of a unit's activations over calibration inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import JaxprEqn
+
+from jaxprune.params import PyTree
+from jaxprune.surgery.analysis import Frame
+from jaxprune.surgery.axes import leaves_of, size_of
+from jaxprune.surgery.groups import Groups
+from jaxprune.surgery.kept import collect
+from jaxprune.surgery.observing import Totals, observed
+from jaxprune.surgery.rules import RULES
+from jaxprune.surgery.scores.entries import arrays_of
+from jaxprune.surgery.scores.unit_scores import UnitScores
+from jaxprune.tracing import is_array_leaf
+
+_CONTRACTIONS = ("dot_general", "conv_general_dilated")
+
+
+def activation_scores(
+    groups: Groups,
+    params: PyTree,
+    batches: Iterable[Any],
+    statistic: Literal["mean_abs", "rms"] = "mean_abs",
+) -> UnitScores:
+    r"""Mean absolute (or root mean square) activation of each unit: \( s_i = \operatorname{mean} |a_i| \).
+
+    The activations of a unit are the numbers that matrix products and convolutions sum over: wherever one
+    runs over the units of a group (whatever the framework, the layer or the dimension numbers), the entries
+    of unit i in those of its operands that depend on the inputs. The mean runs over all of them: samples,
+    positions, entries of one unit (the head_dim of a head), places where the unit is used, steps of scans
+    and calls of shared layers. So hidden units are measured after their nonlinearity, heads by their
+    outputs (and head_dims of queries and keys by both), a residual stream after its norms, wherever a
+    projection reads it. What is summed over inside `lax.while_loop` is not seen.
+
+    Args:
+      groups: what `find_groups` found, at the shapes of the batches.
+      params: the parameters that were analysed, as arrays.
+      batches: tuples of inputs `(x, ...)` of the analysed function; what is no tuple is its only input.
+      statistic: "mean_abs" or "rms".
+
+    Returns:
+      A float64 array of shape (group.size,) for each group that a matrix product or convolution of
+      activations runs over. `plan_removal` asks for the others to be excluded.
+
+    Raises:
+      ValueError: there is no batch, or its shapes are not those that the groups were found with.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"up": jnp.array([[1.0, -1.0]]), "down": jnp.array([[3.0], [0.5]])}
+      >>> fn = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
+      >>> groups = jp.find_groups(fn, params, jnp.ones((2, 1)))
+      >>> batches = [jnp.array([[1.0], [3.0]]), jnp.array([[2.0], [-2.0]])]
+      >>> jp.surgery.activation_scores(groups, params, batches)["down[0]"]  # relu of (1, 3, 2, -2), and of minus these
+      array([1.5, 0.5])
+
+    References:
+      Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, 2016,
+      arXiv:1611.06440 (sec. 2.2, mean activation).
+    """
+    if statistic not in ("mean_abs", "rms"):
+        raise ValueError(f"`statistic` must be 'mean_abs' or 'rms', got {statistic!r}.")
+    arrays_of(groups, params)  # checks them
+    model = groups.model
+    names = {group.atom: group.name for group in groups}
+    weights = [x for x in jax.tree.leaves(params) if is_array_leaf(x)]
+    fixed = len(model.traced.consts) + len(weights)
+    flags = [i >= fixed for i in range(len(model.frame.jaxpr.invars))]
+    zeros = {group.name: (jnp.zeros(group.size), jnp.zeros(())) for group in groups}
+
+    def observe(frame: Frame, eqn: JaxprEqn, operands: Sequence[Any], of_inputs: Sequence[bool]) -> Totals:
+        found: Totals = {}
+        reduces = RULES[eqn.primitive.name].reduces if eqn.primitive.name in _CONTRACTIONS else None
+        for i, dims, _ in reduces(eqn, [frame.of(v) for v in eqn.invars]) if reduces else ():
+            for dim in dims if of_inputs[i] else ():
+                axis = frame.of(eqn.invars[i])[dim]
+                for atom in dict.fromkeys(leaves_of(axis)):
+                    if atom in names:
+                        both = _summed(operands[i], dim, axis, atom, statistic)
+                        before = found.get(names[atom], (0, 0))
+                        found[names[atom]] = tuple(a + b for a, b in zip(before, both, strict=True))
+        return found
+
+    @jax.jit
+    def run(consts, weights, inputs):
+        return observed(model.frame, [*consts, *weights, *inputs], flags, zeros, observe)[1]
+
+    sums = {group.name: np.zeros(group.size) for group in groups}
+    counts = dict.fromkeys(sums, 0.0)
+    for batch in batches:
+        totals = run(model.traced.consts, weights, _inputs(groups, batch))
+        for name, (total, count) in totals.items():
+            sums[name] += np.asarray(total, np.float64)
+            counts[name] += float(count)
+    means = {name: sums[name] / counts[name] for name in sums if counts[name]}
+    if not means and len(groups):
+        raise ValueError(
+            "`batches` has no batch, or no matrix product or convolution of the model is over units."
+        )
+    return UnitScores({name: np.sqrt(x) if statistic == "rms" else x for name, x in means.items()})
+
+
+def _summed(array: Any, dim: int, axis: Any, atom: Any, statistic: str) -> tuple[Any, float]:
+    """Sum over all entries of each unit, and how many these are."""
+    values = jnp.abs(jnp.asarray(array)).astype(jnp.float32)
+    values = values**2 if statistic == "rms" else values
+    along = values.sum(axis=[d for d in range(values.ndim) if d != dim])
+    per_entry = values.size // max(size_of(axis), 1)
+    places = collect(axis, np.ones(size_of(axis)), atom)
+    return collect(axis, along, atom), float(places[0]) * per_entry
+
+
+def _inputs(groups: Groups, batch: Any) -> list[Any]:
+    traced = groups.model.traced
+    arrays = [x for x in jax.tree.leaves(batch) if is_array_leaf(x)]
+    expected = [v.aval for v in traced.jaxpr.invars[len(traced.consts) + len(traced.paths) :]]
+    got = [np.shape(x) for x in arrays]
+    if got != [aval.shape for aval in expected]:
+        raise ValueError(
+            f"`batches` must have the shapes that the groups were found with, "
+            f"{[aval.shape for aval in expected]}, got {got}. Call `find_groups` with a calibration batch."
+        )
+    return [x if hasattr(x, "dtype") else jnp.asarray(x) for x in arrays]

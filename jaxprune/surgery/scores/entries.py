@@ -1,0 +1,80 @@
+"""From a number for every entry of the parameters to one for every unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.surgery.groups import Group, Groups
+from jaxprune.surgery.kept import collect
+from jaxprune.surgery.slicing import on_host
+from jaxprune.tracing import is_array_leaf
+
+
+def arrays_of(groups: Groups, params: PyTree) -> dict[str, Any]:
+    """The parameters that were analysed, by path.
+
+    Raises:
+      ValueError: a path is missing, or an array has another shape than the analysed one.
+    """
+    paths, leaves, _ = flatten_with_paths(params)
+    arrays = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if is_array_leaf(leaf)}
+    for path, aval in zip(groups.model.traced.paths, groups.model.traced.avals, strict=True):
+        if path not in arrays:
+            raise ValueError(f"`params` is not what the groups were found in: it lacks {path!r}.")
+        if np.shape(arrays[path]) != aval.shape:
+            raise ValueError(
+                f"`params` must have the shapes that the groups were found with: {aval.shape} at {path!r}, "
+                f"got {np.shape(arrays[path])}."
+            )
+    return arrays
+
+
+def places_of(group: Group) -> list[tuple[str, int]]:
+    """The parameter axes that hold a group, each once."""
+    return list(dict.fromkeys((member.path, member.axis) for member in group.members))
+
+
+def summed_over_units(groups: Groups, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Sums the values of all entries of each unit's member slices.
+
+    Args:
+      groups: what `find_groups` found.
+      values: path -> array of the parameter's shape, or one that broadcasts to it; a parameter that is not
+        named counts nothing.
+
+    Returns:
+      Group name -> float64 array of shape (group.size,).
+    """
+    shapes = {
+        path: aval.shape
+        for path, aval in zip(groups.model.traced.paths, groups.model.traced.avals, strict=True)
+    }
+    sums: dict[tuple[str, int], np.ndarray] = {}
+    out = {}
+    for group in groups:
+        total = np.zeros(group.size)
+        for path, axis in places_of(group):
+            if path in values:
+                if (path, axis) not in sums:
+                    sums[path, axis] = _sums(path, values[path], shapes[path], axis)
+                total += collect(groups.model.axes[path][axis], sums[path, axis], group.atom)
+        out[group.name] = total
+    return out
+
+
+def _sums(path: str, values: Any, shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """Sums over all axes but one; where the array lives on other devices only the sums are fetched."""
+    module: Any = np if isinstance(values, np.ndarray) or on_host(values) else jnp
+    try:
+        values = module.broadcast_to(module.asarray(values, np.float32), shape)
+    except ValueError:
+        raise ValueError(
+            f"scores must broadcast to their parameters, got shape {np.shape(values)} at {path!r} "
+            f"of shape {shape}."
+        ) from None
+    return np.asarray(module.sum(values, axis=tuple(d for d in range(len(shape)) if d != axis)), np.float64)

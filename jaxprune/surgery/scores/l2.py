@@ -1,0 +1,47 @@
+"""L2 norm of a unit over all its slices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.params import PyTree, is_float_array
+from jaxprune.surgery.groups import Groups
+from jaxprune.surgery.scores.entries import arrays_of, summed_over_units
+from jaxprune.surgery.scores.unit_scores import UnitScores
+from jaxprune.surgery.slicing import on_host
+
+
+def l2_scores(groups: Groups, params: PyTree) -> UnitScores:
+    r"""L2 norm of all entries of a unit's member slices: \( s_i = \sqrt{\sum_{w \in \text{unit } i} w^2} \).
+
+    Args:
+      groups: what `find_groups` found.
+      params: the parameters that were analysed, as arrays.
+
+    Returns:
+      For each group a float64 array of shape (group.size,).
+
+    Raises:
+      ValueError: `params` has other paths or shapes than the groups were found with.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"up": jnp.array([[3.0, 0.0]]), "down": jnp.array([[4.0], [1.0]])}
+      >>> groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 1)))
+      >>> jp.surgery.l2_scores(groups, params)["down[0]"]
+      array([5., 1.])
+
+    References:
+      Li et al., Pruning Filters for Efficient ConvNets, 2016, arXiv:1608.08710 (there by L1 norm).
+    """
+    squares = {path: _squares(x) for path, x in arrays_of(groups, params).items() if is_float_array(x)}
+    return UnitScores({name: np.sqrt(total) for name, total in summed_over_units(groups, squares).items()})
+
+
+def _squares(leaf: Any) -> Any:
+    module: Any = np if on_host(leaf) else jnp
+    return module.square(module.asarray(leaf, np.float32))

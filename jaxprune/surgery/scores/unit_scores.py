@@ -1,0 +1,106 @@
+"""Scores of units, and what may stand for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune.params import PyTree, aligned, flatten_with_paths
+from jaxprune.surgery.groups import Groups
+from jaxprune.surgery.scores.entries import summed_over_units
+from jaxprune.tracing import is_array_leaf
+
+
+@dataclass(frozen=True, eq=False)
+class UnitScores:
+    """A score for every unit of some groups, larger = keep.
+
+    Attributes:
+      by_group: group name -> array of shape (group.size,).
+    """
+
+    by_group: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.by_group[name]
+
+
+Score = UnitScores | PyTree | Callable[[PyTree], Any]
+
+
+def unit_scores(groups: Groups, params: PyTree, score: Score) -> UnitScores:
+    r"""The scores of units that scores of entries give: \( s_i = \sum_{w \in \text{unit } i} s_w \).
+
+    Args:
+      groups: what `find_groups` found.
+      params: the parameters that were analysed.
+      score: tree like `params` of scores that broadcast to the parameters (larger = keep; None leaves do not
+        count), or `UnitScores`, or a function of `params` that gives one of the two. A callable module of
+        the structure of `params` is a tree.
+
+    Returns:
+      For each group a float64 array of shape (group.size,); of `UnitScores` the groups that they name.
+
+    Raises:
+      ValueError: the tree is not like `params`, no group has the name, or an array has the wrong shape or
+        values that are not finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"up": jnp.array([[1.0, 2.0]]), "down": jnp.array([[3.0], [5.0]])}
+      >>> groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 1)))
+      >>> jp.surgery.unit_scores(groups, params, params)["down[0]"]
+      array([4., 7.])
+      >>> jp.surgery.unit_scores(groups, params, {"up": params["up"], "down": None})["down[0]"]
+      array([1., 2.])
+    """
+    if isinstance(score, UnitScores):
+        return _checked(groups, score.by_group)
+    leaves = _leaves_like(params, score)
+    if leaves is None:
+        score = score(params)
+        if isinstance(score, UnitScores):
+            return _checked(groups, score.by_group)
+        leaves = aligned(params, score, "score") if callable(score) else _leaves_like(params, score)
+    analysed = set(groups.model.traced.paths)
+    values = {}
+    for path, value in zip(flatten_with_paths(params)[0], leaves or (), strict=True):
+        if value is None or path not in analysed:
+            continue
+        if not is_array_leaf(value):
+            raise ValueError(f"`score` must hold arrays or None, got {type(value).__name__} at {path!r}.")
+        values[path] = value
+    return _checked(groups, summed_over_units(groups, values))
+
+
+def _leaves_like(params: PyTree, score: Any) -> list[Any] | None:
+    """The leaves of a score tree, None in places; None for a function."""
+    if callable(score) and jax.tree_util.treedef_is_leaf(jax.tree.structure(score)):
+        return None
+    try:
+        return jax.tree.structure(params).flatten_up_to(score)
+    except ValueError:
+        return None if callable(score) else aligned(params, score, "score")
+
+
+def _checked(groups: Groups, by_group: Mapping[str, Any]) -> UnitScores:
+    sizes = {group.name: group.size for group in groups}
+    out = {}
+    for name, scores in by_group.items():
+        if name not in sizes:
+            raise ValueError(
+                f"`score` names {name!r}, which is no group. There are: {', '.join(map(repr, sizes))}."
+            )
+        out[name] = np.asarray(scores, np.float64)
+        if out[name].shape != (sizes[name],):
+            raise ValueError(
+                f"`score` must have shape ({sizes[name]},) for group {name!r}, got {out[name].shape}."
+            )
+        if not np.isfinite(out[name]).all():
+            raise ValueError(f"`score` gives group {name!r} values that are not finite.")
+    return UnitScores(out)

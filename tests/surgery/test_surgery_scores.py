@@ -1,0 +1,355 @@
+"""Scores of units: worked by hand, and what may be given as a score."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import library_models
+import numpy as np
+import plain_models
+import pytest
+from jax import lax
+from plain_models import data, weights
+
+import jaxprune as jp
+from jaxprune.surgery import (
+    UnitScores,
+    activation_scores,
+    batch_norm_scores,
+    fpgm_scores,
+    l2_scores,
+    plan_units,
+    taylor_scores,
+    unit_scores,
+)
+
+
+def tanh_mlp(p, x):
+    return jnp.tanh(x @ p["up"] + p["b"]) @ p["down"]
+
+
+@pytest.fixture(scope="module")
+def hand():
+    """Unit 0: (3, 4), 0, (12,); unit 1: (1, 2), 2, (4,)."""
+    params = {
+        "up": jnp.array([[3.0, 1.0], [4.0, 2.0]]),
+        "b": jnp.array([0.0, 2.0]),
+        "down": jnp.array([[12.0], [4.0]]),
+    }
+    return params, jp.find_groups(tanh_mlp, params, jnp.ones((1, 2)))
+
+
+def test_l2_is_the_norm_of_the_unit_over_its_slices(hand):
+    params, groups = hand
+    np.testing.assert_allclose(l2_scores(groups, params)["b[0]"], [13.0, 5.0])
+
+
+def test_taylor_sums_over_the_unit_before_it_squares(hand):
+    params, groups = hand
+    gradients = {
+        "up": jnp.array([[1.0, 1.0], [-1.0, 0.5]]),
+        "b": jnp.array([7.0, 1.0]),
+        "down": jnp.array([[0.5], [-1.0]]),
+    }
+    # 3 - 4 + 0 + 6 = 5;  1 + 1 + 2 - 4 = 0
+    np.testing.assert_allclose(taylor_scores(groups, params, gradients)["b[0]"], [25.0, 0.0])
+    np.testing.assert_allclose(
+        taylor_scores(groups, params, {**gradients, "down": None})["b[0]"], [1.0, 16.0]
+    )
+
+
+def test_taylor_is_the_first_order_change_of_the_loss_when_a_unit_vanishes():
+    fn, params, inputs = plain_models.mlp()
+    groups = jp.find_groups(fn, params, *inputs)
+
+    def loss(p):
+        return jnp.sum(jnp.sin(fn(p, *inputs)))
+
+    scores = taylor_scores(groups, params, jax.grad(loss)(params))
+    for group in groups:
+        for i in range(group.size):
+            masks = plan_units(groups, {group.name: np.arange(group.size) != i}).masks(params)
+            gone = jp.apply_masks(params, masks)
+
+            def towards(t, gone=gone):
+                return loss(jax.tree.map(lambda a, b: a + t * (b - a), params, gone))
+
+            change = jax.grad(towards)(0.0)
+            np.testing.assert_allclose(scores[group.name][i], change**2, rtol=1e-3, atol=1e-6)
+
+
+def test_fpgm_is_the_sum_of_distances_to_the_other_units():
+    params = {"up": jnp.array([[0.0, 3.0, 0.0]]), "down": jnp.array([[0.0], [4.0], [8.0]])}
+    groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 1)))
+    # (0, 0), (3, 4), (0, 8): distances 5, 8, 5
+    np.testing.assert_allclose(fpgm_scores(groups, params)["down[0]"], [13.0, 10.0, 13.0])
+
+
+def test_fpgm_of_equal_units_is_zero_far_from_the_origin():
+    params = {"up": jnp.full((3, 4), 1e4) + 0.1, "down": jnp.full((4, 1), 1e4)}
+    groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 3)))
+    assert fpgm_scores(groups, params)["down[0]"].tolist() == [0.0] * 4
+
+
+def test_fpgm_takes_a_composed_axis_apart():
+    """Heads are the outer factor of q's features: unit 1 of them owns columns 4 to 7."""
+    fn, params, inputs = plain_models.fused_qkv("split")
+    groups = jp.find_groups(fn, params, *inputs)
+    heads = next(group for group in groups if group.size == 3)
+    qkv, out = np.asarray(params["qkv"]).reshape(5, 3, 3, 4), np.asarray(params["out"]).reshape(3, 4, 2)
+    units = np.concatenate([np.moveaxis(qkv, 2, 0).reshape(3, -1), out.reshape(3, -1)], 1)
+    expected = np.linalg.norm(units[:, None] - units[None], axis=-1).sum(1)
+    np.testing.assert_allclose(fpgm_scores(groups, params)[heads.name], expected, rtol=1e-5)
+
+
+def test_batch_norm_scale_of_the_groups_that_have_one():
+    fn, params, inputs = plain_models.residual_cnn()
+    groups = jp.find_groups(fn, params, *inputs)
+    scores = batch_norm_scores(groups, params)
+    by_size = {group.size: scores[group.name] for group in groups}
+    np.testing.assert_allclose(by_size[6], jnp.abs(params["bn1_scale"]), rtol=1e-6)
+    both = jnp.abs(params["bn0_scale"]) + jnp.abs(params["bn2_scale"])
+    np.testing.assert_allclose(by_size[8], both, rtol=1e-6)
+
+
+def test_batch_norm_scale_finds_flax_scales_and_says_where_there_are_none():
+    fn, params, inputs = library_models.MODELS["Linen CNN"]()
+    groups = jp.find_groups(fn, params, *inputs)
+    assert len(batch_norm_scores(groups, params).by_group) == 2
+    with pytest.raises(ValueError, match="matches no parameter that holds units"):
+        batch_norm_scores(groups, params, scales="weight")
+    with pytest.raises(ValueError, match="no regular expression"):
+        batch_norm_scores(groups, params, scales="(")
+
+
+def test_groups_without_a_scale_must_be_excluded():
+    params = weights(up=(3, 4), bn_scale=(4,), mid=(4, 5), down=(5, 2))
+
+    def fn(p, x):
+        return jnp.tanh(jnp.tanh(x @ p["up"] * p["bn_scale"]) @ p["mid"]) @ p["down"]
+
+    groups = jp.find_groups(fn, params, data(2, 3))
+    scores = batch_norm_scores(groups, params)
+    with pytest.raises(ValueError, match=r"nothing for group 'down\[0\]' \(1 in all\): pass exclude="):
+        jp.plan_removal(groups, params, 0.3, score=scores)
+    plan = jp.plan_removal(groups, params, 0.3, score=scores, exclude="down")
+    assert plan.widths["down"] == (5, 2) and plan.widths["up"][1] < 4
+    assert plan.kept["up"][1][int(jnp.argmin(jnp.abs(params["bn_scale"])))] == np.False_
+
+
+def test_activations_are_what_the_next_layer_sums_over(hand):
+    params, groups = hand
+    x = jnp.array([[1.0, -1.0]])  # 3 - 4 + 0 = -1;  1 - 2 + 2 = 1
+    scores = activation_scores(groups, params, [x, (2 * x,)])  # then -2 and 0
+    expected = [(np.tanh(1) + np.tanh(2)) / 2, np.tanh(1) / 2]
+    np.testing.assert_allclose(scores["b[0]"], expected, rtol=1e-6)
+    squares = [(np.tanh(1) ** 2 + np.tanh(2) ** 2) / 2, np.tanh(1) ** 2 / 2]
+    rms = activation_scores(groups, params, iter([x, 2 * x]), "rms")
+    np.testing.assert_allclose(rms["b[0]"], np.sqrt(squares), rtol=1e-6)
+
+
+def test_activations_of_heads_and_of_query_and_key_dimensions():
+    fn, params, inputs = plain_models.fused_qkv("split")
+    groups = jp.find_groups(fn, params, *inputs)
+    scores = activation_scores(groups, params, [inputs])
+    heads = next(group for group in groups if group.size == 3)
+    qk, v = [group for group in groups if group.size == 4]
+    if len(qk.members) < len(v.members):  # only the values' dimension is in `out`
+        v, qk = qk, v
+    q, k, value = (a.reshape(2, 3, 3, 4) for a in jnp.split(inputs[0] @ params["qkv"], 3, -1))
+    if any(member.path == "out" for member in qk.members):
+        qk, v = v, qk
+    mixed = plain_models.attention(q, k, value)
+    np.testing.assert_allclose(scores[heads.name], jnp.abs(mixed).mean((0, 1, 3)), rtol=1e-5)
+    both = (jnp.abs(q) + jnp.abs(k)).mean((0, 1, 2)) / 2
+    np.testing.assert_allclose(scores[qk.name], both, rtol=1e-5)
+    np.testing.assert_allclose(scores[v.name], jnp.abs(mixed).mean((0, 1, 2)), rtol=1e-5)
+
+
+def test_activations_inside_scans_and_derivative_rules():
+    """An LSTM: its hidden state goes into the next step and into the head."""
+    fn, params, inputs = plain_models.lstm()
+    groups = jp.find_groups(fn, params, *inputs)
+    (scores,) = activation_scores(groups, params, [inputs]).by_group.values()
+
+    def states(p, x):
+        return fn({**p, "out": jnp.eye(6)}, x)
+
+    hs = jnp.abs(states(params, *inputs))  # (5 steps, 2 samples, 6)
+    seen = hs.sum((0, 1)) + hs[:-1].sum((0, 1))  # the first step sees zeros
+    np.testing.assert_allclose(scores, seen / (2 * 5 * 2), rtol=1e-5)
+
+
+def test_activations_of_scanned_layers_leave_the_weights_out():
+    fn, params, inputs = plain_models.scanned_layers()
+    groups = jp.find_groups(fn, params, *inputs)
+    scores = activation_scores(groups, params, [inputs])
+    x, hidden, stream = inputs[0] @ params["in"], [], []
+    for up, down in zip(params["up"], params["down"], strict=True):
+        stream.append(x)
+        hidden.append(jnp.tanh(x @ up))
+        x = x + hidden[-1] @ down
+    by_size = {group.size: scores[group.name] for group in groups}
+    np.testing.assert_allclose(by_size[6], jnp.abs(jnp.stack(hidden)).mean((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(by_size[5], jnp.abs(jnp.stack([*stream, x])).mean((0, 1)), rtol=1e-5)
+
+
+def test_activations_in_branches_count_only_where_they_ran():
+    params = weights(w=(3, 4), a=(4, 2), b=(4, 2))
+
+    def fn(p, x):
+        h = jnp.tanh(x @ p["w"])
+        return lax.cond(x.sum() > 0, lambda h: h @ p["a"], lambda h: (2 * h) @ p["b"], h)
+
+    x = data(5, 3)
+    groups = jp.find_groups(fn, params, x)
+    for sign in (1, -1):
+        x = sign * jnp.abs(x)
+        expected = jnp.abs(jnp.tanh(x @ params["w"])).mean(0) * (1 if sign > 0 else 2)
+        (scores,) = activation_scores(groups, params, [x]).by_group.values()
+        np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+MANY = ("transformer", "llama", "depthwise", "channel shuffle", "DenseNet", "slices", "mixed reductions")
+
+
+@pytest.mark.parametrize("name", [*MANY, "Linen MobileNet"])
+def test_every_score_is_finite_and_tells_units_apart(name):
+    fn, params, inputs = {**plain_models.MODELS, **library_models.MODELS}[name]()
+    groups = jp.find_groups(fn, params, *inputs)
+    for scores in (
+        l2_scores(groups, params),
+        fpgm_scores(groups, params),
+        taylor_scores(groups, params, jax.tree.map(jnp.cos, params)),
+        activation_scores(groups, params, [inputs]),
+    ):
+        assert set(scores.by_group) == {group.name for group in groups}
+        for s in scores.by_group.values():
+            assert np.isfinite(s).all() and (s >= 0).all() and s.min() < s.max() or s.size == 2
+
+
+def test_groups_that_no_product_sums_over_have_no_activations():
+    fn, params, inputs = plain_models.vmapped_members()  # a mean runs over the members
+    groups = jp.find_groups(fn, params, *inputs)
+    scores = activation_scores(groups, params, [inputs])
+    assert [groups[name].size for name in scores.by_group] == [6]
+
+
+def test_activations_say_what_is_wrong(hand):
+    params, groups = hand
+    with pytest.raises(
+        ValueError, match=r"shapes that the groups were found with, \[\(1, 2\)\], got \[\(3, 2\)"
+    ):
+        activation_scores(groups, params, [jnp.ones((3, 2))])
+    with pytest.raises(ValueError, match="has no batch"):
+        activation_scores(groups, params, [])
+    with pytest.raises(ValueError, match="`statistic` must be"):
+        activation_scores(groups, params, [jnp.ones((1, 2))], "max")
+    with pytest.raises(ValueError, match="it lacks 'b'"):
+        activation_scores(groups, {k: v for k, v in params.items() if k != "b"}, [jnp.ones((1, 2))])
+
+
+# What may be given as a score.
+
+
+def test_a_tree_adds_up_over_members_and_none_does_not_count(hand):
+    params, groups = hand
+    assert unit_scores(groups, params, params)["b[0]"].tolist() == [19.0, 9.0]
+    only_bias = {"up": None, "b": jnp.array([5.0, 6.0]), "down": None}
+    assert unit_scores(groups, params, only_bias)["b[0]"].tolist() == [5.0, 6.0]
+    assert unit_scores(groups, params, lambda p: {**only_bias, "b": p["b"]})["b[0]"].tolist() == [0.0, 2.0]
+    broadcast = {"up": jnp.array([[1.0, 0.5]]), "b": None, "down": None}
+    assert unit_scores(groups, params, broadcast)["b[0]"].tolist() == [2.0, 1.0]
+
+
+def test_unit_scores_and_functions_that_give_them_are_taken_as_they_are(hand):
+    params, groups = hand
+    scores = UnitScores({"b[0]": jnp.array([1.0, 2.0])})
+    for score in (scores, lambda p: scores, lambda p: l2_scores(groups, {**p, "up": p["up"] * 0})):
+        plan = jp.plan_removal(groups, params, 0.5, budget="units", score=score)
+        assert plan.kept["b"][0].tolist() == (
+            [False, True] if score is scores else plan.kept["b"][0].tolist()
+        )
+    assert jp.plan_removal(groups, params, 0.5, budget="units", score=lambda p: scores).kept["b"][
+        0
+    ].tolist() == [False, True]
+
+
+def test_normalize_applies_to_unit_scores():
+    """Without it group a (scores 1, 2) goes before group b (3, 30); by the mean 3 / 16.5 goes first."""
+    params = weights(x=(2, 2), y=(2, 2), z=(2, 1))
+    groups = jp.find_groups(
+        lambda p, x: jnp.tanh(jnp.tanh(x @ p["x"]) @ p["y"]) @ p["z"], params, jnp.ones((1, 2))
+    )
+    first, second = (group.name for group in groups)
+    scores = UnitScores({first: np.array([1.0, 2.0]), second: np.array([3.0, 30.0])})
+    kept = {}
+    for how in ("none", "mean", "max"):
+        plan = jp.plan_removal(groups, params, 0.25, "global", scores, budget="units", normalize=how)
+        kept[how] = [int(plan.kept[name[0]][int(name[2])] is None) for name in (first, second)]
+    assert kept == {"none": [0, 1], "mean": [1, 0], "max": [1, 0]}
+
+
+class Net(eqx.Module):
+    """A module that can be called, as Equinox's are."""
+
+    up: Any
+    down: Any
+    name: str = eqx.field(static=True, default="net")
+
+    def __call__(self, x):
+        return jnp.tanh(x @ self.up) @ self.down
+
+
+def test_a_callable_module_of_the_structure_of_the_parameters_is_a_tree():
+    model = Net(jnp.array([[1.0, 2.0]]), jnp.array([[3.0], [1.0]]))
+    groups = jp.find_groups(lambda model, x: model(x), model, jnp.ones((1, 1)))
+    (scores,) = unit_scores(groups, model, jax.tree.map(jnp.square, model)).by_group.values()
+    assert scores.tolist() == [10.0, 5.0]
+    (scores,) = unit_scores(groups, model, lambda m: jax.tree.map(jnp.square, m)).by_group.values()
+    assert scores.tolist() == [10.0, 5.0]
+    (scores,) = unit_scores(groups, model, jax.tree_util.Partial(lambda m: m)).by_group.values()
+    assert scores.tolist() == [4.0, 3.0]
+    (scores,) = unit_scores(groups, model, Net(model.up, None)).by_group.values()
+    assert scores.tolist() == [1.0, 2.0]
+
+
+def test_a_lone_array_as_parameters_takes_a_function_and_an_array():
+    w = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    groups = jp.find_groups(lambda w, x: jnp.sum(jnp.tanh(x @ w), -1), w, jnp.ones((1, 2)))
+    (group,) = groups
+    assert unit_scores(groups, w, lambda w: 2 * w)[group.name].tolist() == [8.0, 12.0]
+    assert unit_scores(groups, w, w)[group.name].tolist() == [4.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (UnitScores({"nope": np.ones(2)}), "names 'nope', which is no group"),
+        (UnitScores({"b[0]": np.ones(3)}), r"must have shape \(2,\) for group 'b\[0\]', got \(3,\)"),
+        (UnitScores({"b[0]": np.array([1.0, np.nan])}), "not finite"),
+        ({"up": 1.0}, "`score` must have the tree structure of the parameters"),
+        (lambda p: {"up": 1.0}, "`score` must have the tree structure of the parameters"),
+        ({"up": jnp.ones((2, 3)), "b": None, "down": None}, r"got shape \(2, 3\) at 'up'"),
+        ({"up": "large", "b": None, "down": None}, "got str at 'up'"),
+    ],
+)
+def test_says_what_is_wrong_with_a_score(hand, score, message):
+    params, groups = hand
+    with pytest.raises(ValueError, match=message):
+        jp.plan_removal(groups, params, 0.5, score=score)
+
+
+def test_scores_of_bfloat16_parameters_and_of_traced_shapes():
+    fn, params, inputs = plain_models.mlp()
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    x = inputs[0].astype(jnp.bfloat16)
+    groups = jp.find_groups(fn, half, x)
+    for scores in (l2_scores(groups, half), fpgm_scores(groups, half), activation_scores(groups, half, [x])):
+        assert all(s.dtype == np.float64 for s in scores.by_group.values())
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+    for name, s in l2_scores(groups, half).by_group.items():
+        np.testing.assert_allclose(s, l2_scores(groups, wide)[name])
+    with pytest.raises(ValueError, match=r"shapes that the groups were found with: \(3, 8\) at 'w1'"):
+        l2_scores(groups, {**half, "w1": half["w1"][:, :7]})
