@@ -19,7 +19,9 @@ from models import stsb
 from surgery_measure import BATCHES, count, jitted, machine, shortest, show, xla_flops
 
 import jaxprune as jp
+from jaxprune.surgery import UnitScores, activation_scores, taylor_scores
 
+CALIBRATION = (16, 32)  # tokens in a sentence, sentences in a batch
 LENGTH = 32  # tokens of a sentence in training, calibration and timing; longer sentences are cut
 WIDTHS = {
     "heads": (model.HEADS,),
@@ -56,18 +58,20 @@ def batches(using: Any, pairs: stsb.Pairs, size: int, seed: int = 0) -> list[Bat
     ]
 
 
-def taylor(params: Any, data: list[Batch]) -> Any:
-    """(w dL/dw)^2, mean over batches."""
+def taylor(groups: jp.Groups, params: Any, data: list[Batch]) -> UnitScores:
+    """Mean over batches of the squared first-order change of the loss."""
+    grads = jax.jit(jax.grad(lambda p, batch: loss_fn(model.embed, p, batch)))
+    scores = [taylor_scores(groups, params, grads(params, batch)) for batch in data]
+    return UnitScores({g.name: np.mean([s[g.name] for s in scores], axis=0) for g in groups})
 
-    @jax.jit
-    def one(batch: Batch) -> Any:
-        grads = jax.grad(lambda p: loss_fn(model.embed, p, batch))(params)
-        return jax.tree.map(lambda w, g: jnp.square(w * g), params, grads)
 
-    total = one(data[0])
-    for batch in data[1:]:
-        total = jax.tree.map(jnp.add, total, one(batch))
-    return total
+def activation(groups: jp.Groups, params: Any, using: Any, sentences: list[str]) -> UnitScores:
+    """Mean absolute activation over sentences of one length, so that no padding counts."""
+    length, size = CALIBRATION
+    fitting = [s for s in dict.fromkeys(sentences) if len(using.encode(s).ids) == length]
+    ids, mask = model.tokenize(using, fitting[: len(fitting) // size * size], length)
+    batches = list(zip(ids.reshape(-1, size, length), mask.reshape(-1, size, length), strict=True))
+    return activation_scores(groups, params, batches)
 
 
 def tune(fn: Callable, params: Any, data: list[Batch], rate: float = 1e-4) -> Any:
@@ -91,9 +95,14 @@ def minilm(folder: str, quick: bool, markdown: Path | None) -> None:
     if quick:
         training, dev = training[:4], stsb.Pairs(dev.first[:100], dev.second[:100], dev.score[:100])
     ids, mask = training[0].first
-    groups = jp.find_groups(model.embed, params, ids, mask)
+    tokens = jax.ShapeDtypeStruct(CALIBRATION[::-1], ids.dtype)
+    groups = jp.find_groups(model.embed, params, tokens, tokens)
     print(groups)
-    scores = {"L2": None, "Taylor": taylor(params, training[:32])}
+    scores = {
+        "L2": None,
+        "Taylor": taylor(groups, params, training[:16]),
+        "activations": activation(groups, params, using, train.first),
+    }
 
     def quality(fn: Callable, params: Any) -> float:
         compiled = jax.jit(fn)
@@ -131,8 +140,9 @@ def minilm(folder: str, quick: bool, markdown: Path | None) -> None:
         *(f"Spearman, {score}" for score in scores),
     )
     note = (
-        f"Spearman's correlation on STS-B dev ({len(dev.score)} pairs), without training. After {len(training)} steps "
-        f"of 32 training pairs: dense {tuned[0]:.3f}, {name} by Taylor {tuned[1]:.3f}. FLOPs of one sentence and "
+        f"Spearman's correlation on STS-B dev ({len(dev.score)} pairs), without training. Taylor: 16 batches of 32 "
+        f"training pairs; activations: training sentences of {CALIBRATION[0]} tokens. After {len(training)} steps of "
+        f"32 training pairs: dense {tuned[0]:.3f}, {name} by Taylor {tuned[1]:.3f}. FLOPs of one sentence and "
         f"latency at {LENGTH} tokens; latency: shortest, all by turns. {machine()}."
     )
     show("MiniLM (all-MiniLM-L6-v2) on STS-B", heads, rows(variants, ids, mask), note, markdown)

@@ -24,7 +24,7 @@ tp: Any = typed_narrowly  # its annotations are narrower than what it takes
 def network(name: str, image: int) -> Network:
     """ "ResNet-18" or "ViT-S/16" in PyTorch, eager mode, on as many threads as it takes by itself."""
     torch.manual_seed(0)
-    model = (torch_nets.resnet18() if name == "ResNet-18" else torch_nets.ViT(image)).eval()
+    model = (torch_nets.resnet18() if name == "ResNet-18" else torch_nets.ViT()).eval()
     size = sum(p.numel() for p in model.parameters())
 
     def prune() -> Pruned:
@@ -46,7 +46,6 @@ def network(name: str, image: int) -> Network:
             num_heads=heads,
             prune_num_heads=bool(heads),
             prune_head_dims=False,
-            unwrapped_parameters={small.position: 2} if heads else {},
         )
         analysed = time.perf_counter()
         pruner.step()

@@ -60,13 +60,12 @@ class Layer(nn.Module):
 
 
 class ViT(nn.Module):
-    def __init__(self, image: int, width: int = 384, heads: int = 6, depth: int = 12):
+    def __init__(self, width: int = 384, heads: int = 6, depth: int = 12):
         super().__init__()
         self.patch = nn.Conv2d(3, width, 16, 16)
-        self.position = nn.Parameter(0.02 * torch.randn(1, (image // 16) ** 2, width))
         self.layers = nn.Sequential(*[Layer(width, heads) for _ in range(depth)])
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 1000)
 
     def forward(self, x: Any) -> Any:
-        x = self.patch(x).flatten(2).transpose(1, 2) + self.position
+        x = self.patch(x).flatten(2).transpose(1, 2)
         return self.head(self.norm(self.layers(x)).mean(1))

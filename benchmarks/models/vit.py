@@ -1,5 +1,7 @@
 """A vision transformer with one kernel for queries, keys and values, by default ViT-S/16.
 
+It has no position embedding: with one, Torch-Pruning 1.6.1 stops with an IndexError at its PyTorch twin.
+
 References:
   Dosovitskiy et al., An Image is Worth 16x16 Words, 2020, arXiv:2010.11929.
 """
@@ -26,7 +28,6 @@ class ViT(nn.Module):
         x = nn.Conv(self.width, patch, patch)(x)
         n, rows, columns, width = x.shape
         x = x.reshape(n, rows * columns, width)
-        x = x + self.param("position", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         for _ in range(self.depth):
             x = x + self.attention(nn.LayerNorm()(x))
             h = nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x)), approximate=False)
