@@ -40,7 +40,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "digits": Setting({"widths": (32, 64), "stem": (3, 1)}, batch=64, steps=300, tuning=150),
-    "mnist": Setting({"widths": (32, 64), "stem": (3, 2)}, batch=128, steps=860, tuning=429),
+    "mnist": Setting({"widths": (32, 64), "stem": (3, 2)}, batch=128, steps=429, tuning=213),
 }
 
 

@@ -1,7 +1,8 @@
 """How much of MiniLM's heads and FFN units can go before its sentence embeddings get worse?
 
 Of the 12 heads and 1536 hidden units of each of 6 layers, 25 % or 50 % go by three scores, without training;
-one setting is fine-tuned for an epoch of STS-B's training pairs. Quality is Spearman's correlation on STS-B dev.
+the largest cut is then fine-tuned on half of STS-B's training pairs, and so is the dense model. Quality is
+Spearman's correlation on STS-B dev.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def tune(fn: Callable, params: Any, data: list[Batch], rate: float = 1e-4) -> An
 def minilm(folder: str, quick: bool, markdown: Path | None) -> None:
     params, using = model.load(), model.tokenizer()
     train, dev = stsb.read(folder, "train"), stsb.read(folder, "dev")
-    training = batches(using, train, size=32)
+    training = batches(using, train, size=32)[:90]
     if quick:
         training, dev = training[:4], stsb.Pairs(dev.first[:100], dev.second[:100], dev.score[:100])
     ids, mask = training[0].first

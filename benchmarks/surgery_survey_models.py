@@ -29,24 +29,26 @@ def haiku_models() -> dict[str, Make]:
 
     def make(net: Callable) -> Make:
         def build():
-            transformed = hk.without_apply_rng(hk.transform_with_state(net))
+            training = hk.transform_with_state(lambda x: net(x, is_training=True))
+            testing = hk.without_apply_rng(hk.transform_with_state(lambda x: net(x, is_training=False)))
             images = normal(2, 32, 32, 3)
-            variables = filled(jax.eval_shape(transformed.init, jax.random.key(0), images))
-            return (lambda v, x: transformed.apply(*v, x)[0]), variables, (images,)
+            variables = filled(jax.eval_shape(training.init, jax.random.key(0), images))
+            return (lambda v, x: testing.apply(*v, x)[0]), variables, (images,)
 
         return build
 
     def resnet(v2: bool) -> Callable:
-        return lambda x: hk.nets.ResNet(
-            (1, 2, 1, 1), 5, bottleneck=True, channels_per_group=(16, 16, 32, 32), resnet_v2=v2
-        )(x, is_training=False)
+        widths = (16, 16, 32, 32)
+        return lambda x, **kw: hk.nets.ResNet(
+            (1, 2, 1, 1), 5, bottleneck=True, channels_per_group=widths, resnet_v2=v2
+        )(x, **kw)
 
     strides, channels = (1, 2, 1, 2), (16, 32, 32, 48)
     return {
         "ResNet v1": make(resnet(False)),
         "ResNet v2": make(resnet(True)),
-        "MobileNet v1": make(lambda x: hk.nets.MobileNetV1(strides, channels, 5)(x, is_training=False)),
-        "MLP": make(lambda x: hk.nets.MLP([24, 16, 5])(hk.Flatten()(x))),
+        "MobileNet v1": make(lambda x, **kw: hk.nets.MobileNetV1(strides, channels, 5)(x, **kw)),
+        "MLP": make(lambda x, is_training: hk.nets.MLP([24, 16, 5])(hk.Flatten()(x))),
     }
 
 
