@@ -29,10 +29,12 @@ DERIVATIVE_DEPTH = 1
 class Frame:
     """One call of a jaxpr: the axes of its values and the frames of the calls inside it.
 
-    Shared jaxprs get a frame a call, because each call may have other axes.
+    Shared jaxprs get a frame a call, because each call may have other axes. Values that follow from constants
+    alone (tables, positions, masks, zeros) are never cut where they are made: each use has axes of its own,
+    so that a table couples nothing but what meets in one equation.
     """
 
-    __slots__ = ("axes", "caller", "calls", "consts", "derivatives", "jaxpr", "positions")
+    __slots__ = ("axes", "caller", "calls", "constant", "consts", "derivatives", "jaxpr", "positions", "uses")
 
     def __init__(self, jaxpr: Jaxpr, consts: Sequence[Any], caller: Source | None = None):
         self.jaxpr = jaxpr
@@ -40,22 +42,43 @@ class Frame:
         self.consts = tuple(consts)
         self.axes: dict[Any, Axes] = {}
         self.calls: dict[int, tuple[Frame, ...]] = {}
+        self.constant: set[Var] = set(jaxpr.constvars)
         self.derivatives: dict[int, tuple[Derivative, Frame]] = {}
         self.positions: set[Var] = set()
+        self.uses: dict[tuple[int | None, int], Axes] = {}  # (id of an equation or None, place) -> axes
 
     def of(self, atom: Any) -> Axes:
-        """The axes of a variable or literal."""
-        key = id(atom) if isinstance(atom, Literal) else atom
-        if key not in self.axes:
-            self.axes[key] = unknown(atom.aval)
-        return self.axes[key]
+        """The axes of a variable that inputs or parameters make."""
+        if atom not in self.axes:
+            self.axes[atom] = unknown(atom.aval)
+        return self.axes[atom]
 
-    def source(self, eqn: JaxprEqn) -> Source:
-        return Source(eqn, self.caller)
+    def is_constant(self, atom: Any) -> bool:
+        """Whether a value follows from constants alone."""
+        return isinstance(atom, Literal) or atom in self.constant
+
+    def ins(self, eqn: JaxprEqn) -> list[Axes]:
+        """The axes of an equation's operands."""
+        return self._used(id(eqn), eqn.invars)
 
     @property
     def outs(self) -> list[Axes]:
-        return [self.of(v) for v in self.jaxpr.outvars]
+        return self._used(None, self.jaxpr.outvars)
+
+    def _used(self, by: int | None, atoms: Sequence[Any]) -> list[Axes]:
+        axes = []
+        for place, atom in enumerate(atoms):
+            if self.is_constant(atom):
+                key = by, place
+                if key not in self.uses:
+                    self.uses[key] = unknown(atom.aval)
+                axes.append(self.uses[key])
+            else:
+                axes.append(self.of(atom))
+        return axes
+
+    def source(self, eqn: JaxprEqn) -> Source:
+        return Source(eqn, self.caller)
 
 
 def unknown(aval: Any, reason: Reason | None = None) -> Axes:
@@ -70,18 +93,34 @@ def infer(
     positions: Sequence[bool] = (),
     depth: int = 0,
     caller: Source | None = None,
+    constant: Sequence[bool] = (),
 ) -> Frame:
-    """Infers the axes of every value of a jaxpr from those of its inputs."""
+    """Infers the axes of every value of a jaxpr from those of its inputs.
+
+    Args:
+      jaxpr: the jaxpr.
+      ins: axes of its inputs.
+      consts: values of its constants.
+      positions: which inputs are integers that count positions.
+      depth: how many derivative rules lead here.
+      caller: the equation that calls it.
+      constant: which inputs follow from constants alone and come in whole.
+
+    Returns:
+      The frame of the call.
+    """
     frame = Frame(jaxpr, consts, caller)
-    for var, const in zip(jaxpr.constvars, consts, strict=True):
-        frame.axes[var] = unknown(var.aval)
-        if _is_integer(const):
-            frame.positions.add(var)
-    for var, axes in zip(jaxpr.invars, ins, strict=True):
-        frame.axes[var] = axes
+    frame.axes.update(zip(jaxpr.invars, ins, strict=True))
     frame.positions.update(v for v, is_position in zip(jaxpr.invars, positions, strict=False) if is_position)
+    frame.constant.update(v for v, is_constant in zip(jaxpr.invars, constant, strict=False) if is_constant)
     for index, eqn in enumerate(jaxpr.eqns):
-        frame.axes.update(zip(eqn.outvars, _infer_equation(frame, index, eqn, depth), strict=True))
+        if all(map(frame.is_constant, eqn.invars)):
+            frame.constant.update(eqn.outvars)
+        else:
+            outs = _infer_equation(frame, index, eqn, depth)
+            for var, axes in zip(eqn.outvars, outs, strict=True):
+                if var not in frame.constant:
+                    frame.axes[var] = axes
     return frame
 
 
@@ -93,7 +132,7 @@ def unify_all(a: Sequence[Axes], b: Sequence[Axes], reason: Reason) -> None:
 
 def _infer_equation(frame: Frame, index: int, eqn: JaxprEqn, depth: int) -> Sequence[Axes]:
     name = eqn.primitive.name
-    ins = [frame.of(v) for v in eqn.invars]
+    ins = frame.ins(eqn)
     reason = Reason(name, frame.source(eqn))
     if name in CALLS:
         return CALLS[name](frame, index, eqn, ins, reason, depth)
@@ -120,7 +159,7 @@ def _opaque(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
 def _track_positions(frame: Frame, eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> None:
     name = eqn.primitive.name
     of_positions = [_is_position(frame, v) for v in eqn.invars]
-    if name == "iota" or (name in _POSITIONS_PASS and any(of_positions)):
+    if name in _POSITIONS_PASS and any(of_positions):
         frame.positions.update(v for v in eqn.outvars if _is_integer(v.aval))
     elif name in _COMPARISONS:
         why = reason._replace(text="compared with positions (a one-hot or a causal mask)")
@@ -135,19 +174,33 @@ def _is_integer(array: Any) -> bool:
 
 
 def _is_position(frame: Frame, atom: Any) -> bool:
-    return not isinstance(atom, Literal) and atom in frame.positions
+    if frame.is_constant(atom):
+        return _is_integer(atom.aval) and len(shape_of(atom)) > 0
+    return atom in frame.positions
 
 
 def _call(frame, index, eqn, ins, reason, depth):
     """jit, remat and closed calls: the body's values are the caller's."""
     del reason
     jaxpr, consts = _open(eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"])
-    body = infer(jaxpr, ins, consts, [_is_position(frame, v) for v in eqn.invars], depth, frame.source(eqn))
+    positions = [_is_position(frame, v) for v in eqn.invars]
+    constant = [passes_whole(eqn) and frame.is_constant(v) for v in eqn.invars]
+    body = infer(jaxpr, ins, consts, positions, depth, frame.source(eqn), constant)
     frame.calls[index] = (body,)
     for outer, inner in zip(eqn.outvars, jaxpr.outvars, strict=True):
         if _is_position(body, inner):
             frame.positions.add(outer)
+        if passes_whole(eqn) and body.is_constant(inner):
+            frame.constant.add(outer)
     return body.outs
+
+
+def passes_whole(eqn: JaxprEqn) -> bool:
+    """Whether a call takes and gives constants whole; others cut them at their border."""
+    return eqn.primitive.name in _PLAIN_CALLS
+
+
+_PLAIN_CALLS = ("jit", "pjit", "closed_call", "core_call")
 
 
 def _custom(frame, index, eqn, ins, reason, depth):
@@ -231,7 +284,7 @@ def _open(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:
 
 
 CALLS = {
-    **dict.fromkeys(("jit", "pjit", "closed_call", "remat2", "checkpoint", "core_call"), _call),
+    **dict.fromkeys((*_PLAIN_CALLS, "remat2", "checkpoint"), _call),
     **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), _custom),
     "scan": _scan,
     "while": _while,

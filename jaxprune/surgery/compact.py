@@ -47,10 +47,10 @@ def compact(
 
 def run(model: Model, mode: Small, params: PyTree, inputs: tuple[Any, ...]) -> Any:
     """Evaluates a model in a mode on parameters and inputs."""
-    axes = [model.frame.of(v) for v in model.frame.jaxpr.invars]
-    consts = [mode.constant(c, a) for c, a in zip(model.traced.consts, axes, strict=False)]
     arrays = [jnp.asarray(x) for x in jax.tree.leaves((params, inputs)) if is_array_leaf(x)]
-    return jax.tree.unflatten(model.traced.out_tree, evaluate(model.frame, [*consts, *arrays], mode))
+    return jax.tree.unflatten(
+        model.traced.out_tree, evaluate(model.frame, [*model.traced.consts, *arrays], mode)
+    )
 
 
 def full_params(params: PyTree, shapes: Mapping[str, tuple[int, ...]], kept: KeptAxes) -> PyTree:

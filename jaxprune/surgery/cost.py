@@ -27,11 +27,11 @@ def flops(frame: Frame, keep: Keep) -> int:
             total += max(inner) if name == "cond" else sum(inner) * eqn.params.get("length", 1)
         elif name == "dot_general":
             (contract, _), _ = eqn.params["dimension_numbers"]
-            left = frame.of(eqn.invars[0])
+            left = frame.ins(eqn)[0]
             out = math.prod(map(keep.size, frame.of(eqn.outvars[0])))
             total += 2 * out * math.prod(keep.size(left[dim]) for dim in contract)
         elif name == "conv_general_dilated":
-            kernel = frame.of(eqn.invars[1])
+            kernel = frame.ins(eqn)[1]
             features_out = eqn.params["dimension_numbers"].rhs_spec[0]
             window = math.prod(keep.size(axis) for dim, axis in enumerate(kernel) if dim != features_out)
             total += 2 * math.prod(map(keep.size, frame.of(eqn.outvars[0]))) * window

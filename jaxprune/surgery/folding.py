@@ -87,7 +87,7 @@ class _Folding:
     uses: dict[str, int] = field(default_factory=dict)
 
     def refusal(self, source: str, why: str) -> ValueError:
-        return ValueError(f"removed units can't be folded: what they add at {source} {why}.")
+        return ValueError(f"removed units can't be folded: what they add to {source} {why}.")
 
     def count(self, value: _Value) -> None:
         """Notes that a parameter is used, if the value is one."""
@@ -149,7 +149,7 @@ class _Folding:
         self, frame: Frame, eqn: JaxprEqn, ins: Sequence[_Value], results: Sequence[Any]
     ) -> list[_Value]:
         """A sum over units: the small model lacks the removed ones, and in kept ones their offsets."""
-        axes = [frame.of(v) for v in eqn.invars]
+        axes = frame.ins(eqn)
         where = f"{eqn.primitive.name} at {frame.source(eqn)}"
         changed = [i for i, value in enumerate(ins) if value.offset is not None]
         if len(changed) == 2:

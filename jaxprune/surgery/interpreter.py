@@ -11,7 +11,7 @@ from jax._src import source_info_util  # keeps the source lines of the user's eq
 from jax.extend.core import JaxprEqn, Literal
 
 from jaxprune.surgery import calls
-from jaxprune.surgery.analysis import Frame
+from jaxprune.surgery.analysis import Frame, passes_whole
 from jaxprune.surgery.axes import Axes, size_of
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.rules import RULES, take_kept
@@ -30,9 +30,8 @@ class Small:
         key = id(frame)
         if key not in self._touched:
             inner = (f for fs in frame.calls.values() for f in fs)
-            self._touched[key] = any(map(self.keep.cuts, frame.axes.values())) or any(
-                map(self.touches, inner)
-            )
+            axes = (*frame.axes.values(), *frame.uses.values())
+            self._touched[key] = any(map(self.keep.cuts, axes)) or any(map(self.touches, inner))
         return self._touched[key]
 
     def constant(self, value: Any, axes: Axes) -> Any:
@@ -40,7 +39,7 @@ class Small:
 
     def equation(self, frame: Frame, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
         rule = RULES.get(eqn.primitive.name)
-        ins, outs = ([frame.of(v) for v in side] for side in (eqn.invars, eqn.outvars))
+        ins, outs = frame.ins(eqn), [frame.of(v) for v in eqn.outvars]
         if rule is None or not any(map(self.keep.cuts, (*ins, *outs))):
             return bind(eqn, args)
         if rule.evaluate is not None:
@@ -73,7 +72,7 @@ class Masked(Small):
         rule = RULES.get(eqn.primitive.name)
         if rule is None or rule.reduces is None:
             return args
-        ins = [frame.of(v) for v in eqn.invars]
+        ins = frame.ins(eqn)
         for operand, dimensions, identity in rule.reduces(eqn, ins):
             axes = ins[operand]
             for dim in dimensions:
@@ -86,31 +85,41 @@ class Masked(Small):
         return args
 
 
-def evaluate(frame: Frame, args: Sequence[Any], mode: Small) -> list[Any]:
-    """Runs a call's jaxpr in a mode."""
-    values: dict[Any, Any] = {}
+def evaluate(frame: Frame, args: Sequence[Any], mode: Small, whole: bool = False) -> list[Any]:
+    """Runs a call's jaxpr in a mode; results that are constant come out cut, or `whole`."""
+    values: dict[Any, Any] = dict(zip(frame.jaxpr.constvars, frame.consts, strict=True))
+    values.update(zip(frame.jaxpr.invars, args, strict=True))
 
     def read(atom: Any) -> Any:
-        if not isinstance(atom, Literal):
-            return values[atom]
-        return mode.constant(atom.val, frame.of(atom)) if np.ndim(atom.val) else atom.val
+        return atom.val if isinstance(atom, Literal) else values[atom]
 
-    for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
-        values[var] = mode.constant(const, frame.of(var))
-    values.update(zip(frame.jaxpr.invars, args, strict=True))
+    def cut(atoms: Sequence[Any], axes: Sequence[Axes]) -> list[Any]:
+        return [
+            mode.constant(read(v), a) if frame.is_constant(v) else values[v]
+            for v, a in zip(atoms, axes, strict=True)
+        ]
+
     for index, eqn in enumerate(frame.jaxpr.eqns):
-        operands = [read(v) for v in eqn.invars]
         scope = source_info_util.current_name_stack() + eqn.source_info.name_stack
         with source_info_util.user_context(eqn.source_info.traceback, name_stack=scope), eqn.ctx.manager:
-            if index in frame.calls:
-                if any(map(mode.touches, frame.calls[index])):
+            bodies = frame.calls.get(index)
+            if all(map(frame.is_constant, eqn.invars)):
+                results = bind(eqn, [read(v) for v in eqn.invars])
+            elif bodies and passes_whole(eqn):
+                operands = [read(v) for v in eqn.invars]
+                touched = mode.touches(bodies[0])
+                results = evaluate(bodies[0], operands, mode, True) if touched else bind(eqn, operands)
+            else:
+                operands = cut(eqn.invars, frame.ins(eqn))
+                if not bodies:
+                    results = mode.equation(frame, eqn, operands)
+                elif any(map(mode.touches, bodies)):
                     results = calls.rebuild(frame, index, eqn, operands, mode, evaluate)
                 else:
                     results = bind(eqn, operands)
-            else:
-                results = mode.equation(frame, eqn, operands)
         values.update(zip(eqn.outvars, results, strict=True))
-    return [read(v) for v in frame.jaxpr.outvars]
+    outs = frame.jaxpr.outvars
+    return [read(v) for v in outs] if whole else cut(outs, frame.outs)
 
 
 def bind(eqn: JaxprEqn, args: Sequence[Any], **changed: Any) -> list[Any]:

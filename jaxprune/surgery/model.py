@@ -39,8 +39,7 @@ def analyse(fn: Callable, params: PyTree, inputs: tuple[Any, ...], state: State 
     for name, axes in zip(traced.input_paths, ins[n_consts + n_params :], strict=True):
         for dim, axis in enumerate(axes):
             freeze(axis, Reason(f"axis {dim} of {name}"))
-    positions = [_is_index_table(const) for const in traced.consts]
-    frame = infer(traced.jaxpr, ins, positions=positions)
+    frame = infer(traced.jaxpr, ins, constant=[True] * n_consts)
     param_axes = dict(zip(traced.paths, ins[n_consts : n_consts + n_params], strict=True))
     outs = frame.outs
     loose = _tie_state(state, params, traced, ins[n_consts : n_consts + n_params], outs) if state else ()
@@ -87,10 +86,6 @@ def keep_of(model: Model, kept: KeptAxes) -> Keep:
 
 def _repeats(paths: list[str]) -> bool:
     return len(set(paths)) != len(paths)
-
-
-def _is_index_table(const: Any) -> bool:
-    return np.issubdtype(getattr(const, "dtype", np.float32), np.integer) and np.ndim(const) > 0
 
 
 def _tie_state(

@@ -226,7 +226,7 @@ def test_every_score_is_finite_and_tells_units_apart(name):
     ):
         assert set(scores.by_group) == {group.name for group in groups}
         for s in scores.by_group.values():
-            assert np.isfinite(s).all() and (s >= 0).all() and s.min() < s.max() or s.size == 2
+            assert (np.isfinite(s).all() and (s >= 0).all() and s.min() < s.max()) or s.size == 2
 
 
 def test_groups_that_no_product_sums_over_have_no_activations():

@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxprune.surgery.axes import Axes, Reason, fresh, size_of
-from jaxprune.surgery.rules.rule import Kept, Rule, kept_shape, shape_of
+from jaxprune.surgery.rules.rule import Kept, Rule, shape_of
 
 
 def take_kept(array: Any, axes: Axes, kept: Kept) -> Any:
@@ -24,18 +24,6 @@ def take_kept(array: Any, axes: Axes, kept: Kept) -> Any:
 def _iota(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
     del ins, reason
     return [tuple(fresh(size) for size in shape_of(eqn))]
-
-
-def _iota_evaluate(
-    eqn: JaxprEqn, args: Sequence[Any], ins: Sequence[Axes], outs: Sequence[Axes], kept: Kept
-) -> list[Any]:
-    """A removed position leaves a gap: what is computed from positions belongs to the unit."""
-    del args, ins
-    dim = eqn.params["dimension"]
-    positions = jnp.asarray(np.flatnonzero(kept.mask(outs[0][dim])), eqn.params["dtype"])
-    shape = [1] * len(outs[0])
-    shape[dim] = -1
-    return [jnp.broadcast_to(positions.reshape(shape), kept_shape(outs[0], kept))]
 
 
 def _random_bits(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
@@ -55,6 +43,6 @@ def _random_bits_evaluate(
 
 
 RULES = {
-    "iota": Rule(_iota, evaluate=_iota_evaluate),
+    "iota": Rule(_iota),
     "random_bits": Rule(_random_bits, evaluate=_random_bits_evaluate),
 }

@@ -19,7 +19,7 @@ from jaxprune.surgery.observing import Totals, observed
 from jaxprune.surgery.rules import RULES
 from jaxprune.surgery.scores.entries import arrays_of
 from jaxprune.surgery.scores.unit_scores import UnitScores
-from jaxprune.tracing import is_array_leaf
+from jaxprune.tracing import is_array_leaf, shape_of
 
 _CONTRACTIONS = ("dot_general", "conv_general_dilated")
 
@@ -80,9 +80,9 @@ def activation_scores(
     def observe(frame: Frame, eqn: JaxprEqn, operands: Sequence[Any], of_inputs: Sequence[bool]) -> Totals:
         found: Totals = {}
         reduces = RULES[eqn.primitive.name].reduces if eqn.primitive.name in _CONTRACTIONS else None
-        for i, dims, _ in reduces(eqn, [frame.of(v) for v in eqn.invars]) if reduces else ():
+        for i, dims, _ in reduces(eqn, frame.ins(eqn)) if reduces else ():
             for dim in dims if of_inputs[i] else ():
-                axis = frame.of(eqn.invars[i])[dim]
+                axis = frame.ins(eqn)[i][dim]
                 for atom in dict.fromkeys(leaves_of(axis)):
                     if atom in names:
                         both = _summed(operands[i], dim, axis, atom, statistic)
@@ -122,11 +122,11 @@ def _summed(array: Any, dim: int, axis: Any, atom: Any, statistic: str) -> tuple
 def _inputs(groups: Groups, batch: Any) -> list[Any]:
     traced = groups.model.traced
     arrays = [x for x in jax.tree.leaves(batch) if is_array_leaf(x)]
-    expected = [v.aval for v in traced.jaxpr.invars[len(traced.consts) + len(traced.paths) :]]
+    expected = [shape_of(v) for v in traced.jaxpr.invars[len(traced.consts) + len(traced.paths) :]]
     got = [np.shape(x) for x in arrays]
-    if got != [aval.shape for aval in expected]:
+    if got != expected:
         raise ValueError(
-            f"`batches` must have the shapes that the groups were found with, "
-            f"{[aval.shape for aval in expected]}, got {got}. Call `find_groups` with a calibration batch."
+            f"`batches` must have the shapes that the groups were found with, {expected}, got {got}. "
+            "Call `find_groups` with a calibration batch."
         )
     return [x if hasattr(x, "dtype") else jnp.asarray(x) for x in arrays]
