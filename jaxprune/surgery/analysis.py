@@ -22,8 +22,9 @@ _POSITIONS_PASS = frozenset(
 )
 _COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"))
 
-# How deep derivative rules are followed: a rule may call the function it belongs to.
-DERIVATIVE_DEPTH = 1
+# How deep derivative rules are followed: a rule may call the function it belongs to, so that second
+# derivatives need its rule again. Beyond that the function is differentiated as it is written.
+DERIVATIVE_DEPTH = 2
 
 
 class Frame:

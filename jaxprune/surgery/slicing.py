@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def shrink_leaf(path: str, leaf: Any, shape: Sequence[int], kept: Sequence[np.ndarray | None]) -> Any:
@@ -39,8 +41,21 @@ def take(leaf: Any, kept: Sequence[np.ndarray | None]) -> Any:
             array = np.take(array, index, dim)
         return jnp.asarray(array)
     for dim, index in chosen.items():
-        leaf = np.take(leaf, index, dim) if isinstance(leaf, np.ndarray) else jnp.take(leaf, index, dim)
+        leaf = np.take(leaf, index, dim) if isinstance(leaf, np.ndarray) else _take(leaf, index, dim)
     return leaf
+
+
+def _take(leaf: Any, index: np.ndarray, dim: int) -> Any:
+    """Where the mesh axes of an array are explicit, what comes out must be said: as before, if it divides."""
+    sharding = jax.typeof(leaf).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return jnp.take(leaf, index, dim)
+    spec = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
+    names = spec[dim] if isinstance(spec[dim], tuple) else (spec[dim],) if spec[dim] else ()
+    if len(index) % math.prod(sharding.mesh.shape[name] for name in names):
+        spec[dim] = None
+    out = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return leaf.at[(*[slice(None)] * dim, index)].get(out_sharding=out)
 
 
 def on_host(leaf: Any) -> bool:

@@ -70,9 +70,7 @@ def verify(
     model = analyse(fn, params, inputs, plan.state)
     keep = keep_of(model, plan.kept)
     zeroed = jax.tree.map(
-        lambda x, m: jnp.where(m, x, jnp.zeros((), x.dtype)) if is_array_leaf(x) and m is not True else x,
-        params,
-        plan.masks(params),
+        lambda x, m: _zeroed(x, m) if is_array_leaf(x) and m is not True else x, params, plan.masks(params)
     )
 
     def compiled(function: Callable, params: PyTree) -> list[Any]:
@@ -98,8 +96,14 @@ def verify(
     if against_zeroed > tolerance:
         watch = _Watch(keep, tolerance)
         run(model, watch, zeroed, inputs)
+        jax.effects_barrier()  # loops report while they run
         differences = tuple(watch.seen)
     return Verification(against_masked, against_zeroed, tolerance, differences)
+
+
+def _zeroed(leaf: Any, mask: Any) -> Any:
+    array = jnp.asarray(leaf)
+    return jnp.where(mask, array, jnp.zeros_like(array))
 
 
 class _Watch(Masked):

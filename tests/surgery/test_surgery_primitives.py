@@ -76,7 +76,7 @@ OPERATIONS = {
         [8],
     ),
     "clip": (lambda h: jnp.clip(h, -0.5, 0.5), [8]),
-    "indexing by an array": (lambda h: h[:, jnp.array([0, 2, 4, 1, 3, 5, 7, 6])], []),
+    "indexing by an array": (lambda h: h[:, jnp.array([0, 2, 4, 1, 3, 5, 7, 6])], [8]),  # of what comes out
     "one entry": (lambda h: h + h[:, 3:4], [3, 4]),
     "dynamic slice of the batch": (lambda h: lax.dynamic_slice(h, (jnp.int32(1), 0), (2, 8)), [8]),
     "dynamic slice of the units": (
@@ -90,7 +90,8 @@ OPERATIONS = {
     "fft over the batch": (lambda h: jnp.abs(jnp.fft.rfft(h, axis=0)), [8]),
     "fft over units": (lambda h: jnp.fft.fft(h).real, []),
     "solve": (lambda h: jnp.linalg.solve(h.T @ h + jnp.eye(8), h.T).T, []),
-    "one-hot over units": (lambda h: h + jax.nn.one_hot(jnp.array([0, 3, 1, 7]), 8), []),
+    "one-hot over units": (lambda h: h + jax.nn.one_hot(jnp.argmax(h[:, ::-1], 1), 8), []),
+    "a constant one-hot": (lambda h: h + jax.nn.one_hot(jnp.array([0, 3, 1, 7]), 8), [8]),
     "positions as values": (lambda h: h * jnp.arange(8.0), [8]),
     "bits": (lambda h: lax.bitcast_convert_type(h, jnp.int32).astype(jnp.float32) * 1e-9, [8]),
     "max pool over the batch": (
