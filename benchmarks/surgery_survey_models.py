@@ -56,31 +56,27 @@ def flaxmodels_models() -> dict[str, Make]:
     """Linen networks of `flaxmodels`."""
     import flaxmodels
 
-    def make(network: Any) -> Make:
+    def make(network: Any, **kwargs: Any) -> Make:
         def build():
             images = jnp.abs(normal(1, 32, 32, 3)) % 1
-            model = network(output="logits", pretrained=None, normalize=False, num_classes=5)
+            model = network(output="logits", pretrained=None, normalize=False, num_classes=5, **kwargs)
             variables = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
             return (lambda v, x: model.apply(v, x, train=False)), filled(variables), (images,)
 
         return build
 
-    return {"ResNet-18": make(flaxmodels.ResNet18), "VGG-16": make(flaxmodels.VGG16)}
+    return {"ResNet-18": make(flaxmodels.ResNet18), "VGG-16": make(flaxmodels.VGG16, include_head=False)}
 
 
 def equimo_models() -> dict[str, Make]:
     """Equinox networks of `equimo`, small."""
     import equinox as eqx
     from equimo.models import (
-        attnet,
         convnext,
-        fastervit,
         lowformer,
         mlla,
         mobilenet,
-        partialformer,
         reduceformer,
-        shvit,
         vit,
         vssd,
     )
@@ -124,8 +120,6 @@ def equimo_models() -> dict[str, Make]:
         ),
         "ConvNeXt": make(convnext.ConvNeXt, 3, depths=[1, 1, 1, 1], dims=[8, 16, 24, 32]),
         "MobileNet v3": make(mobilenet.MobileNetv3, 3, rows, last_channels=32),
-        "SHViT": make(shvit.SHViT, 3, [16, 32, 32], [4, 8, 8], [8, 8, 8], [1, 1, 1], side=64),
-        "AttNet": make(attnet.AttNet, 3, dims=[8, 16, 16, 32], depths=[1, 1, 1, 1]),
         "LowFormer": make(
             lowformer.LowFormer,
             3,
@@ -137,20 +131,6 @@ def equimo_models() -> dict[str, Make]:
         "ReduceFormer": make(reduceformer.ReduceFormer, 3, block_types=kinds, head_dim=8, **five),
         "MLLA": make(mlla.Mlla, 32, 3, dim=16, patch_size=4, **four),
         "VSSD (Mamba 2)": make(vssd.Vssd, 32, 3, dim=16, d_state=8, patch_size=4, **four),
-        "FasterViT": make(
-            fastervit.FasterViT,
-            64,
-            3,
-            16,
-            8,
-            [2, 2, 2, 2],
-            [False, False, True, False],
-            [1, 1, 1, 1],
-            [2, 2, 2, 2],
-            1,
-            side=64,
-        ),
-        "PartialFormer": make(partialformer.PartialFormer, 32, 3, 16, 2, [1, 1, 1, 1], 0.5, patch_size=4),
     }
 
 
