@@ -82,10 +82,10 @@ def top_kast(
     inner = optax.with_extra_args_support(inner)
     check_sparsity(sparsity, scope, structure)
     check_steps(every=every)
-    if isinstance(backward_sparsity, int | float | str):
+    if isinstance(backward_sparsity, int | float):
         check_fraction("backward_sparsity", backward_sparsity)
-    both = isinstance(sparsity, int | float) and isinstance(backward_sparsity, int | float)
-    if both and backward_sparsity > sparsity:
+    is_number = isinstance(sparsity, int | float) and isinstance(backward_sparsity, int | float)
+    if is_number and float(backward_sparsity) > float(sparsity):
         raise ValueError(
             f"`backward_sparsity` must be at most `sparsity`, {sparsity}: what is used also learns; "
             f"got {backward_sparsity}."
