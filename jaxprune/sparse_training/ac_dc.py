@@ -17,6 +17,7 @@ from jaxprune.sparse_training.largest import check_sparsity, check_steps, larges
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given, masked_update
 from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms.turn import turn_if
 from jaxprune.units import full_masks
 
 
@@ -105,7 +106,7 @@ def ac_dc(
             new = largest(params, sparsity, scope, structure, where, score)
             return jax.tree.map(lambda mask, m: jnp.where(now, m, True) if m.ndim else mask, masks, new)
 
-        masks = jax.lax.cond(now != before, turn, lambda same: same, state.masks)
+        masks = turn_if(now != before, turn, state.masks)
         opens = before & ~now
         kept = jax.tree.map(lambda w, m: (m if m.ndim else m.reshape((1,) * w.ndim)) & ~opens, params, masks)
         fresh = inner.init(apply_masks(params, masks))

@@ -23,6 +23,7 @@ from jaxprune.structures import NM, Structure
 from jaxprune.transforms.masked import check_given, masked_update
 from jaxprune.transforms.masks_in_state import stored_masks
 from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms.turn import turn_if
 from jaxprune.units import placed_like, pruned_units
 
 
@@ -92,8 +93,7 @@ def dynamic(
                 leaves[i] = _moved(leaves[i], sizes[i], growth[i], share, structure)
             return jax.tree.unflatten(treedef, leaves)
 
-        # Only the masks go through the condition, which copies what it hands through.
-        new = jax.lax.cond(is_due, move, lambda same: same, old)
+        new = turn_if(is_due, move, old)
         stay = jax.tree.map(jnp.logical_and, old, new)
         # An update of the masks takes the place of the optimizer's step: what is new is still 0 after it.
         fresh = inner.init(apply_masks(params, stay))

@@ -16,6 +16,7 @@ from jaxprune.sparse_training.largest import check_sparsity, check_steps
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given, masked_update
 from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms.turn import turn_if
 from jaxprune.units import full_masks, masks_from_counts, unit_counts
 
 
@@ -120,7 +121,7 @@ def movement(
         is_due = sparsity > state.sparsity
         if regrow:
             is_due |= (sparsity > 0) & (state.count % every == 0)
-        masks = jax.lax.cond(is_due, choose, lambda same: same, state.masks)
+        masks = turn_if(is_due, choose, state.masks)
         fresh = inner.init(params if regrow else apply_masks(params, masks))
         inner_state = clear_moments(state.inner_state, params, masks, fresh)
         new_updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)

@@ -15,6 +15,7 @@ from jaxprune.scores import magnitude
 from jaxprune.sparse_training.largest import check_sparsity, check_steps, largest
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given
+from jaxprune.transforms.turn import turn_if
 
 
 class STEState(NamedTuple):
@@ -108,7 +109,7 @@ def ste(
             del masks
             return masks_of(optax.apply_updates(params, updates), count)
 
-        masks = jax.lax.cond(count % every == 0, renew, lambda same: same, state.masks)
+        masks = turn_if(count % every == 0, renew, state.masks)
         return updates, STEState(count, masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

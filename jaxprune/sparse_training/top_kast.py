@@ -16,6 +16,7 @@ from jaxprune.sparse_training.largest import check_sparsity, check_steps, larges
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given
 from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms.turn import turn_if
 
 
 class TopKASTState(NamedTuple):
@@ -126,7 +127,7 @@ def top_kast(
             del sets
             return sets_of(optax.apply_updates(params, updates))
 
-        used, learning = jax.lax.cond(count % every == 0, renew, lambda same: same, (used, learning))
+        used, learning = turn_if(count % every == 0, renew, (used, learning))
         return updates, TopKASTState(count, used, learning, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

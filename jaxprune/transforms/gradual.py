@@ -24,6 +24,7 @@ from jaxprune.scores.scorer import call_score
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.transforms.masked import check_given, masked_update
 from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms.turn import turn_if
 from jaxprune.units import full_masks, next_masks, unit_counts
 
 
@@ -125,7 +126,7 @@ def gradual(
             return next_masks(scores, counts, structure, chosen, masks, least_kept(minimum, units))
 
         # The moments are cleared at every step: that fuses into the inner update.
-        masks = _once_if(sparsity > state.sparsity, prune, state.masks)
+        masks = turn_if(sparsity > state.sparsity, prune, state.masks)
         fresh = inner.init(apply_masks(params, masks))
         inner_state = clear_moments(state.inner_state, params, masks, fresh)
         new_updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)
@@ -133,16 +134,3 @@ def gradual(
         return new_updates, GradualState(count, jnp.maximum(sparsity, state.sparsity), masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _once_if(condition: jax.Array, change: Callable[[PyTree], PyTree], value: PyTree) -> PyTree:
-    """`change(value)` where the condition holds, else `value`: a loop of at most one turn.
-
-    Unlike `lax.cond`, which `vmap` turns into a select that runs both branches at every step, a vmapped loop
-    takes its turn only where one of the replicates wants it; and it works in place.
-    """
-
-    def turn(carry: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
-        return jnp.zeros_like(carry[0]), change(carry[1])
-
-    return jax.lax.while_loop(lambda carry: carry[0], turn, (condition, value))[1]
