@@ -57,7 +57,7 @@ def fold_constants(
     for path, leaf in zip(paths, leaves, strict=True):
         if is_array_leaf(leaf):
             array = jnp.asarray(leaf)
-            args.append(_Value(array, _Bias(path, array, lambda x: x) if is_float_array(array) else None))
+            args.append(_Value(array, _Bias(path, array, lambda x: x) if is_float_array(leaf) else None))
     args += [_Value(jnp.asarray(x)) for x in jax.tree.leaves(inputs) if is_array_leaf(x)]
     for value in folding.run(model.frame, args):
         folding.count(value)
@@ -178,7 +178,7 @@ class _Folding:
         transposed = jax.linear_transpose(layout, bias.parameter)
         ones = transposed(jnp.ones_like(offset))[0]
         delta = transposed(offset)[0] / jnp.maximum(ones, 1)
-        if self._size(layout(delta) - offset) > self.tolerance * self._size(result):
+        if not self._size(layout(delta) - offset) <= self.tolerance * self._size(result):  # NaN is refused
             raise self.refusal(
                 source,
                 f"is not one number for each entry of {bias.path!r}: they are not constants, or zero padding "

@@ -214,6 +214,16 @@ def test_no_bias_that_could_take_it(after, message):
     refused(fn, masked(weights(w1=(3, 8), w2=(8, 2), b2=(2,)), "w1"), data(5, 3), message)
 
 
+def test_a_python_number_takes_nothing_and_nan_is_refused():
+    def fn(p, x):
+        return jnp.exp(x @ p["w1"]) @ p["w2"] + p["b2"]
+
+    params = masked(weights(w1=(3, 8), w2=(8, 1)), "w1")
+    refused(fn, {**params, "b2": 0.5}, data(5, 3), "reaches an output")
+    bad = {**params, "b2": jnp.ones(1), "w2": params["w2"].at[GONE[0]].set(jnp.nan)}
+    refused(fn, bad, data(5, 3), "is not one number")
+
+
 def test_other_reductions_over_removed_units():
     def fn(p, x):
         h = jnp.exp(x @ p["w1"])
