@@ -65,7 +65,7 @@ def activation_scores(
 
     References:
       Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, 2016,
-      arXiv:1611.06440 (sec. 2.2, mean activation).
+      arXiv:1611.06440 (the mean activation).
     """
     if statistic not in ("mean_abs", "rms"):
         raise ValueError(f"`statistic` must be 'mean_abs' or 'rms', got {statistic!r}.")
