@@ -75,12 +75,13 @@ def _table(sparsities: list[float]) -> rich.table.Table:
     made = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     made.add_column("recipe", no_wrap=True)
     for sparsity in sparsities:
-        made.add_column(f"{100 * sparsity:g} %", justify="right", no_wrap=True)
+        made.add_column(f"{100 * sparsity:g} %", justify="right", overflow="fold")
     return made
 
 
 def _accuracy(r: Record) -> str:
-    return mean_and_spread(r["test_accuracy"])
+    # Without the spaces five sparsities fit 80 columns.
+    return mean_and_spread(r["test_accuracy"]).replace(" ", "")
 
 
 def _mean(r: Record) -> float:
