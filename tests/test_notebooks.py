@@ -17,6 +17,7 @@ def test_there_are_notebooks():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # notebooks train: their programs must be quick
     notebook = nbformat.read(path, as_version=4)
     first = "import warnings\nwarnings.simplefilter('error')"
     notebook.cells.insert(0, nbformat.v4.new_code_cell(first))

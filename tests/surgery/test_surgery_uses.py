@@ -325,3 +325,14 @@ def test_a_saved_plan_refuses_other_parameters(tmp_path):
         for use in (loaded.shrink, functools.partial(loaded.verify, fn)):
             with pytest.raises(ValueError, match=message):
                 use(other) if use == loaded.shrink else use(other, *inputs)
+
+
+def test_a_captured_random_key_is_no_obstacle():
+    key = jax.random.key(0)
+
+    def fn(params, x):
+        noise = jax.random.normal(key, (1, 3))
+        return jax.nn.relu((x + noise) @ params["up"]) @ params["down"]
+
+    params = {"up": jnp.ones((3, 4)), "down": jnp.ones((4, 2))}
+    assert [group.size for group in jp.find_groups(fn, params, jnp.ones((5, 3)))] == [4]
