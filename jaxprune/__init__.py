@@ -4,6 +4,7 @@ The way through the code is one way: scores -> selection -> masks -> transforms 
 """
 
 from jaxprune import schedules, scores, surgery
+from jaxprune.calibration import calibrate
 from jaxprune.controls import shuffle_masks
 from jaxprune.imp import IMP, imp
 from jaxprune.masks import apply_masks, make_masks, sparsity
@@ -29,6 +30,7 @@ __all__ = [
     "RewindLearningRate",
     "Unstructured",
     "apply_masks",
+    "calibrate",
     "find_groups",
     "get_masks",
     "gradual",
