@@ -4,7 +4,7 @@ The way through the code is one way: scores -> selection -> masks -> transforms 
 """
 
 from jaxprune import schedules, scores, surgery
-from jaxprune.calibration import calibrate
+from jaxprune.calibration import ADMM, LeastSquares, MaskOnly, SparseGPT, Swaps, calibrate, reconstruct
 from jaxprune.controls import shuffle_masks
 from jaxprune.imp import IMP, imp
 from jaxprune.masks import apply_masks, make_masks, sparsity
@@ -18,16 +18,21 @@ from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_m
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADMM",
     "IMP",
     "NM",
     "Block",
     "Channels",
     "Finetune",
     "Layers",
+    "LeastSquares",
+    "MaskOnly",
     "Plan",
     "Reinitialize",
     "Rewind",
     "RewindLearningRate",
+    "SparseGPT",
+    "Swaps",
     "Unstructured",
     "apply_masks",
     "calibrate",
@@ -40,6 +45,7 @@ __all__ = [
     "masked",
     "plan_removal",
     "prunable",
+    "reconstruct",
     "replace_masks",
     "schedules",
     "scores",

@@ -42,7 +42,7 @@ class Matrix(NamedTuple):
 
     def of(self, array: np.ndarray) -> np.ndarray:
         """The matrices (groups, inputs, outputs) out of an array of the parameter's shape: a copy."""
-        return np.ascontiguousarray(self._strided(array)).reshape(self.shape)
+        return np.array(self._strided(array), order="C").reshape(self.shape)
 
     def put(self, array: np.ndarray, matrices: Any) -> None:
         """Writes matrices (groups, inputs, outputs) into a contiguous array of the parameter's shape."""
