@@ -7,7 +7,6 @@ They are 4-bit, dequantised: compare methods on them with each other, not with p
 from __future__ import annotations
 
 import importlib.resources
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,6 @@ def nll(params: dict[str, Any], tokens: jax.Array) -> jax.Array:
     """Mean negative log likelihood of each next token, a scalar."""
     x = hidden(params, tokens)[:, :-1]
 
-    @partial(jax.checkpoint)
     def of_sequence(x: jax.Array, targets: jax.Array) -> jax.Array:
         logits = x @ params["embedding"].T
         return jnp.mean(
