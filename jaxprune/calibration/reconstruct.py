@@ -20,8 +20,8 @@ from jaxprune.calibration.layerwise import (
     shared_moments,
 )
 from jaxprune.calibration.model import Model, RowWeights, open_model, walk
-from jaxprune.calibration.moments import cross_moment
 from jaxprune.calibration.sparsegpt import SparseGPT
+from jaxprune.calibration.targets import DenseTargets
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.structures import Structure, Unstructured
 
@@ -61,7 +61,8 @@ def reconstruct(
       method: `SparseGPT()`, `ADMM()`, or `MaskOnly(score)`.
       refine: what follows in each layer, such as `(Swaps(), LeastSquares())`.
       dense_targets: whether a layer's target is what it gives in the dense model, on the dense layers' inputs,
-        $\min \|X W - X_{dense} W_0\|$: it then makes up for the layers before it. It takes a second pass.
+        $\min \|X W - X_{dense} W_0\|$: it then makes up for the layers before it. Where the product is added
+        to a residual stream, the target is the dense sum. It takes a second pass.
       where: tree of bools, the weights to prune; None for `prunable(params)`.
       row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
       on_layer: is called with a `LayerResult` for each weight.
@@ -109,23 +110,20 @@ def _stream(
     model = layers.model
     shared = shared_moments(model)
     stream = model.stream()
-    dense = iter(model.stream()) if dense_targets else None
+    dense = DenseTargets(model.stream(), stream) if dense_targets else None
     fits = False
     for site in walk(stream, progress, "prune"):
-        there = next(dense) if dense is not None else None
         changed = {}
         for use in site.uses:
             if (use.leaf, use.matrix) in shared:
                 gram = shared[use.leaf, use.matrix].second
-                changed.update(layers.prune([use], gram, None, start, refine, on_layer))
+                changed.update(layers.prune([use], gram, {}, start, refine, on_layer))
         own = [use for use in site.uses if (use.leaf, use.matrix) not in shared]
-        if own:
+        if own or dense is not None:
             moments, fit = model.moments(site, "full")
             fits = fits or fit
-            cross = None
-            if there is not None:
-                cross = cross_moment(site.activations, there.activations, own[0].rows, model.row_weights)
-            changed.update(layers.prune(own, moments.second, cross, start, refine, on_layer))
+            targets = {} if dense is None else dense.at(site, moments.second, model.row_weights)
+            changed.update(layers.prune(own, moments.second, targets, start, refine, on_layer))
         for leaf, value in changed.items():
             stream.set_param(leaf, value)
     if not (fits or shared):

@@ -60,17 +60,19 @@ class Stream:
 
     def __iter__(self) -> Iterator[Site]:
         for uses in sites(self.program):
-            yield Site(uses, self._activations(uses[0].x))
+            yield Site(uses, self.values(uses[0].x))
             for use in uses:
                 self._wanted[use.x] -= 1
             self._drop([uses[0].x])
 
-    def _activations(self, x: int) -> list[Any]:
-        if x not in self.program.batched:
-            (value,) = self._shared_values([x])
-            return [value]
-        self._run([x])
-        return [values[x] for values in self._batches]
+    def values(self, number: int) -> list[Any]:
+        """A value batch by batch, or the only one of a value that depends on no input."""
+        if number not in self.program.batched:
+            return self._shared_values([number])
+        self._run([number])
+        found = [values[number] for values in self._batches]
+        self._drop([number])
+        return found
 
     def _run(self, targets: list[int]) -> None:
         """Runs what the targets need and was not run yet, batch by batch."""
@@ -84,7 +86,7 @@ class Stream:
             out
             for i in steps
             for out in self.program.steps[i].outs
-            if self._wanted.get(out) or self._later_readers(out)
+            if out in targets or self._wanted.get(out) or self._later_readers(out)
         ]
         # What depends on parameters only is made anew in every segment: a parameter may have changed.
         shared = [n for n in reads if n not in self.program.batched]
