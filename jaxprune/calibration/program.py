@@ -120,7 +120,7 @@ class _Flat:
         for eqn in jaxpr.eqns:
             atoms = [v if isinstance(v, Literal) else env[v] for v in eqn.invars]
             env.update(zip(eqn.outvars, self._equation(eqn, atoms), strict=True))
-        return [self.constant(v.val) if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+        return [self._number(v if isinstance(v, Literal) else env[v]) for v in jaxpr.outvars]
 
     def _equation(self, eqn: JaxprEqn, atoms: list[Any]) -> Sequence[int]:
         name = eqn.primitive.name
@@ -129,11 +129,9 @@ class _Flat:
         if any(view is not None for view in views):
             body = eqn.params.get(_CALLS.get(name, ""))
             if body is not None:
-                numbers = [self.constant(a.val) if isinstance(a, Literal) else a for a in atoms]
-                return self.inline(*_open(body), numbers)
+                return self.inline(*_open(body), [self._number(a) for a in atoms])
             if name == "scan":
-                numbers = [self.constant(a.val) if isinstance(a, Literal) else a for a in atoms]
-                return self._scan(eqn, numbers)
+                return self._scan(eqn, [self._number(a) for a in atoms])
         values = [a.val if isinstance(a, Literal) else self.known.get(a) for a in atoms]
         if _is_small(eqn) and all(value is not None for value in values):
             with jax.ensure_compile_time_eval():
@@ -154,14 +152,17 @@ class _Flat:
                     self.uses.append(use)
         return outs
 
+    def _number(self, atom: Any) -> int:
+        """The number of a value or literal."""
+        if not isinstance(atom, Literal):
+            return atom
+        value = np.asarray(atom.val, atom.aval.dtype)
+        return self.integer(value) if value.shape == () and value.dtype.kind in "iu" else self.constant(atom.val)
+
     def _scan(self, eqn: JaxprEqn, ins: list[int]) -> list[int]:
         p = eqn.params
         n_consts, n_carry, length = p["num_consts"], p["num_carry"], p["length"]
         consts, carry, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
-        for i, number in enumerate(carry):  # a loop counter starts from a literal
-            value = self.constants.get(number)
-            if value is not None and np.ndim(value) == 0 and np.issubdtype(np.result_type(value), np.integer):
-                carry[i] = self.integer(np.asarray(value, eqn.invars[n_consts + i].aval.dtype))
         body, body_consts = _open(p["jaxpr"])
         ys: list[list[int]] = []
         order = range(length - 1, -1, -1) if p["reverse"] else range(length)
