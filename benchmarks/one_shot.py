@@ -79,7 +79,26 @@ def smollm2(data: Path, sequences: int = 64, evaluated: int = 24, length: int = 
     return Task(model.hidden, params, where, batches, None, lambda p: model.perplexity(p, second))
 
 
-TASKS = {"smollm2": smollm2}
+def minilm(data: Path, sequences: int = 512, length: int = 32, batch: int = 64) -> Task:
+    """all-MiniLM-L6-v2: 36 matrices, Spearman's correlation on STS-B."""
+    from models import minilm as model
+    from models import stsb
+
+    params, tokenizer = model.load(), model.tokenizer()
+    pairs = stsb.read(data / "stsb", "train")
+    ids, mask = model.tokenize(tokenizer, list(dict.fromkeys(pairs.first))[:sequences], length)
+    batches = [(ids[i : i + batch], mask[i : i + batch]) for i in range(0, len(ids) // batch * batch, batch)]
+    where = jp.prunable(params, include="layers/.*/kernel")
+    dev = stsb.read(data / "stsb", "dev")
+    embed = jax.jit(model.embed)
+
+    def measure(params: Any) -> float:
+        return stsb.spearman(lambda ids, mask: embed(params, ids, mask), tokenizer, dev)
+
+    return Task(model.embed, params, where, batches, lambda ids, mask: mask, measure)
+
+
+TASKS = {"smollm2": smollm2, "minilm": minilm}
 
 
 def run(task_name: str, data: Path, name: str, pattern: str, sequences: int | None) -> dict[str, Any]:

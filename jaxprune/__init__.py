@@ -4,7 +4,16 @@ The way through the code is one way: scores -> selection -> masks -> transforms 
 """
 
 from jaxprune import schedules, scores, surgery
-from jaxprune.calibration import ADMM, LeastSquares, MaskOnly, SparseGPT, Swaps, calibrate, reconstruct
+from jaxprune.calibration import (
+    ADMM,
+    LeastSquares,
+    MaskOnly,
+    SparseGPT,
+    Swaps,
+    calibrate,
+    reconstruct,
+    swap_refine,
+)
 from jaxprune.controls import shuffle_masks
 from jaxprune.imp import IMP, imp
 from jaxprune.masks import apply_masks, make_masks, sparsity
@@ -53,4 +62,5 @@ __all__ = [
     "sparsity",
     "summary",
     "surgery",
+    "swap_refine",
 ]

@@ -8,7 +8,7 @@ from jax import lax
 
 import jaxprune as jp
 
-EXACT = dict(rtol=2e-5, atol=2e-5)
+EXACT = {"rtol": 2e-5, "atol": 2e-5}
 
 
 def draw(seed, *shape):
@@ -63,7 +63,7 @@ def layouts(w):
         "sliced": (jnp.stack([w * 0, w]), lambda v, x: x @ v[1]),
         "dynamic slice": (jnp.stack([w * 0, w]), lambda v, x: x @ lax.dynamic_index_in_dim(v, 1, 0, False)),
         "fused": (jnp.concatenate([w, w], 1), lambda v, x: x @ jnp.split(v, 2, 1)[1]),
-        "cast": (w, lambda v, x: (x @ v.astype(jnp.float32)[None][0])),
+        "cast": (w, lambda v, x: x @ v.astype(jnp.float32)[None][0]),
         "in jit": (w, lambda v, x: jax.jit(lambda a, b: a @ b)(x, v)),
         "in remat": (w, lambda v, x: jax.checkpoint(lambda a, b: jnp.sin(a @ b))(x, v)),
         "in custom_jvp": (w, lambda v, x: custom(x, v)),
@@ -221,16 +221,16 @@ def test_a_shared_activation_is_computed_once_for_all_its_weights():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(batches=[]), "at least one batch"),
-        (dict(batches=[jnp.ones((2, 4)), jnp.ones((3, 4))]), "batch 1"),
-        (dict(moments="some"), "'some'"),
-        (dict(where={"w": True, "unused": True}), "'unused'"),
-        (dict(row_weights=lambda x: jnp.ones((9,))), r"\(9,\)"),
+        ({"batches": []}, "at least one batch"),
+        ({"batches": [jnp.ones((2, 4)), jnp.ones((3, 4))]}, "batch 1"),
+        ({"moments": "some"}, "'some'"),
+        ({"where": {"w": True, "unused": True}}, "'unused'"),
+        ({"row_weights": lambda x: jnp.ones((9,))}, r"\(9,\)"),
     ],
 )
 def test_mistakes_are_named(change, message):
     params = {"w": jnp.ones((4, 2)), "unused": jnp.ones((3, 3))}
-    given = dict(batches=[jnp.ones((2, 4))], where={"w": True, "unused": False}) | change
+    given = {"batches": [jnp.ones((2, 4))], "where": {"w": True, "unused": False}} | change
     with pytest.raises(ValueError, match=message):
         jp.calibrate(lambda p, x: x @ p["w"], params, **given)
 

@@ -8,6 +8,7 @@ from jaxprune.calibration.mask_only import MaskOnly
 from jaxprune.calibration.moments import Moments
 from jaxprune.calibration.reconstruct import reconstruct
 from jaxprune.calibration.sparsegpt import SparseGPT
+from jaxprune.calibration.swap_refine import swap_refine
 from jaxprune.calibration.swaps import Swaps
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "WeightStatistics",
     "calibrate",
     "reconstruct",
+    "swap_refine",
 ]

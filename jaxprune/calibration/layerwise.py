@@ -15,6 +15,7 @@ from jaxprune.calibration.model import Model
 from jaxprune.calibration.moments import Moments, moments_of
 from jaxprune.calibration.program import Program, Use
 from jaxprune.calibration.view import Matrix
+from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.selection import count_to_prune
 from jaxprune.structures import Structure
 
@@ -105,6 +106,19 @@ class Layers:
             if on_layer is not None:
                 on_layer(LayerResult(self.model.paths[use.leaf], *_quality(w0, gram, w, mask)))
         return changed
+
+    def result(self, params: PyTree) -> tuple[PyTree, PyTree]:
+        """`params` with the pruned weights, and their masks."""
+        paths, leaves, treedef = flatten_with_paths(params)
+        position = {path: leaf for leaf, path in enumerate(self.model.paths)}
+        new, masks = list(leaves), [True] * len(leaves)
+        for i, path in enumerate(paths):
+            leaf = position.get(path)
+            if leaf in self.weights:
+                sharding = self.model.values[leaf].sharding
+                new[i] = jax.device_put(self.weights[leaf], sharding)
+                masks[i] = jax.device_put(self.masks[leaf], sharding)
+        return jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, masks)
 
     def _write(self, use: Use, w: jax.Array, mask: jax.Array) -> None:
         weights = self.weights[use.leaf]

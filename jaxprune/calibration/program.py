@@ -157,7 +157,9 @@ class _Flat:
         if not isinstance(atom, Literal):
             return atom
         value = np.asarray(atom.val, atom.aval.dtype)
-        return self.integer(value) if value.shape == () and value.dtype.kind in "iu" else self.constant(atom.val)
+        return (
+            self.integer(value) if value.shape == () and value.dtype.kind in "iu" else self.constant(atom.val)
+        )
 
     def _scan(self, eqn: JaxprEqn, ins: list[int]) -> list[int]:
         p = eqn.params

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
-
 from jaxprune.allocation import shares_of
 from jaxprune.calibration.calibrate import check_row_weights
 from jaxprune.calibration.layerwise import (
@@ -94,11 +92,11 @@ def reconstruct(
     counts = counts_of(model.program, _shares(model, params, sparsity, where), structure)
     start = by_method(method, counts, structure)
     layers = Layers(model, structure)
-    _stream(layers, start, refine, dense_targets, on_layer, progress)
-    return _result(params, layers)
+    send_through(layers, start, refine, dense_targets, on_layer, progress)
+    return layers.result(params)
 
 
-def _stream(
+def send_through(
     layers: Layers,
     start: Start,
     refine: Sequence[Refinement],
@@ -137,16 +135,3 @@ def _shares(model: Model, params: PyTree, sparsity: Any, where: PyTree | None) -
     shares = shares if isinstance(shares, list) else [shares] * len(chosen)
     by_path = {paths[i]: float(share) for i, share in zip(chosen, shares, strict=True)}
     return {use.leaf: by_path[model.paths[use.leaf]] for use in model.program.uses}
-
-
-def _result(params: PyTree, layers: Layers) -> tuple[PyTree, PyTree]:
-    paths, leaves, treedef = flatten_with_paths(params)
-    position = {path: leaf for leaf, path in enumerate(layers.model.paths)}
-    new, masks = list(leaves), [True] * len(leaves)
-    for i, path in enumerate(paths):
-        leaf = position.get(path)
-        if leaf in layers.weights:
-            sharding = layers.model.values[leaf].sharding
-            new[i] = jax.device_put(layers.weights[leaf], sharding)
-            masks[i] = jax.device_put(layers.masks[leaf], sharding)
-    return jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, masks)
