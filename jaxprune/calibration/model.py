@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +26,8 @@ class Model(NamedTuple):
     batches: list[list[Any]]
     row_weights: list[Any]  # one array or None a batch
 
-    def stream(self) -> Stream:
-        return Stream(self.program, self.values, self.batches)
+    def stream(self, wanted: Sequence[int] = ()) -> Stream:
+        return Stream(self.program, self.values, self.batches, wanted)
 
     def moments(self, site: Site, kind: Kind) -> tuple[Moments, bool]:
         return moments_of(site.activations, site.uses[0].rows, kind, self.row_weights)

@@ -87,11 +87,11 @@ def reconstruct(
       Frantar, Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, 2023,
       arXiv:2301.00774.
     """
-    method.check(structure)
     model = open_model(fn, params, batches, where, row_weights)
+    layers = Layers(model, structure)
+    method.check(structure)
     counts = counts_of(model.program, _shares(model, params, sparsity, where), structure)
     start = by_method(method, counts, structure)
-    layers = Layers(model, structure)
     send_through(layers, start, refine, dense_targets, on_layer, progress)
     return layers.result(params)
 
@@ -107,8 +107,8 @@ def send_through(
     """Sends the batches through, pruning every weight on the way."""
     model = layers.model
     shared = shared_moments(model)
-    stream = model.stream()
-    dense = DenseTargets(model.stream(), stream) if dense_targets else None
+    dense = DenseTargets(model) if dense_targets else None
+    stream = model.stream() if dense is None else dense.pruned
     fits = False
     for site in walk(stream, progress, "prune"):
         changed = {}
@@ -120,7 +120,7 @@ def send_through(
         if own or dense is not None:
             moments, fit = model.moments(site, "full")
             fits = fits or fit
-            targets = {} if dense is None else dense.at(site, moments.second, model.row_weights)
+            targets = {} if dense is None else dense.at(site, moments.second)
             changed.update(layers.prune(own, moments.second, targets, start, refine, on_layer))
         for leaf, value in changed.items():
             stream.set_param(leaf, value)

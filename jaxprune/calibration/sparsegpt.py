@@ -89,9 +89,20 @@ def _factorize(gram: jax.Array, share: Any) -> jax.Array:
 
 def inverse_factor(h: jax.Array) -> jax.Array:
     """Upper triangular U with U^T U = H^-1: the inverse of the Cholesky factor from below, H = M M^T."""
-    reverse = jnp.linalg.cholesky(h[::-1, ::-1])
-    m = reverse[::-1, ::-1]
-    return solve_triangular(m, jnp.eye(h.shape[0], dtype=h.dtype), lower=False)
+    return _inverse_upper(jnp.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1])
+
+
+def _inverse_upper(m: jax.Array) -> jax.Array:
+    """Inverse of an upper triangular matrix by halves: nearly all of it is matrix products."""
+    n = len(m)
+    if n <= 128:
+        return solve_triangular(m, jnp.eye(n, dtype=m.dtype), lower=False)
+    half = n // 2
+    first, last = _inverse_upper(m[:half, :half]), _inverse_upper(m[half:, half:])
+    multiply = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    corner = -multiply(multiply(first, m[:half, half:]), last)
+    zeros = jnp.zeros((n - half, half), m.dtype)
+    return jnp.block([[first, corner], [zeros, last]])
 
 
 @functools.partial(jax.jit, static_argnames=("block", "structure"))

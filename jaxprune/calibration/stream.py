@@ -7,6 +7,7 @@ all layers of one kind and run batch by batch; what nothing needs any more is le
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -38,9 +39,16 @@ class Stream:
       program: the flat program.
       params: values of its parameters.
       batches: values of its inputs, batch by batch.
+      wanted: other values that will be taken, once each.
     """
 
-    def __init__(self, program: Program, params: Sequence[Any], batches: Sequence[Sequence[Any]]):
+    def __init__(
+        self,
+        program: Program,
+        params: Sequence[Any],
+        batches: Sequence[Sequence[Any]],
+        wanted: Sequence[int] = (),
+    ):
         self.program = program
         self._shared = dict(program.constants)
         self._shared.update(zip(program.params, params, strict=True))
@@ -51,8 +59,8 @@ class Stream:
             for number in step.ins:
                 self._readers.setdefault(number, set()).add(i)
         self._done: set[int] = set()
-        self._wanted = _count(use.x for use in program.uses)
-        self._needed = self._needed_steps()
+        self._wanted = Counter([*(use.x for use in program.uses), *wanted])
+        self._needed = set(self._ancestors(list(self._wanted), lambda i: True))
 
     def set_param(self, leaf: int, value: Any) -> None:
         """Changes a parameter for all that comes after."""
@@ -60,19 +68,21 @@ class Stream:
 
     def __iter__(self) -> Iterator[Site]:
         for uses in sites(self.program):
-            yield Site(uses, self.values(uses[0].x))
-            for use in uses:
-                self._wanted[use.x] -= 1
-            self._drop([uses[0].x])
+            yield Site(uses, self._values(uses[0].x))
+            self._release(uses[0].x, len(uses))
 
-    def values(self, number: int) -> list[Any]:
+    def take(self, number: int) -> list[Any]:
+        """One of the wanted values, batch by batch."""
+        found = self._values(number)
+        self._release(number, 1)
+        return found
+
+    def _values(self, number: int) -> list[Any]:
         """A value batch by batch, or the only one of a value that depends on no input."""
         if number not in self.program.batched:
             return self._shared_values([number])
         self._run([number])
-        found = [values[number] for values in self._batches]
-        self._drop([number])
-        return found
+        return [values[number] for values in self._batches]
 
     def _run(self, targets: list[int]) -> None:
         """Runs what the targets need and was not run yet, batch by batch."""
@@ -86,7 +96,7 @@ class Stream:
             out
             for i in steps
             for out in self.program.steps[i].outs
-            if out in targets or self._wanted.get(out) or self._later_readers(out)
+            if self._wanted[out] or self._later_readers(out)
         ]
         # What depends on parameters only is made anew in every segment: a parameter may have changed.
         shared = [n for n in reads if n not in self.program.batched]
@@ -100,7 +110,7 @@ class Stream:
             tuple(self.program.steps[i] for i in (*makers, *steps)), tuple(sources), tuple(own), tuple(outs)
         )
         given = [self._shared[n] for n in sources]
-        over = [n for n in own if not self._wanted.get(n) and not self._later_readers(n)]
+        over = [n for n in own if not (self._wanted[n] or self._later_readers(n))]
         for values in self._batches:
             values.update(zip(outs, run(given, [values[n] for n in own]), strict=True))
             for n in over:
@@ -126,9 +136,6 @@ class Stream:
                 stack.extend(self.program.steps[maker].ins)
         return sorted(found)
 
-    def _needed_steps(self) -> set[int]:
-        return set(self._ancestors([use.x for use in self.program.uses], lambda i: True))
-
     def _is_batched(self, step: int) -> bool:
         return (
             self.program.steps[step].outs[0] in self.program.batched
@@ -139,11 +146,11 @@ class Stream:
     def _later_readers(self, number: int) -> bool:
         return bool((self._readers.get(number, set()) & self._needed) - self._done)
 
-    def _drop(self, numbers: list[int]) -> None:
-        for n in numbers:
-            if not self._wanted.get(n) and not self._later_readers(n):
-                for values in self._batches:
-                    values.pop(n, None)
+    def _release(self, number: int, times: int) -> None:
+        self._wanted[number] -= times
+        if not (self._wanted[number] or self._later_readers(number)):
+            for values in self._batches:
+                values.pop(number, None)
 
 
 def compiled(
@@ -193,10 +200,3 @@ def _run_segment(segment: _Segment, shared: list[Any], own: list[Any]) -> list[A
 
 def _unique(numbers: Any) -> list[int]:
     return list(dict.fromkeys(numbers))
-
-
-def _count(numbers: Any) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for n in numbers:
-        counts[n] = counts.get(n, 0) + 1
-    return counts

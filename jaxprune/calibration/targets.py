@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
+from jaxprune.calibration.model import Model
 from jaxprune.calibration.moments import cross_moment
 from jaxprune.calibration.program import Program, Use
 from jaxprune.calibration.rows import DotRows, Rows, weights_of_rows
-from jaxprune.calibration.stream import Site, Stream
+from jaxprune.calibration.stream import Site
 
 _DAMPING = 0.01  # of each diagonal entry of X^T X: how much a change of the target has to explain
 
@@ -22,27 +23,29 @@ _DAMPING = 0.01  # of each diagonal entry of X^T X: how much a change of the tar
 class DenseTargets:
     """The dense model beside the pruned one, site by site."""
 
-    def __init__(self, dense: Stream, pruned: Stream):
-        self._dense, self._pruned = dense, pruned
-        self._sites = iter(dense)
+    def __init__(self, model: Model):
+        self._model = model
+        found = {use: _added_to(model.program, use) for use in model.program.uses}
+        self._sums = {use: total for use, total in found.items() if total is not None}
+        self._dense = model.stream([result for result, _ in self._sums.values()])
+        self._sites = iter(self._dense)
+        self.pruned = model.stream([other for _, other in self._sums.values()])
 
-    def at(self, site: Site, gram: jax.Array, row_weights: Sequence[Any]) -> dict[Use, Any]:
+    def at(self, site: Site, gram: jax.Array) -> dict[Use, Any]:
         """For each use of a site a function from its dense weights to those that meet the dense outputs."""
-        program = self._pruned.program
-        there = next(self._sites)
+        there, row_weights = next(self._sites), self._model.row_weights
         cross = None
         targets: dict[Use, Any] = {}
         for use in site.uses:
-            total = _added_to(program, use)
-            if total is None:
-                if cross is None:
-                    cross = cross_moment(site.activations, there.activations, use.rows, row_weights)
-                targets[use] = functools.partial(_from_inputs, gram=gram, cross=cross)
-            else:
-                result, other = total
-                outputs = zip(self._dense.values(result), self._pruned.values(other), strict=True)
+            if use in self._sums:
+                result, other = self._sums[use]
+                outputs = zip(self._dense.take(result), self.pruned.take(other), strict=True)
                 moment = _output_moment(site.activations, outputs, use.rows, row_weights)
                 targets[use] = functools.partial(_from_outputs, gram=gram, moment=moment)
+                continue
+            if cross is None:
+                cross = cross_moment(site.activations, there.activations, use.rows, row_weights)
+            targets[use] = functools.partial(_from_inputs, gram=gram, cross=cross)
         return targets
 
 
