@@ -27,7 +27,11 @@ import numpy as np
 
 import jaxprune as jp
 
-PATTERNS = {"50%": (0.5, jp.Unstructured()), "60%": (0.6, jp.Unstructured()), "70%": (0.7, jp.Unstructured())}
+PATTERNS: dict[str, tuple[float, Any]] = {
+    "50%": (0.5, jp.Unstructured()),
+    "60%": (0.6, jp.Unstructured()),
+    "70%": (0.7, jp.Unstructured()),
+}
 PATTERNS["2:4"] = (0.5, jp.NM(2, 4))
 
 

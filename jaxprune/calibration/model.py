@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxprune.calibration.moments import Kind, Moments, moments_of
 from jaxprune.calibration.program import Program, flatten
@@ -42,7 +43,7 @@ def open_model(
 ) -> Model:
     """Traces `fn`, finds the products by the parameters of `where`, and checks everything."""
     paths, leaves, _ = flatten_with_paths(params)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
         raise TypeError(
             "`params` must be arrays: calibration runs outside `jit`, it compiles its own pieces."
         )

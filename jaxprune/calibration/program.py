@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxprune.calibration.rows import Rows, weight_product
 from jaxprune.calibration.signature import signature
 from jaxprune.calibration.view import Matrix, View, follow, index, whole
-from jaxprune.tracing import Traced
+from jaxprune.tracing import Traced, shape_of
 
 
 class Step(NamedTuple):
@@ -156,7 +156,7 @@ class _Flat:
         """The number of a value or literal."""
         if not isinstance(atom, Literal):
             return atom
-        value = np.asarray(atom.val, atom.aval.dtype)
+        value = np.asarray(atom.val, getattr(atom.aval, "dtype", None))
         return (
             self.integer(value) if value.shape == () and value.dtype.kind in "iu" else self.constant(atom.val)
         )
@@ -222,7 +222,8 @@ def _stack(*parts: Any) -> list[Any]:
 def _is_small(eqn: JaxprEqn) -> bool:
     """Whether an equation makes single integers or bools only."""
     return all(
-        getattr(v.aval, "shape", None) == () and np.dtype(v.aval.dtype).kind in "biu" for v in eqn.outvars
+        shape_of(v) == () and getattr(getattr(v.aval, "dtype", None), "kind", "") in tuple("biu")
+        for v in eqn.outvars
     )
 
 

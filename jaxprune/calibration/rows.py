@@ -12,6 +12,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 
 from jaxprune.calibration.view import Matrix, View, matrix
+from jaxprune.tracing import shape_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _dot(eqn: JaxprEqn, views: list[View | None]) -> tuple[int, Rows, Matrix]:
     view: Any = views[w]
     groups, inputs = list(batch[w]), list(contracting[w])
     outputs = [i for i in range(len(view.axes)) if i not in groups + inputs]
-    rows = DotRows(tuple(batch[x]), tuple(contracting[x]), len(eqn.invars[x].aval.shape))
+    rows = DotRows(tuple(batch[x]), tuple(contracting[x]), len(shape_of(eqn.invars[x])))
     return x, rows, matrix(view, groups, inputs, outputs)
 
 

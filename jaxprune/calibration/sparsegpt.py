@@ -142,8 +142,9 @@ def _solve(
         def prune_input(j, carry):
             here, mask, errors = carry
             if isinstance(structure, NM):
+                groups = structure
                 mask = lax.cond(
-                    j % structure.m == 0, lambda: _group_mask(scores(here), mask, j, structure), lambda: mask
+                    j % groups.m == 0, lambda: _group_mask(scores(here), mask, j, groups), lambda: mask
                 )
             row = here[j]
             error = jnp.where(mask[j], 0.0, row) / u_here[j, j]

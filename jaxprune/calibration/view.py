@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.extend.core import JaxprEqn
+
+from jaxprune.tracing import shape_of
 
 Factors = tuple[
     tuple[int, int], ...
@@ -67,7 +70,11 @@ def whole(leaf: int, shape: tuple[int, ...]) -> View:
 
 def index(view: View, position: int) -> View:
     """The view at a position of its first axis."""
-    return _slice(view, 0, position, 1, 1)._replace(axes=view.axes[1:])
+    offset = view.offset
+    for size, stride in reversed(view.axes[0]):
+        position, digit = divmod(position, size)
+        offset += digit * stride
+    return View(view.leaf, offset, view.axes[1:])
 
 
 def follow(eqn: JaxprEqn, view: View, known: list[Any]) -> View | list[View] | None:
@@ -94,27 +101,24 @@ def follow(eqn: JaxprEqn, view: View, known: list[Any]) -> View | list[View] | N
             dropped = {d % len(view.axes) for d in p["dimensions"]}
             return view._replace(axes=tuple(a for i, a in enumerate(view.axes) if i not in dropped))
         case "expand_dims":
-            return _reshape(view, eqn.outvars[0].aval.shape)
+            return _reshape(view, shape_of(eqn.outvars[0]))
         case "broadcast_in_dim":
             return _broadcast(view, p["shape"], p["broadcast_dimensions"])
         case "slice":
             steps = p["strides"] or (1,) * len(view.axes)
-            for axis, (start, limit, step) in enumerate(
-                zip(p["start_indices"], p["limit_indices"], steps, strict=True)
-            ):
-                view = _slice(view, axis, start, -(-(limit - start) // step), step)
-                if view is None:
-                    return None
-            return view
+            sizes = [
+                -(-(limit - start) // step)
+                for start, limit, step in zip(p["start_indices"], p["limit_indices"], steps, strict=True)
+            ]
+            return _slices(view, p["start_indices"], sizes, steps)
         case "dynamic_slice":
             if any(start is None for start in known[: len(view.axes)]):
                 return None
-            for axis, (start, size) in enumerate(zip(known, p["slice_sizes"], strict=False)):
-                start = min(max(int(start), 0), view.shape[axis] - size)
-                view = _slice(view, axis, start, size, 1)
-                if view is None:
-                    return None
-            return view
+            starts = [
+                min(max(int(start), 0), n - size)
+                for start, n, size in zip(known, view.shape, p["slice_sizes"], strict=False)
+            ]
+            return _slices(view, starts, p["slice_sizes"], (1,) * len(starts))
         case "split":
             parts, start = [], 0
             for size in p["sizes"]:
@@ -182,6 +186,13 @@ def _broadcast(view: View, shape: tuple[int, ...], dimensions: tuple[int, ...]) 
     for axis, dimension in zip(view.axes, dimensions, strict=True):
         axes[dimension] = axis
     return view._replace(axes=tuple(axes)) if tuple(map(_size, axes)) == tuple(shape) else None
+
+
+def _slices(view: View, starts: Sequence[int], sizes: Sequence[int], steps: Sequence[int]) -> View | None:
+    found: View | None = view
+    for axis, (start, size, step) in enumerate(zip(starts, sizes, steps, strict=True)):
+        found = None if found is None else _slice(found, axis, start, size, step)
+    return found
 
 
 def _slice(view: View, axis: int, start: int, size: int, step: int) -> View | None:
