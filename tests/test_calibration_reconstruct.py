@@ -154,7 +154,7 @@ def test_counts_are_exact_pruned_is_zero_and_refinements_never_hurt(method, stru
         if method != METHODS[0]:
             assert not mask[3].any()  # dead inputs go first
     start = error(got, w, x)
-    for refine in ((jp.LeastSquares(5),), (jp.Swaps(10),), (jp.Swaps(10, dense_values=True),)):
+    for refine in ((jp.LeastSquares(5),), (jp.Swaps(10),)):
         better, new_mask = prune(w, x, share, structure, method, refine=refine)
         assert error(better, w, x) <= start * (1 + 1e-5)
         np.testing.assert_array_equal(better[~new_mask], 0)
@@ -164,7 +164,7 @@ def test_counts_are_exact_pruned_is_zero_and_refinements_never_hurt(method, stru
 
 
 def test_methods_stand_in_the_order_of_what_they_know():
-    w, x = draw(0, 64, 32), correlated(1, 400, 64)
+    w, x = draw(0, 24, 10), correlated(1, 200, 24)
     found = [error(prune(w, x, 0.5, method=m)[0], w, x) for m in METHODS]
     magnitude, wanda, _, sparsegpt, admm = found
     assert admm < sparsegpt < magnitude and admm < wanda < magnitude
@@ -173,24 +173,24 @@ def test_methods_stand_in_the_order_of_what_they_know():
 @pytest.mark.parametrize("method", METHODS[3:], ids=str)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_singular_inputs_give_finite_weights_and_small_errors(method, rows):
-    w, x = draw(0, 16, 5), draw(1, rows, 16)
-    got, mask = prune(w, x, 0.5, method=method, refine=(jp.LeastSquares(20),))
-    assert np.sum(~mask) == 40 and np.all(np.isfinite(got))
+    w, x = draw(0, 24, 10), draw(1, rows, 24)
+    got, mask = prune(w, x, 0.5, method=method, refine=(jp.LeastSquares(5),))
+    assert np.sum(~mask) == 120 and np.all(np.isfinite(got))
     assert error(got, w, x) < 0.05 * error(0 * got, w, x)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_inputs_that_are_all_zero_are_pruned_without_nan(method):
-    got, mask = prune(draw(0, 16, 5), jnp.zeros((4, 16)), 0.5, method=method, refine=(jp.Swaps(3),))
-    assert np.sum(~mask) == 40 and np.all(np.isfinite(got))
+    got, mask = prune(draw(0, 24, 10), jnp.zeros((4, 24)), 0.5, method=method, refine=(jp.Swaps(10),))
+    assert np.sum(~mask) == 120 and np.all(np.isfinite(got))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.99])
 def test_extreme_sparsities(share):
-    w, x = draw(0, 16, 5), draw(1, 40, 16)
+    w, x = draw(0, 24, 10), draw(1, 80, 24)
     for method in METHODS[3:]:
         got, mask = prune(w, x, share, method=method)
-        assert np.sum(~mask) == round(share * 80)
+        assert np.sum(~mask) == round(share * 240)
         if share == 0:
             np.testing.assert_allclose(got, w, rtol=1e-4, atol=1e-4)
 
@@ -237,6 +237,7 @@ def test_an_allocation_counts_for_each_leaf_and_results_are_reported():
         params,
         [x],
         {"a": 0.25, "b": 0.75},
+        method=jp.MaskOnly("magnitude"),
         on_layer=results.append,
     )
     assert [int(np.sum(~np.asarray(masks[n]))) for n in "ab"] == [8, 24]
@@ -245,7 +246,7 @@ def test_an_allocation_counts_for_each_leaf_and_results_are_reported():
 
 
 def test_what_where_leaves_out_is_not_touched():
-    params, x = {"a": draw(0, 8, 4), "b": draw(1, 4, 8)}, draw(2, 50, 8)
+    params, x = {"a": draw(0, 8, 8), "b": draw(1, 8, 8)}, draw(2, 50, 8)
     pruned, masks = jp.reconstruct(
         lambda p, x: x @ p["a"] @ p["b"], params, [x], 0.5, where={"a": False, "b": True}
     )
@@ -254,7 +255,7 @@ def test_what_where_leaves_out_is_not_touched():
 
 
 def test_dense_parameters_and_batches_are_left_as_they_were():
-    w, x = draw(0, 8, 4), draw(2, 50, 8)
+    w, x = draw(0, 8, 8), draw(2, 50, 8)
     params = {"w": w + 0}
     jp.reconstruct(dense, params, [x], 0.5)
     np.testing.assert_array_equal(params["w"], w)
@@ -262,8 +263,8 @@ def test_dense_parameters_and_batches_are_left_as_they_were():
 
 def test_dense_targets_make_up_for_the_layers_before():
     """What the model gives in the end comes nearer to the dense model."""
-    x = correlated(9, 400, 24)
-    params = {f"w{i}": draw(i, 24, 24) / 4 for i in range(4)}
+    x = correlated(9, 400, 8)
+    params = {f"w{i}": draw(i, 8, 8) / 3 for i in range(4)}
 
     def fn(params, x):
         for w in params.values():
@@ -273,15 +274,13 @@ def test_dense_targets_make_up_for_the_layers_before():
     wanted = np.asarray(fn(params, x))
     found = []
     for targets in (False, True):
-        pruned, _ = jp.reconstruct(
-            fn, params, [x[:200], x[200:]], 0.6, method=jp.ADMM(), dense_targets=targets
-        )
+        pruned, _ = jp.reconstruct(fn, params, [x[:200], x[200:]], 0.5, dense_targets=targets)
         found.append(np.sum((np.asarray(fn(pruned, x)) - wanted) ** 2))
     assert found[1] < 0.95 * found[0]
 
 
 def test_padding_rows_have_no_part_in_the_weights():
-    w, x = draw(0, 8, 4), draw(2, 6, 10, 8)
+    w, x = draw(0, 8, 8), draw(2, 6, 10, 8)
     padding = jnp.arange(10) < 6
     weights = jnp.broadcast_to(padding, (6, 10))
     fn = lambda p, x, weights: x @ p["w"]  # noqa: E731
@@ -291,7 +290,7 @@ def test_padding_rows_have_no_part_in_the_weights():
 
 
 def test_bfloat16_weights_stay_bfloat16():
-    w, x = draw(0, 16, 4).astype(jnp.bfloat16), draw(2, 50, 16).astype(jnp.bfloat16)
+    w, x = draw(0, 24, 10).astype(jnp.bfloat16), draw(2, 80, 24).astype(jnp.bfloat16)
     params, masks = jp.reconstruct(dense, {"w": w}, [x], 0.5, method=jp.ADMM())
     assert params["w"].dtype == jnp.bfloat16 and jp.sparsity(params, masks) == 0.5
     ours, dead = error(params["w"], w, x), error(0 * w, w, x)
@@ -328,7 +327,7 @@ def test_convolutions_are_pruned_as_the_products_they_are(groups):
 
 
 def test_swap_refine_improves_a_pruned_model_and_keeps_its_pattern():
-    params, x = {"a": draw(0, 16, 16), "b": draw(1, 16, 8)}, correlated(2, 100, 16)
+    params, x = {"a": draw(0, 8, 8), "b": draw(1, 8, 8)}, correlated(2, 100, 8)
     fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]  # noqa: E731
     for structure in (jp.Unstructured(), jp.NM(2, 4)):
         masks = jp.make_masks(jp.scores.magnitude(params), 0.5, structure=structure)
@@ -340,7 +339,7 @@ def test_swap_refine_improves_a_pruned_model_and_keeps_its_pattern():
             np.testing.assert_array_equal(kept.sum(axis=0), before.sum(axis=0))
             np.testing.assert_array_equal(np.asarray(better[name])[~kept], 0)
         if isinstance(structure, jp.NM):
-            np.testing.assert_array_equal(np.asarray(new["a"]).reshape(4, 4, 16).sum(axis=1), 2)
+            np.testing.assert_array_equal(np.asarray(new["a"]).reshape(2, 4, 8).sum(axis=1), 2)
 
 
 @pytest.mark.parametrize(
