@@ -18,6 +18,8 @@ from jaxprune.calibration.layerwise import (
     shared_moments,
 )
 from jaxprune.calibration.model import Model, RowWeights, open_model, walk
+from jaxprune.calibration.moments import moments_of
+from jaxprune.calibration.residual import relative_rows, residual_streams
 from jaxprune.calibration.sparsegpt import SparseGPT
 from jaxprune.calibration.targets import DenseTargets
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
@@ -36,6 +38,7 @@ def reconstruct(
     *,
     refine: Sequence[Refinement] = (),
     dense_targets: bool = False,
+    relative_errors: bool = False,
     where: PyTree | None = None,
     row_weights: RowWeights | None = None,
     on_layer: OnLayer | None = None,
@@ -61,6 +64,9 @@ def reconstruct(
       dense_targets: whether a layer's target is what it gives in the dense model, on the dense layers' inputs,
         $\min \|X W - X_{dense} W_0\|$: it then makes up for the layers before it. Where the product is added
         to a residual stream, the target is the dense sum. It takes a second pass.
+      relative_errors: whether errors of products that are added to a residual stream count in relation to the
+        stream's size at that row, as for the norm layer that follows. A few tokens of enormous activations,
+        as language models have them, then don't outweigh all others.
       where: tree of bools, the weights to prune; None for `prunable(params)`.
       row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
       on_layer: is called with a `LayerResult` for each weight.
@@ -92,23 +98,26 @@ def reconstruct(
     method.check(structure)
     counts = counts_of(model.program, _shares(model, params, sparsity, where), structure)
     start = by_method(method, counts, structure)
-    send_through(layers, start, refine, dense_targets, on_layer, progress)
+    send_through(layers, start, refine, dense_targets, relative_errors, on_layer, progress)
     return layers.result(params)
 
 
 def send_through(
     layers: Layers,
     start: Start,
-    refine: Sequence[Refinement],
-    dense_targets: bool,
-    on_layer: OnLayer | None,
-    progress: bool,
+    refine: Sequence[Refinement] = (),
+    dense_targets: bool = False,
+    relative_errors: bool = False,
+    on_layer: OnLayer | None = None,
+    progress: bool = False,
 ) -> None:
     """Sends the batches through, pruning every weight on the way."""
     model = layers.model
     shared = shared_moments(model)
-    dense = DenseTargets(model) if dense_targets else None
-    stream = model.stream() if dense is None else dense.pruned
+    residual = residual_streams(model.program) if dense_targets or relative_errors else {}
+    residual = {use: n for use, n in residual.items() if (use.leaf, use.matrix) not in shared}
+    dense = DenseTargets(model, residual) if dense_targets else None
+    stream = model.stream(list(residual.values()))
     fits = False
     for site in walk(stream, progress, "prune"):
         changed = {}
@@ -117,11 +126,20 @@ def send_through(
                 gram = shared[use.leaf, use.matrix].second
                 changed.update(layers.prune([use], gram, {}, start, refine, on_layer))
         own = [use for use in site.uses if (use.leaf, use.matrix) not in shared]
-        if own or dense is not None:
-            moments, fit = model.moments(site, "full")
+        if own:
+            streams = [stream.take(residual[use]) for use in own if use in residual]
+            passing = streams[0] if len(own) == len(streams) == 1 else None
+            weights = model.row_weights
+            if passing is not None and relative_errors:
+                weights = relative_rows(passing, own[0].rows, weights)
+            moments, fit = moments_of(site.activations, own[0].rows, "full", weights)
             fits = fits or fit
-            targets = {} if dense is None else dense.at(site, moments.second)
+            targets = {}
+            if dense is not None:
+                targets = dense.at(site._replace(uses=own), moments.second, passing, weights)
             changed.update(layers.prune(own, moments.second, targets, start, refine, on_layer))
+        elif dense is not None:
+            dense.skip()
         for leaf, value in changed.items():
             stream.set_param(leaf, value)
     if not (fits or shared):

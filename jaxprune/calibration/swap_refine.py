@@ -89,5 +89,5 @@ def swap_refine(
         mask = jnp.asarray(use.matrix.of(np.ascontiguousarray(mask)))
         return jnp.asarray(use.matrix.of(np.array(w)), jnp.float32), mask
 
-    send_through(layers, start, (swaps,), False, on_layer, progress)
+    send_through(layers, start, (swaps,), on_layer=on_layer, progress=progress)
     return layers.result(params)

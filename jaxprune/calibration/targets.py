@@ -13,8 +13,8 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from jaxprune.calibration.model import Model
 from jaxprune.calibration.moments import cross_moment
-from jaxprune.calibration.program import Program, Use
-from jaxprune.calibration.rows import DotRows, Rows, weights_of_rows
+from jaxprune.calibration.program import Use
+from jaxprune.calibration.rows import Rows, weights_of_rows
 from jaxprune.calibration.stream import Site
 
 _DAMPING = 0.01  # of each diagonal entry of X^T X: how much a change of the target has to explain
@@ -23,24 +23,30 @@ _DAMPING = 0.01  # of each diagonal entry of X^T X: how much a change of the tar
 class DenseTargets:
     """The dense model beside the pruned one, site by site."""
 
-    def __init__(self, model: Model):
-        self._model = model
-        found = {use: _added_to(model.program, use) for use in model.program.uses}
-        self._sums = {use: total for use, total in found.items() if total is not None}
-        self._dense = model.stream([result for result, _ in self._sums.values()])
+    def __init__(self, model: Model, streams: dict[Use, int]):
+        self._streams = streams
+        self._dense = model.stream([n for use, passing in streams.items() for n in (use.out, passing)])
         self._sites = iter(self._dense)
-        self.pruned = model.stream([other for _, other in self._sums.values()])
 
-    def at(self, site: Site, gram: jax.Array) -> dict[Use, Any]:
-        """For each use of a site a function from its dense weights to those that meet the dense outputs."""
-        there, row_weights = next(self._sites), self._model.row_weights
+    def skip(self) -> None:
+        """Passes a site by."""
+        next(self._sites)
+
+    def at(
+        self, site: Site, gram: jax.Array, passing: Sequence[Any] | None, row_weights: Sequence[Any]
+    ) -> dict[Use, Any]:
+        """For each use of a site a function from its dense weights to those that meet the dense outputs.
+
+        `passing` holds the residual stream of the pruned model that the site's product is added to.
+        """
+        there = next(self._sites)
         cross = None
         targets: dict[Use, Any] = {}
         for use in site.uses:
-            if use in self._sums:
-                result, other = self._sums[use]
-                outputs = zip(self._dense.take(result), self.pruned.take(other), strict=True)
-                moment = _output_moment(site.activations, outputs, use.rows, row_weights)
+            if passing is not None:
+                products, streams = (self._dense.take(n) for n in (use.out, self._streams[use]))
+                wanted = list(zip(products, streams, passing, strict=True))
+                moment = _output_moment(site.activations, wanted, use.rows, row_weights)
                 targets[use] = functools.partial(_from_outputs, gram=gram, moment=moment)
                 continue
             if cross is None:
@@ -49,46 +55,24 @@ class DenseTargets:
         return targets
 
 
-def _added_to(program: Program, use: Use) -> tuple[int, int] | None:
-    """The sum that takes up a product and nothing else does, and its other operand: a residual stream.
-
-    None where there is none, or where the other operand is only known after weights that come later.
-    """
-    if use.out is None or not isinstance(use.rows, DotRows) or use.rows.groups:
-        return None
-    readers = [step for step in program.steps if use.out in step.ins]
-    if len(readers) != 1 or not isinstance(readers[0].key, tuple) or readers[0].key[0] != "add":
-        return None
-    (reader,) = readers
-    others = [n for n in reader.ins if n != use.out]
-    if len(others) != 1 or others[0] not in program.batched:
-        return None
-    later = {u.out for u in program.uses[program.uses.index(use) :]}
-    maker = {out: step for step in program.steps for out in step.outs}
-    stack, seen = [others[0]], set()
-    while stack:
-        number = stack.pop()
-        if number in later:
-            return None
-        if number in maker and number not in seen:
-            seen.add(number)
-            stack.extend(maker[number].ins)
-    return reader.outs[0], others[0]
-
-
-def _output_moment(activations: Sequence[Any], outputs: Any, rows: Rows, row_weights: Sequence[Any]) -> Any:
-    """X^T (dense sum - other operand) over all batches, (1, inputs, outputs)."""
+def _output_moment(
+    activations: Sequence[Any], wanted: Sequence[Any], rows: Rows, row_weights: Sequence[Any]
+) -> Any:
+    """X^T (dense product + dense stream - pruned stream) over all batches, (1, inputs, outputs)."""
     total: Any = 0.0
-    for x, (result, other), w in zip(activations, outputs, row_weights, strict=False):
+    for x, parts, w in zip(activations, wanted, row_weights, strict=False):
         of_rows = None if w is None else weights_of_rows(w, rows, x.shape)
-        total = _add_output_moment(rows, total, x, result, other, of_rows)
+        total = _add_output_moment(rows, total, x, *parts, of_rows)
     return total
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _add_output_moment(rows: Rows, total: Any, x: Any, result: Any, other: Any, weights: Any) -> jax.Array:
+def _add_output_moment(
+    rows: Rows, total: Any, x: Any, product: Any, stream: Any, passing: Any, weights: Any
+) -> jax.Array:
     x = rows(x).astype(jnp.float32)
-    wanted = (result.astype(jnp.float32) - other.astype(jnp.float32)).reshape(1, x.shape[1], -1)
+    product, stream, passing = (v.astype(jnp.float32) for v in (product, stream, passing))
+    wanted = (product + (stream - passing)).reshape(1, x.shape[1], -1)
     if weights is not None:
         counts = weights[None, :, None] != 0
         x = jnp.where(counts, x * weights.astype(jnp.float32)[None, :, None], 0)

@@ -1,0 +1,81 @@
+"""Residual streams: products that are added to what passes them by."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.calibration.program import Program, Step, Use
+from jaxprune.calibration.rows import DotRows, Rows, spread_over_rows
+
+
+def residual_streams(program: Program) -> dict[Use, int]:
+    """For the products that are added to a residual stream, a bias first perhaps: the stream before that.
+
+    Nothing else reads such a product, and its stream depends on the inputs and on no weight that comes later.
+    """
+    maker = {out: step for step in program.steps for out in step.outs}
+    readers: dict[int, list[Step]] = {}
+    for step in program.steps:
+        for number in set(step.ins):
+            readers.setdefault(number, []).append(step)
+    found = {}
+    for place, use in enumerate(program.uses):
+        passing = _added_to(program, readers, use)
+        if passing is not None:
+            later = {u.out for u in program.uses[place:]}
+            if not later & _ancestors(maker, passing):
+                found[use] = passing
+    return found
+
+
+def _added_to(program: Program, readers: dict[int, list[Step]], use: Use) -> int | None:
+    if use.out is None or not isinstance(use.rows, DotRows) or use.rows.groups:
+        return None
+    number = use.out
+    while True:
+        (step, *more) = readers.get(number) or [None]
+        if step is None or more or not isinstance(step.key, tuple) or step.key[0] != "add":
+            return None
+        others = [n for n in step.ins if n != number]
+        if len(others) != 1:
+            return None
+        if others[0] in program.batched:
+            return others[0]
+        number = step.outs[0]  # a bias: the stream comes after it
+
+
+def relative_rows(stream: Sequence[jax.Array], rows: Rows, weights: Sequence[Any]) -> list[jax.Array]:
+    """Weights of rows, batch by batch: those given, over the mean square of the residual stream there.
+
+    The norm that follows divides by it, so an error counts in relation to it. Without, the few tokens of
+    enormous activations that language models have are all that X^T X knows of.
+    """
+    n_row_axes = len(rows.free) if isinstance(rows, DotRows) else 0
+    return [_relative(x, w, n_row_axes) for x, w in zip(stream, weights, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _relative(x: jax.Array, weights: jax.Array | None, n_row_axes: int) -> jax.Array:
+    row_shape = x.shape[:n_row_axes]
+    squares = jnp.square(x.astype(jnp.float32)).reshape(*row_shape, -1)
+    found = 1 / jnp.maximum(jnp.mean(squares, axis=-1), 1e-30)
+    if weights is None:
+        return found
+    each = spread_over_rows(weights, row_shape)
+    return found if each is None else jnp.where(each != 0, found * each, 0)
+
+
+def _ancestors(maker: dict[int, Step], number: int) -> set[int]:
+    """A value and all that it is made of."""
+    stack, seen = [number], set()
+    while stack:
+        at = stack.pop()
+        if at not in seen:
+            seen.add(at)
+            stack.extend(maker[at].ins if at in maker else ())
+    return seen
