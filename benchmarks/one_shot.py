@@ -12,6 +12,7 @@ see `models/`. Every run is a process of its own and adds its line to the result
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -41,8 +42,10 @@ class Recipe(NamedTuple):
     method: Any
     refine: tuple[Any, ...] = ()
     dense_targets: bool = False
+    relative_errors: bool = False
 
 
+_LONG = jp.ADMM(rounds=40, ramp=30, damping=0.01)
 RECIPES = {
     "magnitude": Recipe(jp.MaskOnly("magnitude")),
     "wanda": Recipe(jp.MaskOnly("wanda")),
@@ -53,8 +56,10 @@ RECIPES = {
     "admm+ls": Recipe(jp.ADMM(), (jp.LeastSquares(),)),
     "admm+swaps+ls": Recipe(jp.ADMM(), (jp.Swaps(), jp.LeastSquares())),
     "admm+targets": Recipe(jp.ADMM(), (), True),
-    "sparsegpt+targets": Recipe(jp.SparseGPT(), (), True),
-    "best": Recipe(jp.ADMM(rounds=40, ramp=30, damping=0.01), (jp.LeastSquares(10),), True),
+    "sparsegpt relative": Recipe(jp.SparseGPT(), (), False, True),
+    "admm long": Recipe(_LONG, (jp.LeastSquares(10),)),
+    "admm long relative": Recipe(_LONG, (jp.LeastSquares(10),), False, True),
+    "admm long relative targets": Recipe(_LONG, (jp.LeastSquares(10),), True, True),
 }
 
 
@@ -105,9 +110,14 @@ def minilm(data: Path, sequences: int = 512, length: int = 32, batch: int = 64) 
 TASKS = {"smollm2": smollm2, "minilm": minilm}
 
 
+@functools.cache
+def _task(name: str, data: Path, sequences: int | None) -> Task:
+    return TASKS[name](data, **({} if sequences is None else {"sequences": sequences}))
+
+
 def run(task_name: str, data: Path, name: str, pattern: str, sequences: int | None) -> dict[str, Any]:
     """Prunes and measures once."""
-    task = TASKS[task_name](data, **({} if sequences is None else {"sequences": sequences}))
+    task = _task(task_name, data, sequences)
     layers: list[Any] = []
     params = task.params
     wall, cpu = time.perf_counter(), time.process_time()
@@ -123,6 +133,7 @@ def run(task_name: str, data: Path, name: str, pattern: str, sequences: int | No
             recipe.method,
             refine=recipe.refine,
             dense_targets=recipe.dense_targets,
+            relative_errors=recipe.relative_errors,
             where=task.where,
             row_weights=task.row_weights,
             on_layer=layers.append,
@@ -142,6 +153,14 @@ def run(task_name: str, data: Path, name: str, pattern: str, sequences: int | No
         "cpu_s": cpu if layers else 0.0,
         "peak_gib": memory,
     }
+
+
+def run_alone(task: str, data: Path, name: str, pattern: str, sequences: int | None) -> dict[str, Any]:
+    """`run` in a process of its own."""
+    command = [sys.executable, __file__, task, "--data", str(data), "--here"]
+    command += ["--methods", name, "--patterns", pattern]
+    command += [] if sequences is None else ["--sequences", str(sequences)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -170,7 +189,12 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="*", default=list(PATTERNS), choices=list(PATTERNS))
     parser.add_argument("--sequences", type=int, help="calibration sequences, for quick looks")
     parser.add_argument("--table", action="store_true", help="only print the table of the results")
-    parser.add_argument("--here", action="store_true", help="run in this process and print the line")
+    parser.add_argument("--here", action="store_true", help="run one in this process and print its line")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="run all in this process: quicker, but times leave out what was compiled and memory is the peak of all",
+    )
     args = parser.parse_args()
     if not args.table and args.data is None:
         parser.error("--data (or the environment variable JAXPRUNE_DATA) must name the data folder.")
@@ -183,10 +207,10 @@ def main() -> None:
             at = "" if name == "dense" else pattern
             if any((r["model"], r["method"], r["pattern"]) == (args.model, name, at) for r in results):
                 continue
-            command = [sys.executable, __file__, args.model, "--data", str(args.data), "--here"]
-            command += ["--methods", name, "--patterns", pattern]
-            command += ["--sequences", str(args.sequences)] if args.sequences else []
-            line = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+            if args.together:
+                line = run(args.model, Path(args.data), name, pattern, args.sequences)
+            else:
+                line = run_alone(args.model, args.data, name, pattern, args.sequences)
             results.append({**line, "pattern": at})
             args.results.write_text(json.dumps(results, indent=1))
             print(json.dumps(results[-1]), flush=True)

@@ -26,6 +26,7 @@ class Model(NamedTuple):
     values: list[Any]  # of the parameter arrays
     batches: list[list[Any]]
     row_weights: list[Any]  # one array or None a batch
+    lost: list[str]  # weights that multiply nothing
 
     def stream(self, wanted: Sequence[int] = ()) -> Stream:
         return Stream(self.program, self.values, self.batches, wanted)
@@ -58,8 +59,8 @@ def open_model(
     traced = trace(fn, params, inputs[0])
     program = flatten(traced, {position[i] for i in tracked if leaves[i].size})
     found = {use.leaf for use in program.uses}
-    lost = [paths[i] for i in tracked if position[i] not in found]
-    if len(lost) == len(tracked) or (lost and where is not None):
+    lost = [paths[i] for i in tracked if leaves[i].size and position[i] not in found]
+    if lost and (where is not None or not found):
         raise ValueError(
             f"`where` names {lost[0]!r}, which no matmul or convolution of `fn` multiplies activations by "
             f"({len(lost)} such of {len(tracked)}). Leave it out of `where`."
@@ -73,6 +74,7 @@ def open_model(
         [jnp.asarray(leaves[i]) for i in arrays],
         [[x for x in batch if is_array_leaf(x)] for batch in flat],
         weights,
+        lost,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -80,6 +81,9 @@ def reconstruct(
       ValueError: as `calibrate`; a sparsity outside [0, 1); a structure that doesn't fit a weight.
       TypeError: a structure of other kinds; parameters that are tracers.
 
+    Warns:
+      UserWarning: weights that multiply no activations, without a `where`.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import jaxprune as jp
@@ -94,6 +98,12 @@ def reconstruct(
       arXiv:2301.00774.
     """
     model = open_model(fn, params, batches, where, row_weights)
+    if model.lost:
+        warnings.warn(
+            f"{len(model.lost)} weights multiply no activations in `fn` and stay dense: {model.lost[0]!r}"
+            f"{', ...' if len(model.lost) > 1 else ''}. Leave them out of `where` to say that this is meant.",
+            stacklevel=2,
+        )
     layers = Layers(model, structure)
     method.check(structure)
     counts = counts_of(model.program, _shares(model, params, sparsity, where), structure)
