@@ -109,7 +109,7 @@ def calibrate(
       >>> fn = lambda params, x: x @ params["w"]
       >>> batches = [jnp.array([[3.0, 1.0]]), jnp.array([[4.0, 1.0]])]
       >>> stats = jp.calibrate(fn, {"w": jnp.ones((2, 2))}, batches)
-      >>> stats["w"].input_norms[:, 0].round(3).tolist()
+      >>> [round(norm, 3) for norm in stats["w"].input_norms[:, 0].tolist()]
       [5.0, 1.414]
     """
     if moments not in get_args(Kind):
