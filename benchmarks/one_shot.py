@@ -42,7 +42,6 @@ class Recipe(NamedTuple):
     method: Any
     refine: tuple[Any, ...] = ()
     dense_targets: bool = False
-    relative_errors: bool = False
 
 
 _LONG = jp.ADMM(rounds=40, ramp=30, damping=0.01)
@@ -55,11 +54,8 @@ RECIPES = {
     "wanda+swaps": Recipe(jp.MaskOnly("wanda"), (jp.Swaps(dense_values=True),)),
     "admm+ls": Recipe(jp.ADMM(), (jp.LeastSquares(),)),
     "admm+swaps+ls": Recipe(jp.ADMM(), (jp.Swaps(), jp.LeastSquares())),
-    "admm+targets": Recipe(jp.ADMM(), (), True),
-    "sparsegpt relative": Recipe(jp.SparseGPT(), (), False, True),
     "admm long": Recipe(_LONG, (jp.LeastSquares(10),)),
-    "admm long relative": Recipe(_LONG, (jp.LeastSquares(10),), False, True),
-    "admm long relative targets": Recipe(_LONG, (jp.LeastSquares(10),), True, True),
+    "admm long+targets": Recipe(_LONG, (jp.LeastSquares(10),), True),
 }
 
 
@@ -133,7 +129,6 @@ def run(task_name: str, data: Path, name: str, pattern: str, sequences: int | No
             recipe.method,
             refine=recipe.refine,
             dense_targets=recipe.dense_targets,
-            relative_errors=recipe.relative_errors,
             where=task.where,
             row_weights=task.row_weights,
             on_layer=layers.append,

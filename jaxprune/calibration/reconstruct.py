@@ -19,8 +19,7 @@ from jaxprune.calibration.layerwise import (
     shared_moments,
 )
 from jaxprune.calibration.model import Model, RowWeights, open_model, walk
-from jaxprune.calibration.moments import moments_of
-from jaxprune.calibration.residual import relative_rows, residual_streams
+from jaxprune.calibration.residual import residual_streams
 from jaxprune.calibration.sparsegpt import SparseGPT
 from jaxprune.calibration.targets import DenseTargets
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
@@ -39,7 +38,6 @@ def reconstruct(
     *,
     refine: Sequence[Refinement] = (),
     dense_targets: bool = False,
-    relative_errors: bool = False,
     where: PyTree | None = None,
     row_weights: RowWeights | None = None,
     on_layer: OnLayer | None = None,
@@ -65,9 +63,6 @@ def reconstruct(
       dense_targets: whether a layer's target is what it gives in the dense model, on the dense layers' inputs,
         $\min \|X W - X_{dense} W_0\|$: it then makes up for the layers before it. Where the product is added
         to a residual stream, the target is the dense sum. It takes a second pass.
-      relative_errors: whether errors of products that are added to a residual stream count in relation to the
-        stream's size at that row, as for the norm layer that follows. A few tokens of enormous activations,
-        as language models have them, then don't outweigh all others.
       where: tree of bools, the weights to prune; None for `prunable(params)`.
       row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
       on_layer: is called with a `LayerResult` for each weight.
@@ -108,7 +103,7 @@ def reconstruct(
     method.check(structure)
     counts = counts_of(model.program, _shares(model, params, sparsity, where), structure)
     start = by_method(method, counts, structure)
-    send_through(layers, start, refine, dense_targets, relative_errors, on_layer, progress)
+    send_through(layers, start, refine, dense_targets, on_layer, progress)
     return layers.result(params)
 
 
@@ -117,14 +112,13 @@ def send_through(
     start: Start,
     refine: Sequence[Refinement] = (),
     dense_targets: bool = False,
-    relative_errors: bool = False,
     on_layer: OnLayer | None = None,
     progress: bool = False,
 ) -> None:
     """Sends the batches through, pruning every weight on the way."""
     model = layers.model
     shared = shared_moments(model)
-    residual = residual_streams(model.program) if dense_targets or relative_errors else {}
+    residual = residual_streams(model.program) if dense_targets else {}
     residual = {use: n for use, n in residual.items() if (use.leaf, use.matrix) not in shared}
     dense = DenseTargets(model, residual) if dense_targets else None
     stream = model.stream(list(residual.values()))
@@ -139,14 +133,11 @@ def send_through(
         if own:
             streams = [stream.take(residual[use]) for use in own if use in residual]
             passing = streams[0] if len(own) == len(streams) == 1 else None
-            weights = model.row_weights
-            if passing is not None and relative_errors:
-                weights = relative_rows(passing, own[0].rows, weights)
-            moments, fit = moments_of(site.activations, own[0].rows, "full", weights)
+            moments, fit = model.moments(site, "full")
             fits = fits or fit
             targets = {}
             if dense is not None:
-                targets = dense.at(site._replace(uses=own), moments.second, passing, weights)
+                targets = dense.at(site._replace(uses=own), moments.second, passing)
             changed.update(layers.prune(own, moments.second, targets, start, refine, on_layer))
         elif dense is not None:
             dense.skip()

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-
 from jaxprune.calibration.program import Program, Step, Use
-from jaxprune.calibration.rows import DotRows, Rows, spread_over_rows
+from jaxprune.calibration.rows import DotRows
 
 
 def residual_streams(program: Program) -> dict[Use, int]:
@@ -47,27 +40,6 @@ def _added_to(program: Program, readers: dict[int, list[Step]], use: Use) -> int
         if others[0] in program.batched:
             return others[0]
         number = step.outs[0]  # a bias: the stream comes after it
-
-
-def relative_rows(stream: Sequence[jax.Array], rows: Rows, weights: Sequence[Any]) -> list[jax.Array]:
-    """Weights of rows, batch by batch: those given, over the mean square of the residual stream there.
-
-    The norm that follows divides by it, so an error counts in relation to it. Without, the few tokens of
-    enormous activations that language models have are all that X^T X knows of.
-    """
-    n_row_axes = len(rows.free) if isinstance(rows, DotRows) else 0
-    return [_relative(x, w, n_row_axes) for x, w in zip(stream, weights, strict=True)]
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _relative(x: jax.Array, weights: jax.Array | None, n_row_axes: int) -> jax.Array:
-    row_shape = x.shape[:n_row_axes]
-    squares = jnp.square(x.astype(jnp.float32)).reshape(*row_shape, -1)
-    found = 1 / jnp.maximum(jnp.mean(squares, axis=-1), 1e-30)
-    if weights is None:
-        return found
-    each = spread_over_rows(weights, row_shape)
-    return found if each is None else jnp.where(each != 0, found * each, 0)
 
 
 def _ancestors(maker: dict[int, Step], number: int) -> set[int]:

@@ -139,19 +139,14 @@ def weights_of_rows(weights: Any, rows: Rows, shape: tuple[int, ...]) -> jax.Arr
 
     They fit where they match the leading axes of the rows, or their merged product.
     """
-    each = spread_over_rows(weights, rows.row_shape(shape))
-    return None if each is None else each.reshape(-1)
-
-
-def spread_over_rows(weights: Any, row_shape: tuple[int, ...]) -> jax.Array | None:
-    """Weights broadcast to the shape of the rows: see `weights_of_rows`."""
+    row_shape = rows.row_shape(shape)
     if row_shape[: weights.ndim] == weights.shape:
         each = weights.reshape(weights.shape + (1,) * (len(row_shape) - weights.ndim))
     elif row_shape[:1] == (weights.size,):
         each = weights.reshape((-1,) + (1,) * (len(row_shape) - 1))
     else:
         return None
-    return jnp.broadcast_to(each, row_shape)
+    return jnp.broadcast_to(each, row_shape).reshape(-1)
 
 
 def _split_first(view: View, axis: int, groups: int) -> View | None:

@@ -94,7 +94,8 @@ def _swap(
         def grouped(x):
             return x.reshape(inputs // m, m, -1)
 
-        near = jnp.stack([gram[i : i + m, i : i + m] for i in range(0, inputs, m)])  # (groups, u, p)
+        group = jnp.arange(inputs // m)
+        near = gram.reshape(inputs // m, m, inputs // m, m)[group, :, group]  # (groups, u, p)
         w_, c_, mask_, w0_, g_ = map(grouped, (w, c, mask, w0, diagonal))
         prune = jnp.where(mask_, 2 * w_ * c_ + w_ * w_ * g_, jnp.inf)
         # Axes: (group, u, p, output).
@@ -103,8 +104,8 @@ def _swap(
         change = jnp.where(~mask_[:, :, None] & mask_[:, None], change, jnp.inf)
         flat = change.reshape(-1, change.shape[-1])
         best = jnp.argmin(flat, axis=0)
-        group, u, p = best // (m * m), best // m % m, best % m
-        return group * m + p, group * m + u, flat[best, columns]
+        first, u, p = best // (m * m) * m, best // m % m, best % m
+        return first + p, first + u, flat[best, columns]
 
     find = best_pair_in_groups if m else best_pair
 

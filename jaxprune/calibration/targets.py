@@ -25,6 +25,7 @@ class DenseTargets:
 
     def __init__(self, model: Model, streams: dict[Use, int]):
         self._streams = streams
+        self._row_weights = model.row_weights
         self._dense = model.stream([n for use, passing in streams.items() for n in (use.out, passing)])
         self._sites = iter(self._dense)
 
@@ -32,9 +33,7 @@ class DenseTargets:
         """Passes a site by."""
         next(self._sites)
 
-    def at(
-        self, site: Site, gram: jax.Array, passing: Sequence[Any] | None, row_weights: Sequence[Any]
-    ) -> dict[Use, Any]:
+    def at(self, site: Site, gram: jax.Array, passing: Sequence[Any] | None) -> dict[Use, Any]:
         """For each use of a site a function from its dense weights to those that meet the dense outputs.
 
         `passing` holds the residual stream of the pruned model that the site's product is added to.
@@ -46,11 +45,11 @@ class DenseTargets:
             if passing is not None:
                 products, streams = (self._dense.take(n) for n in (use.out, self._streams[use]))
                 wanted = list(zip(products, streams, passing, strict=True))
-                moment = _output_moment(site.activations, wanted, use.rows, row_weights)
+                moment = _output_moment(site.activations, wanted, use.rows, self._row_weights)
                 targets[use] = functools.partial(_from_outputs, gram=gram, moment=moment)
                 continue
             if cross is None:
-                cross = cross_moment(site.activations, there.activations, use.rows, row_weights)
+                cross = cross_moment(site.activations, there.activations, use.rows, self._row_weights)
             targets[use] = functools.partial(_from_inputs, gram=gram, cross=cross)
         return targets
 
