@@ -119,9 +119,9 @@ def send_through(
     model = layers.model
     shared = shared_moments(model)
     residual = residual_streams(model.program) if dense_targets else {}
-    residual = {use: n for use, n in residual.items() if (use.leaf, use.matrix) not in shared}
+    residual = {use: pair for use, pair in residual.items() if (use.leaf, use.matrix) not in shared}
     dense = DenseTargets(model, residual) if dense_targets else None
-    stream = model.stream(list(residual.values()))
+    stream = model.stream([passing for _, passing in residual.values()])
     fits = False
     for site in walk(stream, progress, "prune"):
         changed = {}
@@ -131,7 +131,7 @@ def send_through(
                 changed.update(layers.prune([use], gram, {}, start, refine, on_layer))
         own = [use for use in site.uses if (use.leaf, use.matrix) not in shared]
         if own:
-            streams = [stream.take(residual[use]) for use in own if use in residual]
+            streams = [stream.take(residual[use][1]) for use in own if use in residual]
             passing = streams[0] if len(own) == len(streams) == 1 else None
             moments, fit = model.moments(site, "full")
             fits = fits or fit

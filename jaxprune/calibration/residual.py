@@ -6,8 +6,8 @@ from jaxprune.calibration.program import Program, Step, Use
 from jaxprune.calibration.rows import DotRows
 
 
-def residual_streams(program: Program) -> dict[Use, int]:
-    """For the products that are added to a residual stream, a bias first perhaps: the stream before that.
+def residual_streams(program: Program) -> dict[Use, tuple[int, int]]:
+    """The products that are added to a residual stream, a bias first perhaps, and the stream before that.
 
     Nothing else reads such a product, and its stream depends on the inputs and on no weight that comes later.
     """
@@ -19,10 +19,10 @@ def residual_streams(program: Program) -> dict[Use, int]:
     found = {}
     for place, use in enumerate(program.uses):
         passing = _added_to(program, readers, use)
-        if passing is not None:
+        if use.out is not None and passing is not None:
             later = {u.out for u in program.uses[place:]}
             if not later & _ancestors(maker, passing):
-                found[use] = passing
+                found[use] = use.out, passing
     return found
 
 

@@ -23,10 +23,10 @@ _DAMPING = 0.01  # of each diagonal entry of X^T X: how much a change of the tar
 class DenseTargets:
     """The dense model beside the pruned one, site by site."""
 
-    def __init__(self, model: Model, streams: dict[Use, int]):
+    def __init__(self, model: Model, streams: dict[Use, tuple[int, int]]):
         self._streams = streams
         self._row_weights = model.row_weights
-        self._dense = model.stream([n for use, passing in streams.items() for n in (use.out, passing)])
+        self._dense = model.stream([number for pair in streams.values() for number in pair])
         self._sites = iter(self._dense)
 
     def skip(self) -> None:
@@ -43,7 +43,7 @@ class DenseTargets:
         targets: dict[Use, Any] = {}
         for use in site.uses:
             if passing is not None:
-                products, streams = (self._dense.take(n) for n in (use.out, self._streams[use]))
+                products, streams = map(self._dense.take, self._streams[use])
                 wanted = list(zip(products, streams, passing, strict=True))
                 moment = _output_moment(site.activations, wanted, use.rows, self._row_weights)
                 targets[use] = functools.partial(_from_outputs, gram=gram, moment=moment)
