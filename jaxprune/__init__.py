@@ -5,6 +5,16 @@ The way through the code is one way: scores -> selection -> masks -> transforms 
 
 from jaxprune import allocate, recipes, schedules, scores, sparse_training, surgery
 from jaxprune.at_init import prune_at_init
+from jaxprune.calibration import (
+    ADMM,
+    LeastSquares,
+    MaskOnly,
+    SparseGPT,
+    Swaps,
+    calibrate,
+    reconstruct,
+    swap_refine,
+)
 from jaxprune.controls import shuffle_masks
 from jaxprune.imp import IMP, imp
 from jaxprune.masks import apply_masks, make_masks, sparsity
@@ -19,20 +29,26 @@ from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_m
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADMM",
     "IMP",
     "NM",
     "Block",
     "Channels",
     "Finetune",
     "Layers",
+    "LeastSquares",
+    "MaskOnly",
     "Plan",
     "Reinitialize",
     "Rewind",
     "RewindLearningRate",
     "Sensitivity",
+    "SparseGPT",
+    "Swaps",
     "Unstructured",
     "allocate",
     "apply_masks",
+    "calibrate",
     "find_groups",
     "get_masks",
     "gradual",
@@ -44,6 +60,7 @@ __all__ = [
     "prunable",
     "prune_at_init",
     "recipes",
+    "reconstruct",
     "replace_masks",
     "schedules",
     "scores",
@@ -53,4 +70,5 @@ __all__ = [
     "sparsity",
     "summary",
     "surgery",
+    "swap_refine",
 ]

@@ -10,9 +10,11 @@ from jaxprune.scores.lamp import lamp
 from jaxprune.scores.magnitude import magnitude
 from jaxprune.scores.normalize import normalize
 from jaxprune.scores.random import random
+from jaxprune.scores.ria import ria
 from jaxprune.scores.snip import snip
 from jaxprune.scores.synflow import synflow
 from jaxprune.scores.taylor import taylor
+from jaxprune.scores.wanda import wanda
 
 __all__ = [
     "batch_norm_scale",
@@ -25,7 +27,9 @@ __all__ = [
     "magnitude",
     "normalize",
     "random",
+    "ria",
     "snip",
     "synflow",
     "taylor",
+    "wanda",
 ]

@@ -1,0 +1,216 @@
+"""One-shot pruning of pretrained models with calibration data: metric, layer error, time and memory.
+
+python benchmarks/one_shot.py smollm2 --data DATA --results one_shot.json     # runs what is not there yet
+python benchmarks/one_shot.py smollm2 --results one_shot.json --table         # prints the table
+
+DATA holds text/wikitext-2-valid.txt (WikiText-2, word-tokenised, as in pytorch/examples) for smollm2: the
+first half calibrates, the second measures perplexity; and stsb/stsb-en-{train,dev}.csv (PhilipMay/stsb-multi-mt)
+for minilm: train sentences calibrate, Spearman's correlation on dev is measured. The models come from packages,
+see `models/`. Every run is a process of its own and adds its line to the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxprune as jp
+
+PATTERNS: dict[str, tuple[float, Any]] = {
+    "50%": (0.5, jp.Unstructured()),
+    "60%": (0.6, jp.Unstructured()),
+    "70%": (0.7, jp.Unstructured()),
+}
+PATTERNS["2:4"] = (0.5, jp.NM(2, 4))
+
+
+class Recipe(NamedTuple):
+    """What is handed to `jp.reconstruct`."""
+
+    method: Any
+    refine: tuple[Any, ...] = ()
+    dense_targets: bool = False
+
+
+_LONG = jp.ADMM(rounds=40, ramp=30, damping=0.01)
+RECIPES = {
+    "magnitude": Recipe(jp.MaskOnly("magnitude")),
+    "wanda": Recipe(jp.MaskOnly("wanda")),
+    "ria": Recipe(jp.MaskOnly("ria")),
+    "sparsegpt": Recipe(jp.SparseGPT()),
+    "admm": Recipe(jp.ADMM()),
+    "wanda+swaps": Recipe(jp.MaskOnly("wanda"), (jp.Swaps(dense_values=True),)),
+    "admm+ls": Recipe(jp.ADMM(), (jp.LeastSquares(),)),
+    "admm+swaps+ls": Recipe(jp.ADMM(), (jp.Swaps(), jp.LeastSquares())),
+    "admm long": Recipe(_LONG, (jp.LeastSquares(10),)),
+    "admm long+targets": Recipe(_LONG, (jp.LeastSquares(10),), True),
+}
+
+
+class Task(NamedTuple):
+    """A model with what calibrates and what measures it."""
+
+    fn: Callable[..., Any]
+    params: Any
+    where: Any
+    batches: list[Any]
+    row_weights: Any
+    measure: Callable[[Any], float]
+
+
+def smollm2(data: Path, sequences: int = 64, evaluated: int = 24, length: int = 512, batch: int = 8) -> Task:
+    """SmolLM2-135M: 210 matrices, perplexity on WikiText-2."""
+    from models import smollm2 as model
+
+    params, tokenizer = model.load()
+    text = (data / "text" / "wikitext-2-valid.txt").read_text()
+    middle = text.index("\n", len(text) // 2)
+    first = model.sequences(tokenizer, text[:middle], sequences, length)
+    second = model.sequences(tokenizer, text[middle:], evaluated, length)
+    where = jp.prunable(params, include="blocks/.*/(q|k|v|o|gate|up|down)")
+    batches = [first[i : i + batch] for i in range(0, sequences, batch)]
+    return Task(model.hidden, params, where, batches, None, lambda p: model.perplexity(p, second))
+
+
+def minilm(data: Path, sequences: int = 512, length: int = 32, batch: int = 64) -> Task:
+    """all-MiniLM-L6-v2: 36 matrices, Spearman's correlation on STS-B."""
+    from models import minilm as model
+    from models import stsb
+
+    params, tokenizer = model.load(), model.tokenizer()
+    pairs = stsb.read(data / "stsb", "train")
+    ids, mask = model.tokenize(tokenizer, list(dict.fromkeys(pairs.first))[:sequences], length)
+    batches = [(ids[i : i + batch], mask[i : i + batch]) for i in range(0, len(ids) // batch * batch, batch)]
+    where = jp.prunable(params, include="layers/.*/kernel")
+    dev = stsb.read(data / "stsb", "dev")
+    embed = jax.jit(model.embed)
+
+    def measure(params: Any) -> float:
+        return stsb.spearman(lambda ids, mask: embed(params, ids, mask), tokenizer, dev)
+
+    return Task(model.embed, params, where, batches, lambda ids, mask: mask, measure)
+
+
+TASKS = {"smollm2": smollm2, "minilm": minilm}
+
+
+@functools.cache
+def _task(name: str, data: Path, sequences: int | None) -> Task:
+    return TASKS[name](data, **({} if sequences is None else {"sequences": sequences}))
+
+
+def run(task_name: str, data: Path, name: str, pattern: str, sequences: int | None) -> dict[str, Any]:
+    """Prunes and measures once."""
+    task = _task(task_name, data, sequences)
+    layers: list[Any] = []
+    params = task.params
+    wall, cpu = time.perf_counter(), time.process_time()
+    if name != "dense":
+        sparsity, structure = PATTERNS[pattern]
+        recipe = RECIPES[name]
+        params, _ = jp.reconstruct(
+            task.fn,
+            task.params,
+            task.batches,
+            sparsity,
+            structure,
+            recipe.method,
+            refine=recipe.refine,
+            dense_targets=recipe.dense_targets,
+            where=task.where,
+            row_weights=task.row_weights,
+            on_layer=layers.append,
+            progress=sys.stderr.isatty(),
+        )
+        jax.block_until_ready(params)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "model": task_name,
+        "method": name,
+        "pattern": pattern,
+        "metric": task.measure(params),
+        "sparsity": float(np.mean([r.sparsity for r in layers])) if layers else 0.0,
+        "layer_error": float(np.mean([r.error for r in layers])) if layers else 0.0,
+        "wall_s": wall if layers else 0.0,
+        "cpu_s": cpu if layers else 0.0,
+        "peak_gib": memory,
+    }
+
+
+def run_alone(task: str, data: Path, name: str, pattern: str, sequences: int | None) -> dict[str, Any]:
+    """`run` in a process of its own."""
+    command = [sys.executable, __file__, task, "--data", str(data), "--here"]
+    command += ["--methods", name, "--patterns", pattern]
+    command += [] if sequences is None else ["--sequences", str(sequences)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown, a line a run, the metric as a ratio to SparseGPT's too."""
+    base = {(r["model"], r["pattern"]): r["metric"] for r in results if r["method"] == "sparsegpt"}
+    lines = [
+        "| model | pattern | method | metric | / SparseGPT | layer error | wall s | CPU s | peak GiB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in sorted(results, key=lambda r: (r["model"], r["pattern"], -r["metric"])):
+        reference = base.get((r["model"], r["pattern"]))
+        ratio = f"{r['metric'] / reference:.3f}" if reference else ""
+        lines.append(
+            f"| {r['model']} | {r['pattern']} | {r['method']} | {r['metric']:.4g} | {ratio} "
+            f"| {r['layer_error']:.4f} | {r['wall_s']:.0f} | {r['cpu_s']:.0f} | {r['peak_gib']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", choices=sorted(TASKS))
+    parser.add_argument("--data", type=Path, default=os.environ.get("JAXPRUNE_DATA"), help="data folder")
+    parser.add_argument("--results", type=Path, default=Path("one_shot.json"))
+    parser.add_argument("--methods", nargs="*", default=["dense", *RECIPES], choices=["dense", *RECIPES])
+    parser.add_argument("--patterns", nargs="*", default=list(PATTERNS), choices=list(PATTERNS))
+    parser.add_argument("--sequences", type=int, help="calibration sequences, for quick looks")
+    parser.add_argument("--table", action="store_true", help="only print the table of the results")
+    parser.add_argument("--here", action="store_true", help="run one in this process and print its line")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="run all in this process: quicker, but times leave out what was compiled and memory is the peak of all",
+    )
+    args = parser.parse_args()
+    if not args.table and args.data is None:
+        parser.error("--data (or the environment variable JAXPRUNE_DATA) must name the data folder.")
+    if args.here:
+        print(json.dumps(run(args.model, Path(args.data), args.methods[0], args.patterns[0], args.sequences)))
+        return
+    results = json.loads(args.results.read_text()) if args.results.exists() else []
+    for pattern in [] if args.table else args.patterns:
+        for name in args.methods:
+            at = "" if name == "dense" else pattern
+            if any((r["model"], r["method"], r["pattern"]) == (args.model, name, at) for r in results):
+                continue
+            if args.together:
+                line = run(args.model, Path(args.data), name, pattern, args.sequences)
+            else:
+                line = run_alone(args.model, args.data, name, pattern, args.sequences)
+            results.append({**line, "pattern": at})
+            args.results.write_text(json.dumps(results, indent=1))
+            print(json.dumps(results[-1]), flush=True)
+    print(table([r for r in results if r["model"] == args.model]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Masks by a score, with the weights left as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.calibration.keep import keep_highest
+from jaxprune.scores.ria import relative_importance
+from jaxprune.structures import Structure, Unstructured
+
+Score = Literal["magnitude", "wanda", "ria"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskOnly:
+    """Prunes the lowest scores of each layer and leaves the other weights as they are.
+
+    Args:
+      score: "magnitude", "wanda" or "ria".
+      per_output: whether weights are compared with those of the same output only, each output pruned alike;
+        None for what the score's authors do (Wanda alone does). Without structure only: N:M groups and
+        blocks are compared as always.
+
+    Raises:
+      ValueError: an unknown `score`.
+
+    References:
+      Sun et al., A Simple and Effective Pruning Approach for Large Language Models, 2023, arXiv:2306.11695.
+      Zhang et al., Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models, 2024.
+    """
+
+    score: Score = "wanda"
+    per_output: bool | None = None
+
+    def __post_init__(self):
+        if self.score not in get_args(Score):
+            raise ValueError(
+                f"MaskOnly `score` must be one of {', '.join(map(repr, get_args(Score)))}, got {self.score!r}."
+            )
+
+    def check(self, structure: Structure) -> None:
+        del structure
+
+    def factorize(self, gram: jax.Array) -> jax.Array:
+        """The inputs' norms."""
+        return jnp.sqrt(jnp.diagonal(gram))
+
+    def solve(
+        self, w: jax.Array, gram: jax.Array, factor: jax.Array, n_pruned: Any, structure: Structure
+    ) -> tuple[jax.Array, jax.Array]:
+        """Pruned weights (inputs, outputs) and their mask."""
+        del gram
+        return _solve(w, factor, n_pruned, self, structure)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "structure"))
+def _solve(
+    w: jax.Array, norms: jax.Array, n_pruned: Any, method: MaskOnly, structure: Structure
+) -> tuple[jax.Array, jax.Array]:
+    match method.score:
+        case "magnitude":
+            score = jnp.abs(w)
+        case "wanda":
+            score = jnp.abs(w) * norms[:, None]
+        case "ria":
+            score = relative_importance(w) * jnp.sqrt(norms)[:, None]
+    per_output = method.score == "wanda" if method.per_output is None else method.per_output
+    if per_output and isinstance(structure, Unstructured):
+        score = ranks(score)
+    mask = keep_highest(score, n_pruned, structure)
+    return jnp.where(mask, w, 0.0), mask
+
+
+def ranks(scores: jax.Array) -> jax.Array:
+    """Rank of each score among those of its output, from 0; of equal ones the first is the lower."""
+    order = jnp.argsort(scores, axis=0, stable=True)
+    return jnp.argsort(order, axis=0).astype(jnp.float32)

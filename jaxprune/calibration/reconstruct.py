@@ -1,0 +1,156 @@
+"""One-shot pruning: every layer is pruned on what the already pruned layers before it give it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from jaxprune.allocation import shares_of
+from jaxprune.calibration.calibrate import check_row_weights
+from jaxprune.calibration.layerwise import (
+    LayerResult,
+    Layers,
+    Method,
+    Refinement,
+    Start,
+    by_method,
+    counts_of,
+    shared_moments,
+)
+from jaxprune.calibration.model import Model, RowWeights, open_model, walk
+from jaxprune.calibration.residual import residual_streams
+from jaxprune.calibration.sparsegpt import SparseGPT
+from jaxprune.calibration.targets import DenseTargets
+from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
+from jaxprune.structures import Structure, Unstructured
+
+OnLayer = Callable[[LayerResult], None]
+
+
+def reconstruct(
+    fn: Callable[..., Any],
+    params: PyTree,
+    batches: Iterable[Any],
+    sparsity: Any = 0.5,
+    structure: Structure = Unstructured(),
+    method: Method = SparseGPT(),
+    *,
+    refine: Sequence[Refinement] = (),
+    dense_targets: bool = False,
+    where: PyTree | None = None,
+    row_weights: RowWeights | None = None,
+    on_layer: OnLayer | None = None,
+    progress: bool = False,
+) -> tuple[PyTree, PyTree]:
+    r"""Prunes a model without training it, from calibration batches, in one pass through it.
+
+    Layer by layer: $X^T X$ of the inputs that the pruned layers before it give, then
+    $\min \|X W - X W_0\|_F$ over sparse $W$ by `method`, then on with the pruned weight. Weights of the same
+    inputs share one factorization. A weight that is used at several places is pruned at the first of them, on
+    the inputs that all of them have in the dense model.
+
+    Args:
+      fn: function of (params, *inputs).
+      params: pytree of arrays.
+      batches: iterable of batches of one shape: each a tuple of inputs, or one input.
+      sparsity: share of each weight's units to prune, in [0, 1): a float, or a tree like `params` (an
+        allocation). N:M has its own.
+      structure: `Unstructured()`, `NM(n, m)`, whose groups run along the inputs that the model itself tells,
+        or `Block((inputs, outputs))`.
+      method: `SparseGPT()`, `ADMM()`, or `MaskOnly(score)`.
+      refine: what follows in each layer, such as `(Swaps(), LeastSquares())`.
+      dense_targets: whether a layer's target is what it gives in the dense model, on the dense layers' inputs,
+        $\min \|X W - X_{dense} W_0\|$: it then makes up for the layers before it. Where the product is added
+        to a residual stream, the target is the dense sum. It takes a second pass.
+      where: tree of bools, the weights to prune; None for `prunable(params)`.
+      row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
+      on_layer: is called with a `LayerResult` for each weight.
+      progress: whether to show a progress bar.
+
+    Returns:
+      (params, masks): pruned weights are exactly zero; masks are bool arrays, True = keep, and the scalar True
+      where nothing is pruned.
+
+    Raises:
+      ValueError: as `calibrate`; a sparsity outside [0, 1); a structure that doesn't fit a weight.
+      TypeError: a structure of other kinds; parameters that are tracers.
+
+    Warns:
+      UserWarning: weights that multiply no activations, without a `where`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"w": jax.random.normal(jax.random.key(0), (8, 4))}
+      >>> batches = [jax.random.normal(jax.random.key(1), (32, 8))]
+      >>> pruned, masks = jp.reconstruct(lambda params, x: x @ params["w"], params, batches, 0.5)
+      >>> jp.sparsity(pruned, masks)
+      0.5
+
+    References:
+      Frantar, Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, 2023,
+      arXiv:2301.00774.
+    """
+    model = open_model(fn, params, batches, where, row_weights)
+    if model.lost:
+        warnings.warn(
+            f"{len(model.lost)} weights multiply no activations in `fn` and stay dense: {model.lost[0]!r}"
+            f"{', ...' if len(model.lost) > 1 else ''}. Leave them out of `where` to say that this is meant.",
+            stacklevel=2,
+        )
+    layers = Layers(model, structure)
+    method.check(structure)
+    counts = counts_of(model.program, _shares(model, params, sparsity, where), structure)
+    start = by_method(method, counts, structure)
+    send_through(layers, start, refine, dense_targets, on_layer, progress)
+    return layers.result(params)
+
+
+def send_through(
+    layers: Layers,
+    start: Start,
+    refine: Sequence[Refinement] = (),
+    dense_targets: bool = False,
+    on_layer: OnLayer | None = None,
+    progress: bool = False,
+) -> None:
+    """Sends the batches through, pruning every weight on the way."""
+    model = layers.model
+    shared = shared_moments(model)
+    residual = residual_streams(model.program) if dense_targets else {}
+    residual = {use: pair for use, pair in residual.items() if (use.leaf, use.matrix) not in shared}
+    dense = DenseTargets(model, residual) if dense_targets else None
+    stream = model.stream([passing for _, passing in residual.values()])
+    fits = False
+    for site in walk(stream, progress, "prune"):
+        changed = {}
+        for use in site.uses:
+            if (use.leaf, use.matrix) in shared:
+                gram = shared[use.leaf, use.matrix].second
+                changed.update(layers.prune([use], gram, {}, start, refine, on_layer))
+        own = [use for use in site.uses if (use.leaf, use.matrix) not in shared]
+        if own:
+            streams = [stream.take(residual[use][1]) for use in own if use in residual]
+            passing = streams[0] if len(own) == len(streams) == 1 else None
+            moments, fit = model.moments(site, "full")
+            fits = fits or fit
+            targets = {}
+            if dense is not None:
+                targets = dense.at(site._replace(uses=own), moments.second, passing)
+            changed.update(layers.prune(own, moments.second, targets, start, refine, on_layer))
+        elif dense is not None:
+            dense.skip()
+        for leaf, value in changed.items():
+            stream.set_param(leaf, value)
+    if not (fits or shared):
+        check_row_weights(model.row_weights)
+
+
+def _shares(model: Model, params: PyTree, sparsity: Any, where: PyTree | None) -> dict[int, float]:
+    paths, _, _ = flatten_with_paths(params)
+    chosen = prunable_leaves(params, where)
+    shares = shares_of(sparsity, params, chosen)
+    shares = shares if isinstance(shares, list) else [shares] * len(chosen)
+    by_path = {paths[i]: float(share) for i, share in zip(chosen, shares, strict=True)}
+    return {use.leaf: by_path[model.paths[use.leaf]] for use in model.program.uses}

@@ -1,0 +1,90 @@
+"""Wanda: weights and activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.params import PyTree, flatten_with_paths
+
+if TYPE_CHECKING:
+    from jaxprune.calibration import Statistics
+
+
+def wanda(params: PyTree, stats: Statistics, per_output: bool = True) -> PyTree:
+    r"""Size of a weight times that of its input: `score = |w| * ||X_i||_2`.
+
+    Wanda compares the weights of one output with each other only. `per_output` says so with the scores: it
+    gives each weight's rank among those of its output, as a share, so that `make_masks(..., scope="local")`
+    prunes every output alike. With structures, or a threshold over whole layers, take the plain scores.
+
+    Args:
+      params: pytree of arrays.
+      stats: of `jp.calibrate` on these parameters.
+      per_output: ranks inside each output, in [0, 1), instead of the plain scores.
+
+    Returns:
+      Tree like `params` of float32 scores. Parameters without statistics have NaN, which `make_masks` refuses:
+      leave them out of `where`.
+
+    Raises:
+      ValueError: statistics of other parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"w": jnp.array([[1.0, 5.0], [3.0, 10.0]])}
+      >>> stats = jp.calibrate(lambda params, x: x @ params["w"], params, [jnp.array([[4.0, 1.0]])])
+      >>> jp.scores.wanda(params, stats, per_output=False)["w"]
+      Array([[ 4., 20.],
+             [ 3., 10.]], dtype=float32)
+      >>> jp.make_masks(jp.scores.wanda(params, stats), 0.5, scope="local")["w"]
+      Array([[ True,  True],
+             [False, False]], dtype=bool)
+
+    References:
+      Sun et al., A Simple and Effective Pruning Approach for Large Language Models, 2023, arXiv:2306.11695.
+    """
+
+    def score(w: np.ndarray, norms: np.ndarray) -> np.ndarray:
+        plain = np.abs(w) * norms[:, :, None]
+        if not per_output:
+            return plain
+        ranks = np.argsort(np.argsort(plain, axis=1, kind="stable"), axis=1, kind="stable")
+        return (ranks / plain.shape[1]).astype(np.float32)
+
+    return score_matrices(params, stats, score)
+
+
+def score_matrices(
+    params: PyTree, stats: Statistics, score: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> PyTree:
+    """Scores each weight as matrices (groups, inputs, outputs), from them and their inputs' norms.
+
+    Where two uses share entries of a parameter, their scores add up.
+    """
+    paths, leaves, treedef = flatten_with_paths(params)
+    lost = [path for path in stats if path not in set(paths)]
+    if lost:
+        raise ValueError(f"`stats` are of other parameters: they hold {lost[0]!r}, which `params` lack.")
+    scores = []
+    for path, leaf in zip(paths, leaves, strict=True):
+        if path not in stats:
+            scores.append(jnp.full(jnp.shape(leaf), jnp.nan, jnp.float32))
+            continue
+        of_leaf = stats[path]
+        if of_leaf.shape != leaf.shape:
+            raise ValueError(
+                f"`stats` must be of these parameters, got {of_leaf.shape} at {path!r} of shape {leaf.shape}."
+            )
+        w = np.asarray(leaf, np.float32)
+        values = [
+            score(matrix.of(w), np.sqrt(np.asarray(m.squares)))
+            for matrix, m in zip(of_leaf.matrices, of_leaf.moments, strict=True)
+        ]
+        scores.append(jnp.asarray(of_leaf.spread(values)))
+    return jax.tree.unflatten(treedef, scores)
