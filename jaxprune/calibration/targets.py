@@ -59,9 +59,9 @@ def _output_moment(
 ) -> Any:
     """X^T (dense product + dense stream - pruned stream) over all batches, (1, inputs, outputs)."""
     total: Any = 0.0
-    for x, parts, w in zip(activations, wanted, row_weights, strict=False):
+    for x, (product, stream, passing), w in zip(activations, wanted, row_weights, strict=False):
         of_rows = None if w is None else weights_of_rows(w, rows, x.shape)
-        total = _add_output_moment(rows, total, x, *parts, of_rows)
+        total = _add_output_moment(rows, total, x, product, stream, passing, of_rows)
     return total
 
 
