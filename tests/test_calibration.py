@@ -289,3 +289,15 @@ def test_statistics_of_other_parameters_are_refused():
         jp.scores.wanda({"v": jnp.ones((4, 3))}, stats)
     with pytest.raises(ValueError, match=r"\(4, 3\)"):
         jp.scores.ria({"w": jnp.ones((4, 2))}, stats)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_inputs_that_are_not_finite_are_an_error_that_names_the_first_weight_they_reach(bad):
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
+
+    def fn(params, x):
+        return jnp.where(jnp.arange(3) == 1, bad, x @ params["a"]) @ params["b"]
+
+    for prune in (jp.calibrate, jp.reconstruct):
+        with pytest.raises(ValueError, match=r"finite inputs .* 'b'"):
+            prune(fn, params, [draw(1, 4, 2)])

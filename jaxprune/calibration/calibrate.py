@@ -100,7 +100,7 @@ def calibrate(
 
     Raises:
       ValueError: no batch, or batches that differ in shape; a weight of `where` that multiplies nothing;
-        row weights that fit no activations.
+        row weights that fit no activations; inputs of a weight that are NaN or infinite.
       TypeError: parameters that are tracers.
 
     Example:

@@ -32,7 +32,13 @@ class Model(NamedTuple):
         return Stream(self.program, self.values, self.batches, wanted)
 
     def moments(self, site: Site, kind: Kind) -> tuple[Moments, bool]:
-        return moments_of(site.activations, site.uses[0].rows, kind, self.row_weights)
+        moments, fit = moments_of(site.activations, site.uses[0].rows, kind, self.row_weights)
+        if not bool(jnp.isfinite(moments.squares).all()):
+            raise ValueError(
+                f"`batches` must give finite inputs to every weight, got NaN or infinite ones at "
+                f"{self.paths[site.uses[0].leaf]!r} (or their squares pass the range of float32)."
+            )
+        return moments, fit
 
 
 def open_model(
