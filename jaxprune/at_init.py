@@ -17,11 +17,11 @@ from jaxprune.allocation import (
     least_kept,
     shares_of,
 )
-from jaxprune.masks import apply_masks, check_pattern
+from jaxprune.masks import apply_masks, check_patterns
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores.scorer import call_score
 from jaxprune.selection.counts import as_count, stack
-from jaxprune.structures import NM, Structure, Unstructured
+from jaxprune.structures import Structure, Unstructured
 from jaxprune.units import full_masks, masks_from_counts, unit_counts
 
 
@@ -78,11 +78,7 @@ def prune_at_init(
     paths, leaves, treedef = flatten_with_paths(params)
     chosen = prunable_leaves(params, where)
     shares = shares_of(sparsity, params, chosen)
-    if isinstance(structure, NM):
-        for i, share in zip(
-            chosen, shares if isinstance(shares, list) else [shares] * len(chosen), strict=True
-        ):
-            check_pattern(structure, share, paths[i])
+    check_patterns(structure, shares, [paths[i] for i in chosen])
     start = jax.tree.leaves(full_masks(params, structure, chosen))
     units = unit_counts(structure, leaves, chosen)
     least = least_kept(minimum, units)

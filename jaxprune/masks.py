@@ -70,11 +70,7 @@ def make_masks(
         _check_scores(paths[i], leaves[i])
         structure.check(paths[i], leaves[i].shape)
     shares = shares_of(sparsity, scores, chosen)
-    if isinstance(structure, NM):
-        for i, share in zip(
-            chosen, shares if isinstance(shares, list) else [shares] * len(chosen), strict=True
-        ):
-            check_pattern(structure, share, paths[i])
+    check_patterns(structure, shares, [paths[i] for i in chosen])
     units = unit_counts(structure, leaves, chosen)
     counts = counts_to_prune(shares, units, scope)
     least = least_kept(minimum, units)
@@ -188,8 +184,15 @@ def _check_scores(path: str, scores: jax.Array) -> None:
         )
 
 
-def check_pattern(structure: NM, share: Any, path: str) -> None:
-    """Raises ValueError for a known sparsity that is not the pattern's (or 0)."""
+def check_patterns(structure: Structure, shares: Any, paths: list[str]) -> None:
+    """Raises ValueError for a known sparsity, or one of a leaf's, that is not an N:M pattern's (or 0)."""
+    if not isinstance(structure, NM):
+        return
+    for share, path in zip(shares if isinstance(shares, list) else [shares] * len(paths), paths, strict=True):
+        _check_pattern(structure, share, path)
+
+
+def _check_pattern(structure: NM, share: Any, path: str) -> None:
     if hasattr(share, "dtype") and isinstance(share, jax.Array):
         return  # a schedule's value: it may be anywhere below the pattern's
     if float(share) != 0 and not math.isclose(float(share), structure.sparsity, rel_tol=1e-6):

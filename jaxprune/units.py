@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxprune.meshes import is_explicit
 from jaxprune.params import PyTree, flatten_with_paths, mask_leaves
 from jaxprune.selection import nm_keep, select
 from jaxprune.structures import NM, Structure
@@ -100,16 +101,15 @@ def placed_like(mask: jax.Array, w: jax.Array) -> jax.Array:
     if mask.ndim == 0:
         return mask
     sharding: Any = jax.typeof(w).sharding
-    is_explicit = AxisType.Explicit in getattr(sharding.mesh, "axis_types", ())
     known = None if isinstance(w, jax.core.Tracer) else getattr(w, "sharding", None)  # NumPy has none
     if isinstance(known, NamedSharding):
         sharding = known
-    elif not is_explicit:
+    elif not is_explicit(w):
         return mask
     spec = tuple(sharding.spec) + (None,) * (w.ndim - len(sharding.spec))
     spec = [axis if n == m else None for axis, n, m in zip(spec, w.shape, mask.shape, strict=True)]
     sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
-    return jax.sharding.reshard(mask, sharding) if is_explicit else jax.device_put(mask, sharding)
+    return jax.sharding.reshard(mask, sharding) if is_explicit(w) else jax.device_put(mask, sharding)
 
 
 def pruned_units(structure: Structure, prior: Any, shape: tuple[int, ...]) -> jax.Array | None:

@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxprune.meshes import is_explicit
 
 
 def whole(w: jax.Array) -> jax.Array:
     """The leaf on every device of its explicit mesh; elsewhere the compiler sees to that."""
-    sharding: Any = jax.typeof(w).sharding
-    if AxisType.Explicit not in getattr(sharding.mesh, "axis_types", ()):
+    if not is_explicit(w):
         return w
+    sharding: Any = jax.typeof(w).sharding
     return jax.sharding.reshard(w, NamedSharding(sharding.mesh, PartitionSpec(*[None] * w.ndim)))
 
 
 def placed_like(scores: jax.Array, w: jax.Array) -> jax.Array:
     """Scores of the shape of `w`, cut as it is on an explicit mesh."""
-    sharding: Any = jax.typeof(w).sharding
-    if AxisType.Explicit not in getattr(sharding.mesh, "axis_types", ()):
+    if not is_explicit(w):
         return scores
+    sharding: Any = jax.typeof(w).sharding
     return jax.sharding.reshard(scores, NamedSharding(sharding.mesh, sharding.spec))

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxprune.meshes import is_explicit
 from jaxprune.structures.structure import Shape
 
 
@@ -106,8 +107,8 @@ class Block:
 
 def _explicit_sharding(x: jax.Array, axes: int) -> NamedSharding | None:
     """On an explicit mesh a reshape must be told where a sharded axis goes: to the first of `axes` axes."""
-    sharding: Any = jax.typeof(x).sharding
-    if AxisType.Explicit not in getattr(sharding.mesh, "axis_types", ()):
+    if not is_explicit(x):
         return None
+    sharding: Any = jax.typeof(x).sharding
     spec = [axis for n in sharding.spec for axis in (n, *[None] * (axes - 1))]
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxprune.meshes import is_explicit
 
 
 def shrink_leaf(path: str, leaf: Any, shape: Sequence[int], kept: Sequence[np.ndarray | None]) -> Any:
@@ -47,9 +49,9 @@ def take(leaf: Any, kept: Sequence[np.ndarray | None]) -> Any:
 
 def _take(leaf: Any, index: np.ndarray, dim: int) -> Any:
     """Where the mesh axes of an array are explicit, what comes out must be said: as before, if it divides."""
-    sharding = jax.typeof(leaf).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
+    if not is_explicit(leaf):
         return jnp.take(leaf, index, dim)
+    sharding = jax.typeof(leaf).sharding
     spec = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
     names = spec[dim] if isinstance(spec[dim], tuple) else (spec[dim],) if spec[dim] else ()
     if len(index) % math.prod(sharding.mesh.shape[name] for name in names):
