@@ -73,9 +73,14 @@ def next_masks(
     least: Sequence[int] = (),
 ) -> PyTree:
     """The masks that follow `masks`, what they pruned included: arrays in their tree, as a loop carries them."""
-    new = masks_from_counts(scores, counts, structure, chosen, masks, least)
-    held = [jnp.asarray(mask) for mask in jax.tree.leaves(new)]
-    return jax.tree.unflatten(jax.tree.structure(masks), held)
+    return as_arrays(masks_from_counts(scores, counts, structure, chosen, masks, least), masks)
+
+
+def as_arrays(masks: PyTree, like: PyTree) -> PyTree:
+    """Masks as a loop carries them: arrays throughout, in the tree of `like`."""
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [jnp.asarray(mask) for mask in jax.tree.leaves(masks)]
+    )
 
 
 def full_masks(params: PyTree, structure: Structure, chosen: list[int]) -> PyTree:

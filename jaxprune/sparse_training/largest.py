@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from jaxprune.allocation import Scope, check_fraction, check_scope, counts_to_prune, shares_of
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores.scorer import call_score
 from jaxprune.structures import NM, Structure
-from jaxprune.units import masks_from_counts, unit_counts
+from jaxprune.units import as_arrays, masks_from_counts, unit_counts
 
 
 def largest(
@@ -26,13 +23,12 @@ def largest(
     """Masks in the tree of `params`, arrays throughout as a loop carries them; NaN scores go first."""
     scores = call_score(score, params, None)
     chosen = prunable_leaves(params, where)
-    paths, leaves, treedef = flatten_with_paths(params)
+    paths, leaves, _ = flatten_with_paths(params)
     for i in chosen:
         structure.check(paths[i], leaves[i].shape)
     shares = shares_of(sparsity, params, chosen)
     counts = counts_to_prune(shares, unit_counts(structure, leaves, chosen), scope)
-    masks = masks_from_counts(scores, counts, structure, chosen, None)
-    return jax.tree.unflatten(treedef, [jnp.asarray(mask) for mask in jax.tree.leaves(masks)])
+    return as_arrays(masks_from_counts(scores, counts, structure, chosen, None), params)
 
 
 def check_sparsity(sparsity: Any, scope: Scope, structure: Structure) -> None:

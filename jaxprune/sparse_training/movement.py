@@ -17,7 +17,7 @@ from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given, masked_update
 from jaxprune.transforms.moments import clear_moments
 from jaxprune.transforms.turn import turn_if
-from jaxprune.units import full_masks, masks_from_counts, unit_counts
+from jaxprune.units import as_arrays, full_masks, masks_from_counts, unit_counts
 
 
 class MovementState(NamedTuple):
@@ -113,10 +113,10 @@ def movement(
         collected = jax.tree.map(collect, state.movement, params, updates, state.masks)
 
         def choose(masks: PyTree) -> PyTree:
-            _, leaves, treedef = flatten_with_paths(params)
+            _, leaves, _ = flatten_with_paths(params)
             counts = counts_to_prune(sparsity, unit_counts(structure, leaves, chosen), scope)
-            made = masks_from_counts(collected, counts, structure, chosen, None if regrow else masks)
-            return jax.tree.unflatten(treedef, [jnp.asarray(mask) for mask in jax.tree.leaves(made)])
+            prior = None if regrow else masks
+            return as_arrays(masks_from_counts(collected, counts, structure, chosen, prior), masks)
 
         is_due = sparsity > state.sparsity
         if regrow:

@@ -118,7 +118,7 @@ def gradual(
 
         def prune(masks: PyTree) -> PyTree:
             step_key = None if key is None else jax.random.fold_in(key, state.count)
-            scores = call_score(score, jax.lax.stop_gradient(params), step_key)
+            scores = call_score(score, params, step_key)
             chosen = prunable_leaves(params, where)
             _, leaves, _ = flatten_with_paths(params)
             units = unit_counts(structure, leaves, chosen)
