@@ -27,6 +27,7 @@ ALLOCATIONS = {
     "uniform": lambda s: jp.allocate.uniform(PARAMS, s),
     "erk": lambda s: jp.allocate.erk(PARAMS, s),
     "owl": lambda s: jp.allocate.owl(SCORES, s),
+    "from_scores": lambda s: jp.allocate.from_scores(SCORES, s),
 }
 
 
@@ -100,6 +101,32 @@ def test_owl_layers_of_several_leaves():
     scores["block1"]["q"] = scores["block1"]["q"].at[0, 0].set(500)
     shares = jp.allocate.owl(scores, 0.5, layer=lambda path: path.split("/")[0])
     assert shares == {"block0": {"q": 0.58, "k": 0.58}, "block1": {"q": 0.42, "k": 0.42}}
+
+
+# One threshold
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [jp.Unstructured(), jp.Block((3, 4)), jp.Channels(), jp.Layers()],
+    ids=lambda s: type(s).__name__,
+)
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.8])
+def test_from_scores_gives_what_global_masks_take_of_each_leaf(structure, sparsity):
+    scores = {**spiky(3), "ties": jnp.ones((6, 10))}  # blocks of 3 x 4 stick out of most of them
+    del scores["none"]
+    shares = jp.allocate.from_scores(scores, sparsity, structure=structure)
+    everywhere = jp.make_masks(scores, sparsity, structure=structure)
+    alone = jp.make_masks(scores, shares, structure=structure)
+    jax.tree.map(np.testing.assert_array_equal, alone, everywhere)
+
+
+def test_from_scores_keeps_the_minimum_and_knows_no_pattern():
+    scores = [jnp.full((4, 5), 1.0), jnp.full((4, 5), 2.0)]
+    assert jp.allocate.from_scores(scores, 0.5)[0] == pytest.approx(1, abs=0.05)
+    assert jp.allocate.from_scores(scores, 0.5, minimum=0.2) == [0.8, 0.2]
+    with pytest.raises(TypeError, match=r"NM.* prunes every leaf alike"):
+        jp.allocate.from_scores(scores, 0.5, structure=jp.NM(2, 4))
 
 
 # FLOPs
@@ -188,6 +215,8 @@ def test_bad_input_is_named():
         jp.allocate.owl(spiky(), 0.5, lam=float("nan"))
     with pytest.raises(ValueError, match="call `owl` outside of jit"):
         jax.jit(lambda s: jp.allocate.owl(s, 0.5)["one"])(spiky())
+    with pytest.raises(ValueError, match="call `from_scores` outside of jit"):
+        jax.jit(lambda s: jp.allocate.from_scores(s, 0.5)["one"])(spiky())
     with pytest.raises(ValueError, match="call `flops` outside of jit"):
         jax.jit(lambda s: jp.allocate.flops(s, 0.5, s)["one"])(spiky())
     with pytest.raises(ValueError, match="finite and not negative, got others at 'w'"):

@@ -1,5 +1,6 @@
 """Allocation: which share of each leaf goes. Each function gives a tree of sparsities that `make_masks` takes."""
 
+from jaxprune.allocate.by_scores import from_scores
 from jaxprune.allocate.by_sensitivity import from_sensitivity
 from jaxprune.allocate.erdos_renyi import erk
 from jaxprune.allocate.flops_budget import flops
@@ -7,4 +8,4 @@ from jaxprune.allocate.outliers import owl
 from jaxprune.allocate.same import uniform
 from jaxprune.allocate.weight_flops import weight_flops
 
-__all__ = ["erk", "flops", "from_sensitivity", "owl", "uniform", "weight_flops"]
+__all__ = ["erk", "flops", "from_scores", "from_sensitivity", "owl", "uniform", "weight_flops"]

@@ -13,7 +13,6 @@ from jax import lax
 from jaxprune.calibration.rows import Rows, weights_of_rows
 
 Kind = Literal["diagonal", "full"]
-_BLOCK = 192  # columns of X^T X that are computed at once: what lies below the diagonal is not
 
 
 class Moments(NamedTuple):
@@ -66,23 +65,11 @@ def _accumulate(rows: Rows, moments: Moments, x: jax.Array, weights: jax.Array |
     if weights is not None:
         x = jnp.where(weights[None, :, None] != 0, x, 0)  # what padding holds may be anything, NaN too
         weighted = jnp.where(weights[None, :, None] != 0, weighted, 0)
-    second = _gram(weighted, x) if moments.is_full else jnp.sum(weighted * x, axis=1)
+    if moments.is_full:
+        second = jnp.einsum("gni,gnj->gij", weighted, x, precision=lax.Precision.HIGHEST)
+    else:
+        second = jnp.sum(weighted * x, axis=1)
     return Moments(moments.total + total, moments.sums + jnp.sum(weighted, axis=1), moments.second + second)
-
-
-def _gram(left: jax.Array, right: jax.Array) -> jax.Array:
-    """`left^T right`, which is symmetric: blocks on and above the diagonal, mirrored."""
-    n = right.shape[2]
-    strips = []
-    for start in range(0, n, _BLOCK):
-        stop = min(start + _BLOCK, n)
-        strip = jnp.einsum(
-            "gni,gnj->gij", left[:, :, start:stop], right[:, :, start:], precision=lax.Precision.HIGHEST
-        )
-        strips.append(jnp.pad(strip, ((0, 0), (0, 0), (start, 0))))
-    upper = jnp.concatenate(strips, axis=1) if strips else jnp.zeros((right.shape[0], n, n), right.dtype)
-    upper = jnp.triu(upper)
-    return upper + jnp.triu(upper, 1).transpose(0, 2, 1)
 
 
 def cross_moment(

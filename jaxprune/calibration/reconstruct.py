@@ -37,7 +37,7 @@ def reconstruct(
     method: Method = SparseGPT(),
     *,
     refine: Sequence[Refinement] = (),
-    dense_targets: bool = False,
+    dense_targets: float = 0.0,
     where: PyTree | None = None,
     row_weights: RowWeights | None = None,
     on_layer: OnLayer | None = None,
@@ -111,7 +111,7 @@ def send_through(
     layers: Layers,
     start: Start,
     refine: Sequence[Refinement] = (),
-    dense_targets: bool = False,
+    dense_targets: float = 0.0,
     on_layer: OnLayer | None = None,
     progress: bool = False,
 ) -> None:
@@ -120,7 +120,7 @@ def send_through(
     shared = shared_moments(model)
     residual = residual_streams(model.program) if dense_targets else {}
     residual = {use: pair for use, pair in residual.items() if (use.leaf, use.matrix) not in shared}
-    dense = DenseTargets(model, residual) if dense_targets else None
+    dense = DenseTargets(model, residual, dense_targets) if dense_targets else None
     stream = model.stream([passing for _, passing in residual.values()])
     fits = False
     for site in walk(stream, progress, "prune"):

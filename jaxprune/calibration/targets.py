@@ -23,8 +23,9 @@ _DAMPING = 0.01  # of each diagonal entry of X^T X: how much a change of the tar
 class DenseTargets:
     """The dense model beside the pruned one, site by site."""
 
-    def __init__(self, model: Model, streams: dict[Use, tuple[int, int]]):
+    def __init__(self, model: Model, streams: dict[Use, tuple[int, int]], strength: float):
         self._streams = streams
+        self._strength = strength
         self._row_weights = model.row_weights
         self._dense = model.stream([number for pair in streams.values() for number in pair])
         self._sites = iter(self._dense)
@@ -46,11 +47,13 @@ class DenseTargets:
                 products, streams = map(self._dense.take, self._streams[use])
                 wanted = list(zip(products, streams, passing, strict=True))
                 moment = _output_moment(site.activations, wanted, use.rows, self._row_weights)
-                targets[use] = functools.partial(_from_outputs, gram=gram, moment=moment)
+                targets[use] = functools.partial(
+                    _from_outputs, gram=gram, moment=moment, strength=self._strength
+                )
                 continue
             if cross is None:
                 cross = cross_moment(site.activations, there.activations, use.rows, self._row_weights)
-            targets[use] = functools.partial(_from_inputs, gram=gram, cross=cross)
+            targets[use] = functools.partial(_from_inputs, gram=gram, cross=cross, strength=self._strength)
         return targets
 
 
@@ -80,22 +83,22 @@ def _add_output_moment(
 
 
 @jax.jit
-def _from_inputs(w0: jax.Array, gram: jax.Array, cross: jax.Array) -> jax.Array:
+def _from_inputs(w0: jax.Array, gram: jax.Array, cross: jax.Array, strength: Any) -> jax.Array:
     wanted = jnp.einsum("gij,gjo->gio", cross, w0, precision=lax.Precision.HIGHEST)
-    return jax.vmap(_nearest)(w0, gram, wanted)
+    return w0 + strength * jax.vmap(_change)(w0, gram, wanted)
 
 
 @jax.jit
-def _from_outputs(w0: jax.Array, gram: jax.Array, moment: jax.Array) -> jax.Array:
-    return jax.vmap(_nearest)(w0, gram, moment)
+def _from_outputs(w0: jax.Array, gram: jax.Array, moment: jax.Array, strength: Any) -> jax.Array:
+    return w0 + strength * jax.vmap(_change)(w0, gram, moment)
 
 
-def _nearest(w0: jax.Array, gram: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Minimises ||X W - Y||^2 + damping * sum of diag(X^T X) (W - W0)^2, with `wanted` = X^T Y."""
+def _change(w0: jax.Array, gram: jax.Array, wanted: jax.Array) -> jax.Array:
+    """W - W0 that minimises ||X W - Y||^2 + damping * sum of diag(X^T X) (W - W0)^2, with `wanted` = X^T Y."""
     diagonal = jnp.diagonal(gram)
     scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
     scaled = gram * scale[:, None] * scale[None, :]
     h = scaled + _DAMPING * jnp.eye(len(scale)) + jnp.diag(jnp.where(diagonal > 0, 0.0, 1.0))
     pull = wanted - jnp.matmul(gram, w0, precision=lax.Precision.HIGHEST)
     change = scale[:, None] * cho_solve(cho_factor(h), scale[:, None] * pull)
-    return jnp.where(jnp.all(jnp.isfinite(change)), w0 + change, w0)
+    return jnp.where(jnp.all(jnp.isfinite(change)), change, 0.0)
