@@ -37,14 +37,16 @@ PATTERNS["2:4"] = (0.5, jp.NM(2, 4))
 
 
 class Recipe(NamedTuple):
-    """What is handed to `jp.reconstruct`."""
+    """What is handed to `jp.reconstruct`, and how the sparsity is shared out over the matrices."""
 
     method: Any
     refine: tuple[Any, ...] = ()
-    dense_targets: bool = False
+    dense_targets: float = 0.0
+    allocation: str = "uniform"
 
 
 _LONG = jp.ADMM(rounds=40, ramp=30, damping=0.01)
+_LEAST_SQUARES = (jp.LeastSquares(10),)
 RECIPES = {
     "magnitude": Recipe(jp.MaskOnly("magnitude")),
     "wanda": Recipe(jp.MaskOnly("wanda")),
@@ -52,10 +54,13 @@ RECIPES = {
     "sparsegpt": Recipe(jp.SparseGPT()),
     "admm": Recipe(jp.ADMM()),
     "wanda+swaps": Recipe(jp.MaskOnly("wanda"), (jp.Swaps(dense_values=True),)),
-    "admm+ls": Recipe(jp.ADMM(), (jp.LeastSquares(),)),
     "admm+swaps+ls": Recipe(jp.ADMM(), (jp.Swaps(), jp.LeastSquares())),
-    "admm long": Recipe(_LONG, (jp.LeastSquares(10),)),
-    "admm long+targets": Recipe(_LONG, (jp.LeastSquares(10),), True),
+    "admm long": Recipe(_LONG, _LEAST_SQUARES),
+    "admm long+targets": Recipe(_LONG, _LEAST_SQUARES, dense_targets=0.5),
+    "sparsegpt, owl": Recipe(jp.SparseGPT(), allocation="owl"),
+    "sparsegpt, fisher": Recipe(jp.SparseGPT(), allocation="fisher"),
+    "admm long, fisher": Recipe(_LONG, _LEAST_SQUARES, allocation="fisher"),
+    "admm long+targets, fisher": Recipe(_LONG, _LEAST_SQUARES, dense_targets=0.5, allocation="fisher"),
 }
 
 
@@ -68,6 +73,8 @@ class Task(NamedTuple):
     batches: list[Any]
     row_weights: Any
     measure: Callable[[Any], float]
+    fisher: Callable[[], Any]  # scores of the weights to prune: how much the loss minds
+    layer: Callable[[str], str]  # the block that a path belongs to
 
 
 def smollm2(data: Path, sequences: int = 64, evaluated: int = 24, length: int = 512, batch: int = 8) -> Task:
@@ -81,7 +88,18 @@ def smollm2(data: Path, sequences: int = 64, evaluated: int = 24, length: int = 
     second = model.sequences(tokenizer, text[middle:], evaluated, length)
     where = jp.prunable(params, include="blocks/.*/(q|k|v|o|gate|up|down)")
     batches = [first[i : i + batch] for i in range(0, sequences, batch)]
-    return Task(model.hidden, params, where, batches, None, lambda p: model.perplexity(p, second))
+
+    def fisher() -> Any:
+        def loss(blocks: Any, tokens: Any) -> Any:
+            return model.nll({**params, "blocks": blocks}, tokens)
+
+        scores = jp.scores.fisher(loss, params["blocks"], first[:: max(sequences // 22, 1)], chunk=1)
+        return {**params, "blocks": scores}
+
+    def measure(params: Any) -> float:
+        return model.perplexity(params, second)
+
+    return Task(model.hidden, params, where, batches, None, measure, fisher, _block)
 
 
 def minilm(data: Path, sequences: int = 512, length: int = 32, batch: int = 64) -> Task:
@@ -100,7 +118,37 @@ def minilm(data: Path, sequences: int = 512, length: int = 32, batch: int = 64) 
     def measure(params: Any) -> float:
         return stsb.spearman(lambda ids, mask: embed(params, ids, mask), tokenizer, dev)
 
-    return Task(model.embed, params, where, batches, lambda ids, mask: mask, measure)
+    def fisher() -> Any:
+        """Of the embedding under noise of unit variance: no labels are asked for."""
+
+        def loss(layers: Any, sample: Any) -> Any:
+            ids, mask, noise = sample
+            return jax.numpy.mean(noise * model.embed({**params, "layers": layers}, ids, mask))
+
+        ids, mask = (jax.numpy.concatenate(parts) for parts in zip(*batches, strict=True))
+        noise = jax.random.normal(jax.random.key(0), (len(ids), 384))
+        return {**params, "layers": jp.scores.fisher(loss, params["layers"], (ids, mask, noise))}
+
+    return Task(model.embed, params, where, batches, lambda ids, mask: mask, measure, fisher, _block)
+
+
+def _block(path: str) -> str:
+    """`blocks/3` of `blocks/3/q`."""
+    return "/".join(path.split("/")[:2])
+
+
+def allocated(task: Task, sparsity: float, allocation: str) -> tuple[Any, Any]:
+    """What `reconstruct` takes as `sparsity` and as `fisher`."""
+    if allocation == "owl":
+        stats = jp.calibrate(
+            task.fn, task.params, task.batches, where=task.where, row_weights=task.row_weights
+        )
+        scores = jp.scores.wanda(task.params, stats, per_output=False)
+        return jp.allocate.owl(scores, sparsity, where=task.where, layer=task.layer), None
+    if allocation == "fisher":
+        scores = task.fisher()
+        return jp.allocate.from_scores(scores, sparsity, where=task.where, minimum=0.05), scores
+    return sparsity, None
 
 
 TASKS = {"smollm2": smollm2, "minilm": minilm}
@@ -115,19 +163,21 @@ def run(task_name: str, data: Path, name: str, pattern: str, sequences: int | No
     """Prunes and measures once."""
     task = _task(task_name, data, sequences)
     layers: list[Any] = []
-    params = task.params
+    params, masks = task.params, None
     wall, cpu = time.perf_counter(), time.process_time()
     if name != "dense":
         sparsity, structure = PATTERNS[pattern]
         recipe = RECIPES[name]
-        params, _ = jp.reconstruct(
+        shares, fisher = allocated(task, sparsity, recipe.allocation)
+        params, masks = jp.reconstruct(
             task.fn,
             task.params,
             task.batches,
-            sparsity,
+            shares,
             structure,
             recipe.method,
             refine=recipe.refine,
+            fisher=fisher,
             dense_targets=recipe.dense_targets,
             where=task.where,
             row_weights=task.row_weights,
@@ -142,7 +192,7 @@ def run(task_name: str, data: Path, name: str, pattern: str, sequences: int | No
         "method": name,
         "pattern": pattern,
         "metric": task.measure(params),
-        "sparsity": float(np.mean([r.sparsity for r in layers])) if layers else 0.0,
+        "sparsity": jp.sparsity(params, masks) if layers else 0.0,
         "layer_error": float(np.mean([r.error for r in layers])) if layers else 0.0,
         "wall_s": wall if layers else 0.0,
         "cpu_s": cpu if layers else 0.0,
@@ -199,6 +249,8 @@ def main() -> None:
     results = json.loads(args.results.read_text()) if args.results.exists() else []
     for pattern in [] if args.table else args.patterns:
         for name in args.methods:
+            if pattern == "2:4" and name != "dense" and RECIPES[name].allocation != "uniform":
+                continue  # a pattern prunes every matrix alike
             at = "" if name == "dense" else pattern
             if any((r["model"], r["method"], r["pattern"]) == (args.model, name, at) for r in results):
                 continue

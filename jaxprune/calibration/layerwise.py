@@ -19,6 +19,8 @@ from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.selection import count_to_prune
 from jaxprune.structures import Structure
 
+_FLOOR = 1e-3  # of the mean: what an output that the loss doesn't mind counts
+
 
 class Method(Protocol):
     """How the weights of one matrix (inputs, outputs) are pruned, given X^T X of its inputs."""
@@ -63,8 +65,9 @@ Start = Callable[[Use, jax.Array, jax.Array, dict[str, Any]], tuple[jax.Array, j
 class Layers:
     """Host copies of the weights, their masks, and which of their entries are done."""
 
-    def __init__(self, model: Model, structure: Structure):
+    def __init__(self, model: Model, structure: Structure, fisher: dict[int, np.ndarray] | None = None):
         self.model, self.structure = model, structure
+        self._fisher = fisher or {}
         leaves = {use.leaf for use in model.program.uses}
         self.weights = {leaf: np.array(model.values[leaf]) for leaf in leaves}
         self.masks = {leaf: np.ones(w.shape, bool) for leaf, w in self.weights.items()}
@@ -93,13 +96,16 @@ class Layers:
             if use.matrix.of(self._done[use.leaf]).any():
                 continue
             w0 = jnp.asarray(use.matrix.of(self.weights[use.leaf]), jnp.float32)
+            scale = self._scale_of_outputs(use, w0, gram)
             if use in targets:
                 w0 = targets[use](w0)
+            w0 = w0 * scale
             w, mask = start(use, w0, gram, shared)
             for refinement in refine:
                 w, mask = over_groups(
                     lambda *each, by=refinement: by.refine(*each, structure=self.structure)
                 )(w0, gram, w, mask)
+            w, w0 = w / scale, w0 / scale
             self._write(use, w, mask)
             value = self.model.values[use.leaf]
             changed[use.leaf] = jax.device_put(self.weights[use.leaf].copy(), value.sharding)
@@ -119,6 +125,13 @@ class Layers:
                 new[i] = jax.device_put(self.weights[leaf], sharding)
                 masks[i] = jax.device_put(self.masks[leaf], sharding)
         return jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, masks)
+
+    def _scale_of_outputs(self, use: Use, w0: jax.Array, gram: jax.Array) -> Any:
+        """Root of how much an error of each output counts, (groups, 1, outputs); 1 where all count alike."""
+        if use.leaf not in self._fisher:
+            return jnp.ones((), jnp.float32)
+        fisher = jnp.asarray(use.matrix.of(self._fisher[use.leaf]), jnp.float32)
+        return _scale_of_outputs(fisher, w0, gram)
 
     def _write(self, use: Use, w: jax.Array, mask: jax.Array) -> None:
         weights = self.weights[use.leaf]
@@ -196,6 +209,15 @@ def shared_moments(model: Model) -> dict[tuple[int, Matrix], Moments]:
                     key = use.leaf, use.matrix
                     found[key] = found[key] + moments if key in found else moments
     return found
+
+
+@jax.jit
+def _scale_of_outputs(fisher: jax.Array, w0: jax.Array, gram: jax.Array) -> jax.Array:
+    squares = jnp.square(w0) * jnp.diagonal(gram, axis1=1, axis2=2)[:, :, None]
+    inputs = jnp.sum(squares, axis=1, keepdims=True)
+    minded = jnp.where(inputs > 0, jnp.sum(fisher, axis=1, keepdims=True) / jnp.maximum(inputs, 1e-38), 0.0)
+    mean = jnp.mean(minded)
+    return jnp.where(mean > 0, jnp.sqrt(minded / jnp.maximum(mean, 1e-38) + _FLOOR), 1.0)
 
 
 @jax.jit

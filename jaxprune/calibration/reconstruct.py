@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxprune.allocation import shares_of
 from jaxprune.calibration.calibrate import check_row_weights
 from jaxprune.calibration.layerwise import (
@@ -22,7 +24,7 @@ from jaxprune.calibration.model import Model, RowWeights, open_model, walk
 from jaxprune.calibration.residual import residual_streams
 from jaxprune.calibration.sparsegpt import SparseGPT
 from jaxprune.calibration.targets import DenseTargets
-from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
+from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
 from jaxprune.structures import Structure, Unstructured
 
 OnLayer = Callable[[LayerResult], None]
@@ -37,6 +39,7 @@ def reconstruct(
     method: Method = SparseGPT(),
     *,
     refine: Sequence[Refinement] = (),
+    fisher: PyTree | None = None,
     dense_targets: float = 0.0,
     where: PyTree | None = None,
     row_weights: RowWeights | None = None,
@@ -60,9 +63,15 @@ def reconstruct(
         or `Block((inputs, outputs))`.
       method: `SparseGPT()`, `ADMM()`, or `MaskOnly(score)`.
       refine: what follows in each layer, such as `(Swaps(), LeastSquares())`.
-      dense_targets: whether a layer's target is what it gives in the dense model, on the dense layers' inputs,
-        $\min \|X W - X_{dense} W_0\|$: it then makes up for the layers before it. Where the product is added
-        to a residual stream, the target is the dense sum. It takes a second pass.
+      fisher: tree like `params` of `jp.scores.fisher`'s scores; with it the errors of output o count
+        $d_o = \sum_i fisher_{io} / \sum_i w_{io}^2 \|X_i\|^2$, how much the loss minds them, and
+        $\sum_o d_o \|X w_o - X w_{0,o}\|^2$ is made small. It says which outputs of a weight keep more of
+        theirs; `jp.allocate.from_scores(fisher, sparsity)` says the same of the weights. With N:M it changes
+        nothing. None: all outputs count alike.
+      dense_targets: how far, from 0 to 1, a layer's target moves to what it gives in the dense model, on the
+        dense layers' inputs: at 1, $\min \|X W - X_{dense} W_0\|$, it makes up for all that the layers before
+        it lost, and may learn their noise where rows are few. Where the product is added to a residual
+        stream, the target is the dense sum. Above 0 it takes a second pass.
       where: tree of bools, the weights to prune; None for `prunable(params)`.
       row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
       on_layer: is called with a `LayerResult` for each weight.
@@ -73,7 +82,8 @@ def reconstruct(
       where nothing is pruned.
 
     Raises:
-      ValueError: as `calibrate`; a sparsity outside [0, 1); a structure that doesn't fit a weight.
+      ValueError: as `calibrate`; a sparsity outside [0, 1), `dense_targets` outside [0, 1]; a structure that
+        doesn't fit a weight.
       TypeError: a structure of other kinds; parameters that are tracers.
 
     Warns:
@@ -92,6 +102,8 @@ def reconstruct(
       Frantar, Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, 2023,
       arXiv:2301.00774.
     """
+    if not 0 <= dense_targets <= 1:
+        raise ValueError(f"`dense_targets` must be in [0, 1], got {dense_targets!r}.")
     model = open_model(fn, params, batches, where, row_weights)
     if model.lost:
         warnings.warn(
@@ -99,7 +111,7 @@ def reconstruct(
             f"{', ...' if len(model.lost) > 1 else ''}. Leave them out of `where` to say that this is meant.",
             stacklevel=2,
         )
-    layers = Layers(model, structure)
+    layers = Layers(model, structure, _fisher_scores(model, params, fisher))
     method.check(structure)
     counts = counts_of(model.program, _shares(model, params, sparsity, where), structure)
     start = by_method(method, counts, structure)
@@ -145,6 +157,25 @@ def send_through(
             stream.set_param(leaf, value)
     if not (fits or shared):
         check_row_weights(model.row_weights)
+
+
+def _fisher_scores(model: Model, params: PyTree, fisher: PyTree | None) -> dict[int, np.ndarray] | None:
+    if fisher is None:
+        return None
+    paths, leaves, _ = flatten_with_paths(params)
+    found = dict(zip(paths, zip(leaves, aligned(params, fisher, "fisher"), strict=True), strict=True))
+    scores = {}
+    for leaf in {use.leaf for use in model.program.uses}:
+        path = model.paths[leaf]
+        weight, score = found[path]
+        score = np.asarray(score, np.float32)
+        if score.shape != np.shape(weight) or not (np.isfinite(score) & (score >= 0)).all():
+            raise ValueError(
+                f"`fisher` must have finite scores of at least 0 in the shape of each weight, got others at "
+                f"{path!r} (shape {score.shape} for {np.shape(weight)}). Take them from `jp.scores.fisher`."
+            )
+        scores[leaf] = score
+    return scores
 
 
 def _shares(model: Model, params: PyTree, sparsity: Any, where: PyTree | None) -> dict[int, float]:
