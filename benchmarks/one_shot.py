@@ -108,8 +108,10 @@ def minilm(data: Path, sequences: int = 512, length: int = 32, batch: int = 64) 
     from models import stsb
 
     params, tokenizer = model.load(), model.tokenizer()
-    pairs = stsb.read(data / "stsb", "train")
-    ids, mask = model.tokenize(tokenizer, list(dict.fromkeys(pairs.first))[:sequences], length)
+    found = list(dict.fromkeys(stsb.read(data / "stsb", "train").first))
+    # Drawn at random: the file is in the order of its sources.
+    drawn = [found[i] for i in np.random.default_rng(0).permutation(len(found))[:sequences]]
+    ids, mask = model.tokenize(tokenizer, drawn, length)
     batches = [(ids[i : i + batch], mask[i : i + batch]) for i in range(0, len(ids) // batch * batch, batch)]
     where = jp.prunable(params, include="layers/.*/kernel")
     dev = stsb.read(data / "stsb", "dev")
