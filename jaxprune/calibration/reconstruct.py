@@ -101,6 +101,11 @@ def reconstruct(
     References:
       Frantar, Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, 2023,
       arXiv:2301.00774.
+      Li et al., GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration, 2025,
+      arXiv:2504.02692, and Arai, Ichikawa, Quantization Error Propagation: Revisiting Layer-Wise Post-Training
+      Quantization, 2025, arXiv:2504.09629 (targets from the dense model, in full and in part).
+      van der Ouderaa et al., The LLM Surgeon, 2023, arXiv:2312.17244 (Fisher information as the product of what
+      the inputs and what the outputs say; here the outputs' part is a diagonal).
     """
     if not 0 <= dense_targets <= 1:
         raise ValueError(f"`dense_targets` must be in [0, 1], got {dense_targets!r}.")
