@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 import jaxprune as jp
+from jaxprune.calibration.mask_only import keep_highest_per_output
 
 METHODS = [jp.MaskOnly("magnitude"), jp.MaskOnly("wanda"), jp.MaskOnly("ria"), jp.SparseGPT(), jp.ADMM()]
 STRUCTURES = [jp.Unstructured(), jp.NM(2, 4), jp.Block((4, 3))]
@@ -318,6 +319,19 @@ def test_fisher_scores_that_say_nothing_change_nothing_and_bad_ones_are_named():
             prune(w, x, 0.5, fisher={"w": bad})
     with pytest.raises(ValueError, match="`fisher` must have the tree structure of the parameters"):
         prune(w, x, 0.5, fisher={"v": jnp.ones((16, 6))})
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (1, 4), (6, 1)])
+def test_each_output_is_pruned_alike_and_ties_go_by_index(shape):
+    """Against ranks inside each output, for every count; what equal parts leave over goes by flat index."""
+    scores = np.random.default_rng(0).integers(0, 4, shape).astype(np.float32)
+    ranks = np.argsort(np.argsort(scores, axis=0, kind="stable"), axis=0, kind="stable")
+    order = np.argsort(ranks.ravel(), kind="stable")
+    keep = jax.jit(keep_highest_per_output)
+    for n_pruned in range(scores.size + 1):
+        expected = np.ones(scores.size, bool)
+        expected[order[:n_pruned]] = False
+        np.testing.assert_array_equal(keep(scores, n_pruned), expected.reshape(shape))
 
 
 def test_padding_rows_have_no_part_in_the_weights():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxprune.calibration.keep import keep_highest
 from jaxprune.scores.ria import relative_importance
+from jaxprune.selection import select
 from jaxprune.structures import Structure, Unstructured
 
 Score = Literal["magnitude", "wanda", "ria"]
@@ -71,12 +72,22 @@ def _solve(
             score = relative_importance(w) * jnp.sqrt(norms)[:, None]
     per_output = method.score == "wanda" if method.per_output is None else method.per_output
     if per_output and isinstance(structure, Unstructured):
-        score = ranks(score)
-    mask = keep_highest(score, n_pruned, structure)
+        mask = keep_highest_per_output(score, n_pruned)
+    else:
+        mask = keep_highest(score, n_pruned, structure)
     return jnp.where(mask, w, 0.0), mask
 
 
-def ranks(scores: jax.Array) -> jax.Array:
-    """Rank of each score among those of its output, from 0; of equal ones the first is the lower."""
-    order = jnp.argsort(scores, axis=0, stable=True)
-    return jnp.argsort(order, axis=0).astype(jnp.float32)
+def keep_highest_per_output(scores: jax.Array, n_pruned: Any) -> jax.Array:
+    """Keep-mask (inputs, outputs) that prunes every output alike, the lowest scores of each.
+
+    What n_pruned leaves over after equal parts goes from the outputs whose next lowest score has the lowest
+    flat index.
+    """
+    inputs, outputs = scores.shape
+    equal, over = n_pruned // outputs, n_pruned % outputs
+    kept = jax.vmap(lambda column: select([column], equal)[0], in_axes=1, out_axes=1)(scores)
+    following = jnp.argmin(jnp.where(kept, scores, jnp.inf), axis=0)
+    order = jnp.argsort(following * outputs + jnp.arange(outputs))
+    goes = jnp.zeros(outputs, bool).at[order].set(jnp.arange(outputs) < over)
+    return kept & ~(goes & (jnp.arange(inputs)[:, None] == following))
