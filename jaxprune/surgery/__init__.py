@@ -10,6 +10,7 @@ from jaxprune.surgery.scores import (
     batch_norm_scores,
     fpgm_scores,
     l2_scores,
+    obs_scores,
     taylor_scores,
     unit_scores,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "find_groups",
     "fpgm_scores",
     "l2_scores",
+    "obs_scores",
     "plan_removal",
     "plan_units",
     "shrink_module",
