@@ -142,7 +142,7 @@ class Plan:
           >>> small["b2"], plan.compact(mlp)(small, x).ravel(), mlp(params, x).ravel()
           (Array([7.], dtype=float32), Array([ 8., 11.], dtype=float32), Array([ 8., 11.], dtype=float32))
         """
-        self._check_shapes(params)
+        self.check(params)
         return fold_constants(self, fn, params, inputs, tolerance)
 
     def shrink_opt_state(self, opt_state: PyTree, min_dim_size_to_factor: int = 128) -> PyTree:
@@ -179,7 +179,7 @@ class Plan:
         Returns:
           The report; `report.ok` says whether the small function computes what it must.
         """
-        self._check_shapes(params)
+        self.check(params)
         return verify(self, fn, params, inputs, tolerance)
 
     def then(self, later: Plan) -> Plan:
@@ -203,6 +203,16 @@ class Plan:
             for path, masks in self.kept.items()
         }
         return Plan(self.shapes, kept, self.state)
+
+    def check(self, params: PyTree) -> None:
+        """Raises a ValueError for parameters whose paths or shapes are not the plan's."""
+        paths, leaves, _ = flatten_with_paths(params)
+        self._check_paths(paths, leaves)
+        for path, leaf in zip(paths, leaves, strict=True):
+            if is_array_leaf(leaf) and np.shape(leaf) != self.shapes[path]:
+                raise ValueError(
+                    f"{path!r} must have shape {self.shapes[path]}, as in the plan, got {np.shape(leaf)}."
+                )
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the plan as a plain `.npz` file: a JSON header and bool arrays, no pickle."""
@@ -265,15 +275,6 @@ class Plan:
                 shape[dim] = -1
                 mask = mask & keep.reshape(shape)
         return True if mask is True else jnp.asarray(mask)
-
-    def _check_shapes(self, params: PyTree) -> None:
-        paths, leaves, _ = flatten_with_paths(params)
-        self._check_paths(paths, leaves)
-        for path, leaf in zip(paths, leaves, strict=True):
-            if is_array_leaf(leaf) and np.shape(leaf) != self.shapes[path]:
-                raise ValueError(
-                    f"{path!r} must have shape {self.shapes[path]}, as in the plan, got {np.shape(leaf)}."
-                )
 
     def _check_paths(self, paths: list[str], leaves: list[Any]) -> None:
         missing = sorted(self.shapes.keys() - set(paths))

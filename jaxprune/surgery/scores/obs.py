@@ -84,7 +84,9 @@ def obs_scores(groups: Groups, params: PyTree, stats: Statistics, damping: float
 def _check(arrays: dict[str, Any], stats: Statistics) -> None:
     for path, of_weight in stats.items():
         if path not in arrays or np.shape(arrays[path]) != of_weight.shape:
-            raise ValueError(f"`stats` are of other parameters: they hold {path!r} of shape {of_weight.shape}.")
+            raise ValueError(
+                f"`stats` are of other parameters: they hold {path!r} of shape {of_weight.shape}."
+            )
         if not all(m.is_full for m in of_weight.moments):
             raise ValueError("`stats` must hold X^T X: calibrate with `moments='full'`.")
 
@@ -107,9 +109,7 @@ class _Changes(NamedTuple):
     squares: jax.Array  # the same of weights @ weights.T
 
 
-def _scores(
-    size: int, consumers: Sequence[Consumer], arrays: dict[str, Any], damping: float
-) -> np.ndarray:
+def _scores(size: int, consumers: Sequence[Consumer], arrays: dict[str, Any], damping: float) -> np.ndarray:
     alike: dict[Any, list[Consumer]] = {}
     for consumer in consumers:
         key = id(consumer.moments.second), consumer.place, consumer.inputs.tobytes(), consumer.units.tobytes()
@@ -130,7 +130,7 @@ def _scores(
 
 def _rows(size: int, consumers: Sequence[Consumer], arrays: dict[str, Any], damping: float) -> _Rows:
     first = consumers[0]
-    gram, norms = _unit_norm(first.moments.second[first.place])
+    gram, norms = unit_norm(first.moments.second[first.place])
     inverse = _inverse(SparseGPT(damping=damping).factorize(gram))
     weights = [c.matrix.of(np.asarray(arrays[c.path], np.float32))[c.place] for c in consumers]
     scaled = jnp.concatenate([_unit_output(jnp.asarray(w), gram, norms) for w in weights], axis=1)
@@ -140,11 +140,13 @@ def _rows(size: int, consumers: Sequence[Consumer], arrays: dict[str, Any], damp
 
 
 @jax.jit
-def _unit_norm(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """X^T X of inputs scaled to unit norm, and their norms."""
-    norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0.0))
-    scale = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1.0), 0.0)
-    return gram * scale[:, None] * scale[None, :], norms
+def unit_norm(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """X^T X of inputs scaled to unit norm, with 1 for those that are always 0, and their norms."""
+    diagonal = jnp.diagonal(gram)
+    dead = diagonal <= 0
+    norms = jnp.sqrt(jnp.where(dead, 0.0, diagonal))
+    scale = jnp.where(dead, 0.0, 1 / jnp.where(dead, 1.0, norms))
+    return gram * scale[:, None] * scale[None, :] + jnp.diag(jnp.where(dead, 1.0, 0.0)), norms
 
 
 @jax.jit
@@ -186,7 +188,13 @@ def removals(kinds: list[_Rows], size: int, block: int) -> tuple[jax.Array, jax.
         kinds = [over_groups(_written)(rows, change) for rows, change in zip(kinds, changes, strict=True)]
         return kinds, gone, order, costs, done + steps
 
-    start = kinds, jnp.zeros(size, bool), jnp.zeros(size, jnp.int32), jnp.zeros(size), jnp.zeros((), jnp.int32)
+    start = (
+        kinds,
+        jnp.zeros(size, bool),
+        jnp.zeros(size, jnp.int32),
+        jnp.zeros(size),
+        jnp.zeros((), jnp.int32),
+    )
     _, _, order, costs, _ = lax.while_loop(lambda carry: carry[4] < size, remove_block, start)
     return order, costs
 
@@ -225,7 +233,9 @@ def _without(rows: _Rows, changes: _Changes, unit: jax.Array, step: jax.Array) -
     image = _multiply(rows.weights, gain.T) - _multiply(factors, _multiply(gains, gain.T))  # weights @ gain.T
     f, a = factor[rows.inputs], image[rows.inputs]
     crossed = _outer(a, f)
-    squares = squares - crossed - crossed.transpose(0, 2, 1) + _outer(_multiply(f, _multiply(gain, gain.T)), f)
+    squares = (
+        squares - crossed - crossed.transpose(0, 2, 1) + _outer(_multiply(f, _multiply(gain, gain.T)), f)
+    )
     at = step * len(own)
     return _Changes(
         lax.dynamic_update_slice_in_dim(factors, factor, at, axis=1),
