@@ -16,12 +16,19 @@ from jaxprune.calibration.calibrate import check_row_weights
 from jaxprune.calibration.layerwise import over_groups, shared_moments
 from jaxprune.calibration.model import Model, RowWeights, open_model, walk
 from jaxprune.calibration.moments import cross_moment
-from jaxprune.calibration.program import Program, Use
+from jaxprune.calibration.program import Step, Use
+from jaxprune.calibration.rows import Rows
 from jaxprune.calibration.stream import Site
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.plan import Plan
 from jaxprune.surgery.scores.obs import unit_norm
 from jaxprune.tracing import is_array_leaf
+
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+# Steps that give entries of a parameter as they are; `index` is a scan's own.
+_VIEWS = frozenset(
+    ("broadcast_in_dim", "convert_element_type", "copy", "dynamic_slice", "expand_dims", "index", "reshape")
+) | {"slice", "split", "squeeze", "stop_gradient", "transpose"}
 
 
 def compensate(
@@ -87,8 +94,9 @@ def compensate(
     plan.check(params)
     paths, leaves, treedef = flatten_with_paths(params)
     masks = {}
-    for path, mask, leaf in zip(paths, jax.tree.leaves(plan.masks(params)), leaves, strict=True):
-        if is_array_leaf(leaf) and mask is not True:
+    for path, leaf in zip(paths, leaves, strict=True):
+        mask = plan.mask(path) if is_array_leaf(leaf) else True
+        if mask is not True:
             masks[path] = np.broadcast_to(mask, np.shape(leaf))
     refitted: dict[str, Any] = {}
     if masks:
@@ -117,7 +125,7 @@ class _Refit:
         used = {use.leaf for use in model.program.uses} & leaves.keys()
         self.weights = {leaf: np.array(model.values[leaf]) for leaf in used}
         self._open = {leaf: np.ones(w.shape, bool) for leaf, w in self.weights.items()}
-        for leaf in used & _otherwise_used(model.program):
+        for leaf in used & _otherwise_used(model):
             self._open[leaf][...] = False
         pruned = [
             _masked(value, leaves[leaf]) if leaf in leaves else value
@@ -138,7 +146,7 @@ class _Refit:
                     gram = cross = dense = self.shared[use.leaf, use.matrix].second
                 else:
                     if moments is None:
-                        moments, fit = self._moments(site, pruned)
+                        moments, fit = self._moments(site, pruned, self._kept(use)[0])
                         fits, seen = fits or fit, True
                     gram, cross, dense = moments
                 self._refit(use, gram, cross, dense)
@@ -166,12 +174,17 @@ class _Refit:
         rows, outputs = mask.any(2), mask.any(1)
         return rows, outputs, bool((mask == rows[:, :, None] & outputs[:, None, :]).all())
 
-    def _moments(self, site: Site, pruned: Site) -> tuple[tuple[jax.Array, jax.Array, jax.Array], bool]:
+    def _moments(
+        self, site: Site, pruned: Site, rows: np.ndarray
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], bool]:
         """X_K^T X_K, X_K^T X and X^T X of a site's inputs, and whether the row weights fit."""
         dense, fit = self.model.moments(site, "full")
+        of = site.uses[0].rows
+        pairs = zip(pruned.activations, site.activations, strict=True)
+        if all(bool(_equal(of, rows, x, y)) for x, y in pairs):
+            return (dense.second, dense.second, dense.second), fit
         gram, _ = self.model.moments(pruned, "full")
-        rows = site.uses[0].rows
-        cross = cross_moment(pruned.activations, site.activations, rows, self.model.row_weights)
+        cross = cross_moment(pruned.activations, site.activations, of, self.model.row_weights)
         return (gram.second, cross, dense.second), fit
 
     def _refit(self, use: Use, gram: jax.Array, cross: jax.Array, dense: jax.Array) -> None:
@@ -189,13 +202,39 @@ class _Refit:
             self.on_layer(LayerResult(self.model.paths[use.leaf], float(error), share))
 
 
-def _otherwise_used(program: Program) -> set[int]:
+def _otherwise_used(model: Model) -> set[int]:
     """Parameters whose entries have uses that one refit can't serve: as two matrices, or beside products."""
-    return set()
+    program = model.program
+    readers: dict[int, list[Step]] = {}
+    for step in program.steps:
+        for number in step.ins:
+            readers.setdefault(number, []).append(step)
+    found = set()
+    for leaf in {use.leaf for use in program.uses}:
+        uses = [use for use in program.uses if use.leaf == leaf]
+        times = np.zeros(model.values[leaf].shape, np.int8)
+        for matrix in {use.matrix for use in uses}:
+            matrix.put(times, matrix.of(times) + 1)
+        numbers = [program.params[leaf]]
+        for number in numbers:  # it grows
+            for step in readers.get(number, ()):
+                name = step.key[0] if isinstance(step.key, tuple) else ""
+                if name in _VIEWS:
+                    numbers.extend(step.outs)
+                elif name not in _PRODUCTS or not any(use.x in step.ins for use in uses):
+                    found.add(leaf)
+        if times.max() > 1 or set(numbers) & set(program.outs):
+            found.add(leaf)
+    return found
 
 
 def _masked(value: Any, mask: np.ndarray) -> jax.Array:
     return jnp.where(mask, value, jnp.zeros((), value.dtype))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _equal(of: Rows, kept: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.all((of(x) == of(y)) | ~kept[:, None, :])
 
 
 @jax.jit

@@ -81,10 +81,20 @@ class Plan:
         return jax.tree.unflatten(
             treedef,
             [
-                self._mask(path) if is_array_leaf(leaf) else leaf
+                _on_device(self.mask(path)) if is_array_leaf(leaf) else leaf
                 for path, leaf in zip(paths, leaves, strict=True)
             ],
         )
+
+    def mask(self, path: str) -> Any:
+        """Mask of one parameter: a numpy array that broadcasts to it, True = keep, or the scalar `True`."""
+        mask: Any = True
+        for dim, keep in enumerate(self.kept[path]):
+            if keep is not None:
+                shape = [1] * len(self.shapes[path])
+                shape[dim] = -1
+                mask = mask & keep.reshape(shape)
+        return mask
 
     def compact(self, fn: Callable) -> Callable:
         """The small function: computes on `shrink(params)` what `fn` computes with the units removed.
@@ -267,15 +277,6 @@ class Plan:
         lines.append(f"{before:,} -> {after:,} parameters ({share:.1%} removed)")
         return "\n".join(lines)
 
-    def _mask(self, path: str) -> Any:
-        mask: Any = True
-        for dim, keep in enumerate(self.kept[path]):
-            if keep is not None:
-                shape = [1] * len(self.shapes[path])
-                shape[dim] = -1
-                mask = mask & keep.reshape(shape)
-        return True if mask is True else jnp.asarray(mask)
-
     def _check_paths(self, paths: list[str], leaves: list[Any]) -> None:
         missing = sorted(self.shapes.keys() - set(paths))
         arrays = [path for path, leaf in zip(paths, leaves, strict=True) if is_array_leaf(leaf)]
@@ -283,6 +284,10 @@ class Plan:
         if missing or extra:
             which = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which the plan does not know"
             raise ValueError(f"`params` is not what the plan was made for: it {which}.")
+
+
+def _on_device(mask: Any) -> Any:
+    return True if mask is True else jnp.asarray(mask)
 
 
 def _compose(first: np.ndarray | None, later: np.ndarray | None) -> np.ndarray | None:
