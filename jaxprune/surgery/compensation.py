@@ -37,7 +37,7 @@ def compensate(
     plan: Plan,
     batches: Iterable[Any],
     *,
-    damping: float = 1e-3,
+    damping: float = 0.01,
     row_weights: RowWeights | None = None,
     on_layer: Callable[[LayerResult], None] | None = None,
     progress: bool = False,
