@@ -171,8 +171,8 @@ class _Refit:
     def _kept(self, use: Use) -> tuple[np.ndarray, np.ndarray, bool]:
         """Which inputs and outputs of a weight are kept, and whether that says all."""
         mask = use.matrix.of(np.ascontiguousarray(self.masks[use.leaf]))
-        rows, outputs = mask.any(2), mask.any(1)
-        return rows, outputs, bool((mask == rows[:, :, None] & outputs[:, None, :]).all())
+        rows, outputs = np.any(mask, axis=2, keepdims=True), np.any(mask, axis=1, keepdims=True)
+        return rows[:, :, 0], outputs[:, 0, :], bool(np.all(mask == (rows & outputs)))
 
     def _moments(
         self, site: Site, pruned: Site, rows: np.ndarray
