@@ -1,12 +1,16 @@
 """One-shot removal of units: their scores by structured OBS, and least-squares compensation of what remains."""
 
 import itertools
+from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxprune as jp
 from jaxprune.surgery import obs_scores, plan_units
@@ -607,3 +611,66 @@ def test_tracers_are_refused_as_everywhere():
     plan = plan_of(jp.find_groups(mlp, params, x), "down[0]", [3])
     with pytest.raises(TypeError, match="outside `jit`"):
         jax.jit(lambda p: jp.compensate(mlp, p, plan, [x]))(params)
+
+
+class Net(eqx.Module):
+    """Torch's layout, (outputs, inputs), and leaves that are no arrays."""
+
+    up: jax.Array
+    down: jax.Array
+    activation: Callable
+
+    def __call__(self, x):
+        return self.activation(x @ self.up.T) @ self.down.T
+
+
+def test_modules_and_transposed_weights():
+    params, x = mlp_params(0), draw(1, 40, 6)
+    net = Net(params["up"].T, params["down"].T, jnp.tanh)
+    fn = lambda net, x: net(x)  # noqa: E731
+    groups, stats = jp.find_groups(fn, net, x), jp.calibrate(fn, net, [x], moments="full")
+    (name,) = [group.name for group in groups]
+    scores = obs_scores(groups, net, stats)
+    plain = {**params, "up_bias": params["up_bias"] * 0, "bias": params["bias"] * 0}
+    plain_stats = jp.calibrate(mlp, plain, [x], moments="full")
+    expected = obs_scores(jp.find_groups(mlp, plain, x), plain, plain_stats)["down[0]"]
+    np.testing.assert_allclose(scores[name], expected, rtol=1e-4)
+    plan = jp.plan_removal(groups, net, 0.5, score=scores, budget="units")
+    new = jp.compensate(fn, net, plan, [x])
+    same = jp.compensate(
+        mlp, plain, plan_of(jp.find_groups(mlp, plain, x), "down[0]", ~plan.kept["down"][1]), [x]
+    )
+    np.testing.assert_allclose(new.down.T, same["down"], rtol=1e-3, atol=1e-4)
+    assert new.activation is jnp.tanh
+    small = plan.shrink(new)
+    np.testing.assert_allclose(plan.compact(fn)(small, x), fn(new, x), rtol=1e-4, atol=1e-5)
+
+
+def test_nnx_models():
+    model = nnx.Sequential(nnx.Linear(6, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
+    graph, params = nnx.split(model)
+    fn = lambda params, x: nnx.merge(graph, params)(x)  # noqa: E731
+    x = draw(1, 40, 6)
+    groups, stats = jp.find_groups(fn, params, x), jp.calibrate(fn, params, [x], moments="full")
+    plan = jp.plan_removal(groups, params, 0.5, score=obs_scores(groups, params, stats), budget="units")
+    masked, new = jp.apply_masks(params, plan.masks(params)), jp.compensate(fn, params, plan, [x])
+    error = lambda p: float(jnp.sum(jnp.square(fn(p, x) - fn(params, x))))  # noqa: E731
+    assert error(new) < 0.9 * error(masked) and plan.verify(fn, new, x).ok
+
+
+def test_sharded_weights_stay_where_they_are():
+    mesh = jax.make_mesh((8,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("i"))
+    params, x = mlp_params(0), draw(1, 40, 6)
+    groups = jp.find_groups(mlp, params, x)
+    plan = plan_of(groups, "down[0]", (1, 4))
+    expected = jp.compensate(mlp, params, plan, [x])
+    sharded = {**params, "down": jax.device_put(params["down"], sharding)}
+    new = jp.compensate(mlp, sharded, plan, [x])
+    assert new["down"].sharding.is_equivalent_to(sharding, 2)
+    np.testing.assert_allclose(new["down"], expected["down"], rtol=1e-3, atol=1e-4)
+    stats = jp.calibrate(mlp, sharded, [x], moments="full")
+    plain = jp.calibrate(mlp, params, [x], moments="full")
+    np.testing.assert_allclose(
+        obs_scores(groups, sharded, stats)["down[0]"], obs_scores(groups, params, plain)["down[0]"], rtol=1e-3
+    )
