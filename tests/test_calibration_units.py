@@ -235,9 +235,8 @@ def conv_params(seed, depthwise=False):
     return params | ({"depthwise": draw(seed + 2, 3, 3, 1, 6)} if depthwise else {})
 
 
-@pytest.mark.parametrize("depthwise", [False, True])
-def test_channels_of_a_convolution(depthwise):
-    params, x = conv_params(0, depthwise), draw(3, 4, 6, 6, 2)
+def test_channels_of_a_convolution_behind_a_depthwise_one():
+    params, x = conv_params(0, True), draw(3, 4, 6, 6, 2)
     groups, stats = jp.find_groups(conv_net, params, x), jp.calibrate(conv_net, params, [x], moments="full")
     (name,) = [g.name for g in groups if g.size == 6]
     scores = obs_scores(groups, params, stats)[name]
@@ -382,7 +381,6 @@ def test_a_head_that_is_a_combination_of_others_goes_without_loss():
 MODELS = {
     "hidden units": (mlp, mlp_params(0), (40, 6)),
     "heads": (heads, heads_params(0), (40, 6)),
-    "channels": (conv_net, conv_params(0), (3, 6, 6, 2)),
     "channels, depthwise": (conv_net, conv_params(0, True), (3, 6, 6, 2)),
 }
 
@@ -403,8 +401,7 @@ def test_no_output_gets_worse_than_by_masking_alone(name, damping):
         np.asarray(jnp.square(fn(p, x) - dense), np.float64).reshape(-1, dense.shape[-1]).sum(0)
         for p in (masked, new)
     )
-    if name != "channels, depthwise":  # there two layers lose inputs one after the other
-        assert (after <= before * (1 + 1e-4)).all()
+    assert (after <= before * (1 + 1e-4)).all()
     assert after.sum() < (0.7 if damping < 1 else 0.95) * before.sum()
     assert plan.verify(fn, new, x).ok
     jax.tree.map(
@@ -506,12 +503,9 @@ def test_grouped_convolutions_lose_channels_in_each_group():
 
     params, x = {"first": draw(0, 3, 3, 2, 8), "second": draw(1, 3, 3, 4, 6)}, draw(2, 3, 6, 6, 2)
     groups = jp.find_groups(fn, params, x)
-    stats = jp.calibrate(fn, params, [x], moments="full")
-    scores = obs_scores(groups, params, stats)
-    name = next(name for name, s in scores.by_group.items() if len(s) > 2)
-    plan = jp.plan_removal(
-        groups, params, 0.25, score=scores, budget="units", exclude=[g.name for g in groups if g.name != name]
-    )
+    (name,) = [group.name for group in groups if group.size == 4]  # a unit is a channel of each group
+    plan = plan_of(groups, name, [1])
+    assert plan.widths["second"] == (3, 3, 3, 6)
     new = jp.compensate(fn, params, plan, [x])
     masked = jp.apply_masks(params, plan.masks(params))
     error = lambda p: float(jnp.sum(jnp.square(fn(p, x) - fn(params, x))))  # noqa: E731
@@ -573,7 +567,7 @@ def test_bfloat16_stays_bfloat16_and_is_no_worse():
 
 
 def test_fewer_rows_than_inputs_and_dead_inputs_stay_finite():
-    params = mlp_params(0, hidden=12)
+    params = mlp_params(0)
     params["up"] = params["up"].at[:, 1].set(0)
     params["up_bias"] = params["up_bias"].at[1].set(0)
     x = draw(1, 4, 6)
@@ -584,7 +578,7 @@ def test_fewer_rows_than_inputs_and_dead_inputs_stay_finite():
         plan = jp.plan_removal(groups, params, 0.5, score=scores, budget="units")
         new = jp.compensate(mlp, params, plan, [x], damping=damping)
         assert np.isfinite(new["down"]).all()
-        np.testing.assert_allclose(mlp(new, x), mlp(params, x), rtol=0.05, atol=0.05)  # 6 units, 4 rows
+        np.testing.assert_allclose(mlp(new, x), mlp(params, x), rtol=0.05, atol=0.05)  # 4 units, 4 rows
 
 
 @pytest.mark.parametrize(

@@ -46,12 +46,12 @@ def compensate(
 
     A weight W0 whose inputs X lose the units that the plan removes gets, in the rows K that it keeps,
     $\min \|X_K W_K - X W_0\|^2 + \text{damping} \sum_i \|x_i\|^2 \|W_i - W_{0,i}\|^2$. Layer by layer: $X_K$ are
-    the inputs in the pruned and refitted model so far, X the same with the removed units still there. So a
-    layer makes up for what it loses itself.
+    the inputs in the pruned and refitted model so far, X the same with the removed units still there (the two
+    run side by side). So a layer makes up for what it loses itself, and for what norms before it lose.
 
-    Weights that lose no input keep their values, but for what the plan removes. So do weights that multiply
-    nothing directly (embeddings that are looked up) and those that have a second use of another kind, such as
-    tied embeddings, where a refit for one use would spoil the other.
+    Weights that lose no input keep their values, but for what the plan removes. So do those that
+    `prunable` leaves out, and those with a second use of another kind, such as tied embeddings, where a refit
+    for one use would spoil the other.
 
     Args:
       fn: the function that was analysed.

@@ -14,24 +14,23 @@ from jaxprune.surgery.kept import slices
 
 
 class Consumer(NamedTuple):
-    """One matrix (inputs, outputs) of a parameter; its inputs `inputs[k]` are unit `units[k]` of a group.
+    """One matrix (inputs, outputs) of a parameter; its inputs `inputs[i]` are unit i of a group.
 
-    `inputs` is (units here, inputs of a unit): a hidden unit is one input, a head is head_dim of them, a
-    channel as many as the window of the convolution has places.
+    `inputs` is (units, inputs of a unit): a hidden unit is one input, a head is head_dim of them, a channel as
+    many as the window of the convolution has places.
     """
 
     path: str
     matrix: Matrix
     place: int  # of the matrix among those that a batched product holds
     moments: Moments
-    units: np.ndarray
     inputs: np.ndarray
 
 
 def consumers_of(groups: Groups, group: Group, stats: Statistics) -> list[Consumer]:
     """The matrices with statistics that sum over the units of a group, each by itself.
 
-    Empty where there is none, and where an input belongs to two units.
+    Empty where there is none, and where an input belongs to two units or a unit has more of them than another.
     """
     found = []
     for path in dict.fromkeys(member.path for member in group.members):
@@ -42,14 +41,14 @@ def consumers_of(groups: Groups, group: Group, stats: Statistics) -> list[Consum
             if labels is None:
                 return []
             for place, of_inputs in enumerate(labels):
-                units, counts = np.unique(of_inputs[of_inputs >= 0], return_counts=True)
-                if not len(units):
+                counts = np.bincount(of_inputs[of_inputs >= 0], minlength=group.size)
+                if not counts.any():
                     continue
                 if counts.min() != counts.max():
                     return []
                 order = np.argsort(of_inputs, kind="stable")
-                inputs = order[len(of_inputs) - counts.sum() :].reshape(len(units), -1)
-                found.append(Consumer(path, matrix, place, moments, units, inputs))
+                inputs = order[len(of_inputs) - counts.sum() :].reshape(group.size, -1)
+                found.append(Consumer(path, matrix, place, moments, inputs))
     return found
 
 

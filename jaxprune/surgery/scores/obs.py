@@ -96,8 +96,7 @@ class _Rows(NamedTuple):
 
     inverse: jax.Array  # (inputs, inputs), of X^T X of what stays
     weights: jax.Array  # (inputs, outputs), refitted to what stays
-    inputs: jax.Array  # (units here, inputs of a unit)
-    place: jax.Array  # (units,): row of `inputs`, or -1
+    inputs: jax.Array  # (units, inputs of a unit)
 
 
 class _Changes(NamedTuple):
@@ -105,18 +104,18 @@ class _Changes(NamedTuple):
 
     factors: jax.Array  # (inputs, removed)
     gains: jax.Array  # (removed, outputs)
-    blocks: jax.Array  # (units here, inputs of a unit, the same): those of the inverse, up to date
+    blocks: jax.Array  # (units, inputs of a unit, the same): those of the inverse, up to date
     squares: jax.Array  # the same of weights @ weights.T
 
 
 def _scores(size: int, consumers: Sequence[Consumer], arrays: dict[str, Any], damping: float) -> np.ndarray:
     alike: dict[Any, list[Consumer]] = {}
     for consumer in consumers:
-        key = id(consumer.moments.second), consumer.place, consumer.inputs.tobytes(), consumer.units.tobytes()
+        key = id(consumer.moments.second), consumer.place, consumer.inputs.tobytes()
         alike.setdefault(key, []).append(consumer)
     kinds: dict[Any, list[_Rows]] = {}
     for same in alike.values():
-        rows = _rows(size, same, arrays, damping)
+        rows = _rows(same, arrays, damping)
         kinds.setdefault(tuple(x.shape for x in rows), []).append(rows)
     stacked = [jax.tree.map(lambda *x: jnp.stack(x), *rows) for rows in kinds.values()]
     steps = max(1, _BLOCK // max(rows.inputs.shape[2] for rows in stacked))
@@ -128,15 +127,13 @@ def _scores(size: int, consumers: Sequence[Consumer], arrays: dict[str, Any], da
     return scores
 
 
-def _rows(size: int, consumers: Sequence[Consumer], arrays: dict[str, Any], damping: float) -> _Rows:
+def _rows(consumers: Sequence[Consumer], arrays: dict[str, Any], damping: float) -> _Rows:
     first = consumers[0]
     gram, norms = unit_norm(first.moments.second[first.place])
     inverse = _inverse(SparseGPT(damping=damping).factorize(gram))
     weights = [c.matrix.of(np.asarray(arrays[c.path], np.float32))[c.place] for c in consumers]
     scaled = jnp.concatenate([_unit_output(jnp.asarray(w), gram, norms) for w in weights], axis=1)
-    place = np.full(size, -1)
-    place[first.units] = np.arange(len(first.units))
-    return _Rows(inverse, scaled, jnp.asarray(first.inputs), jnp.asarray(place))
+    return _Rows(inverse, scaled, jnp.asarray(first.inputs))
 
 
 @jax.jit
@@ -212,24 +209,20 @@ def _begin(rows: _Rows, block: int) -> _Changes:
 
 
 def _costs(rows: _Rows, changes: _Changes) -> jax.Array:
-    """tr(W_u^T [(H^-1)_uu]^-1 W_u) of each unit, (units,); 0 for units that are no inputs here."""
+    """tr(W_u^T [(H^-1)_uu]^-1 W_u) of each unit, (units,)."""
     if rows.inputs.shape[1] == 1:
-        here = changes.squares[:, 0, 0] / changes.blocks[:, 0, 0]
-    else:
-        here = jnp.trace(jnp.linalg.solve(changes.blocks, changes.squares), axis1=1, axis2=2)
-    return jnp.where(rows.place >= 0, here[rows.place], 0.0)
+        return changes.squares[:, 0, 0] / changes.blocks[:, 0, 0]
+    return jnp.trace(jnp.linalg.solve(changes.blocks, changes.squares), axis1=1, axis2=2)
 
 
 def _without(rows: _Rows, changes: _Changes, unit: jax.Array, step: jax.Array) -> _Changes:
     """One unit less."""
     factors, gains, blocks, squares = changes
-    here = rows.place[unit]
-    own = rows.inputs[here]
+    own = rows.inputs[unit]
     columns = rows.inverse[:, own] - _multiply(factors, factors[own].T)
     lower = jnp.linalg.cholesky(columns[own])
     factor = solve_triangular(lower, columns.T, lower=True).T  # factor @ factor.T leaves the inverse
     gain = solve_triangular(lower, rows.weights[own] - _multiply(factors[own], gains), lower=True)
-    factor, gain = (jnp.where(here >= 0, x, 0.0) for x in (factor, gain))
     image = _multiply(rows.weights, gain.T) - _multiply(factors, _multiply(gains, gain.T))  # weights @ gain.T
     f, a = factor[rows.inputs], image[rows.inputs]
     crossed = _outer(a, f)
