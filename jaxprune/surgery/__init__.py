@@ -1,5 +1,6 @@
 """Surgery: physically remove channels, heads and units from any function of parameters."""
 
+from jaxprune.surgery.compensation import compensate
 from jaxprune.surgery.groups import Frozen, Group, Groups, Member, find_groups
 from jaxprune.surgery.nnx_modules import shrink_module
 from jaxprune.surgery.plan import Plan
@@ -10,6 +11,7 @@ from jaxprune.surgery.scores import (
     batch_norm_scores,
     fpgm_scores,
     l2_scores,
+    obs_scores,
     taylor_scores,
     unit_scores,
 )
@@ -25,9 +27,11 @@ __all__ = [
     "Verification",
     "activation_scores",
     "batch_norm_scores",
+    "compensate",
     "find_groups",
     "fpgm_scores",
     "l2_scores",
+    "obs_scores",
     "plan_removal",
     "plan_units",
     "shrink_module",

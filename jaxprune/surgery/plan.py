@@ -81,10 +81,20 @@ class Plan:
         return jax.tree.unflatten(
             treedef,
             [
-                self._mask(path) if is_array_leaf(leaf) else leaf
+                _on_device(self.mask(path)) if is_array_leaf(leaf) else leaf
                 for path, leaf in zip(paths, leaves, strict=True)
             ],
         )
+
+    def mask(self, path: str) -> Any:
+        """Mask of one parameter: a numpy array that broadcasts to it, True = keep, or the scalar `True`."""
+        mask: Any = True
+        for dim, keep in enumerate(self.kept[path]):
+            if keep is not None:
+                shape = [1] * len(self.shapes[path])
+                shape[dim] = -1
+                mask = mask & keep.reshape(shape)
+        return mask
 
     def compact(self, fn: Callable) -> Callable:
         """The small function: computes on `shrink(params)` what `fn` computes with the units removed.
@@ -142,7 +152,7 @@ class Plan:
           >>> small["b2"], plan.compact(mlp)(small, x).ravel(), mlp(params, x).ravel()
           (Array([7.], dtype=float32), Array([ 8., 11.], dtype=float32), Array([ 8., 11.], dtype=float32))
         """
-        self._check_shapes(params)
+        self.check(params)
         return fold_constants(self, fn, params, inputs, tolerance)
 
     def shrink_opt_state(self, opt_state: PyTree, min_dim_size_to_factor: int = 128) -> PyTree:
@@ -179,7 +189,7 @@ class Plan:
         Returns:
           The report; `report.ok` says whether the small function computes what it must.
         """
-        self._check_shapes(params)
+        self.check(params)
         return verify(self, fn, params, inputs, tolerance)
 
     def then(self, later: Plan) -> Plan:
@@ -203,6 +213,16 @@ class Plan:
             for path, masks in self.kept.items()
         }
         return Plan(self.shapes, kept, self.state)
+
+    def check(self, params: PyTree) -> None:
+        """Raises a ValueError for parameters whose paths or shapes are not the plan's."""
+        paths, leaves, _ = flatten_with_paths(params)
+        self._check_paths(paths, leaves)
+        for path, leaf in zip(paths, leaves, strict=True):
+            if is_array_leaf(leaf) and np.shape(leaf) != self.shapes[path]:
+                raise ValueError(
+                    f"{path!r} must have shape {self.shapes[path]}, as in the plan, got {np.shape(leaf)}."
+                )
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the plan as a plain `.npz` file: a JSON header and bool arrays, no pickle."""
@@ -257,24 +277,6 @@ class Plan:
         lines.append(f"{before:,} -> {after:,} parameters ({share:.1%} removed)")
         return "\n".join(lines)
 
-    def _mask(self, path: str) -> Any:
-        mask: Any = True
-        for dim, keep in enumerate(self.kept[path]):
-            if keep is not None:
-                shape = [1] * len(self.shapes[path])
-                shape[dim] = -1
-                mask = mask & keep.reshape(shape)
-        return True if mask is True else jnp.asarray(mask)
-
-    def _check_shapes(self, params: PyTree) -> None:
-        paths, leaves, _ = flatten_with_paths(params)
-        self._check_paths(paths, leaves)
-        for path, leaf in zip(paths, leaves, strict=True):
-            if is_array_leaf(leaf) and np.shape(leaf) != self.shapes[path]:
-                raise ValueError(
-                    f"{path!r} must have shape {self.shapes[path]}, as in the plan, got {np.shape(leaf)}."
-                )
-
     def _check_paths(self, paths: list[str], leaves: list[Any]) -> None:
         missing = sorted(self.shapes.keys() - set(paths))
         arrays = [path for path, leaf in zip(paths, leaves, strict=True) if is_array_leaf(leaf)]
@@ -282,6 +284,10 @@ class Plan:
         if missing or extra:
             which = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which the plan does not know"
             raise ValueError(f"`params` is not what the plan was made for: it {which}.")
+
+
+def _on_device(mask: Any) -> Any:
+    return True if mask is True else jnp.asarray(mask)
 
 
 def _compose(first: np.ndarray | None, later: np.ndarray | None) -> np.ndarray | None:

@@ -1,0 +1,275 @@
+"""Compensation: the weights that stay are refitted so that they make up for the units that go."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.calibration import LayerResult, SparseGPT
+from jaxprune.calibration.calibrate import check_row_weights
+from jaxprune.calibration.layerwise import over_groups, shared_moments
+from jaxprune.calibration.model import Model, RowWeights, open_model, walk
+from jaxprune.calibration.moments import cross_moment
+from jaxprune.calibration.program import Step, Use
+from jaxprune.calibration.rows import Rows
+from jaxprune.calibration.stream import Site
+from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.surgery.plan import Plan
+from jaxprune.surgery.scores.obs import unit_norm
+from jaxprune.tracing import is_array_leaf
+
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+# Steps that give entries of a parameter as they are; `index` is a scan's own.
+_VIEWS = frozenset(
+    ("broadcast_in_dim", "convert_element_type", "copy", "dynamic_slice", "expand_dims", "index", "reshape")
+) | {"slice", "split", "squeeze", "stop_gradient", "transpose"}
+
+
+def compensate(
+    fn: Callable[..., Any],
+    params: PyTree,
+    plan: Plan,
+    batches: Iterable[Any],
+    *,
+    damping: float = 0.01,
+    row_weights: RowWeights | None = None,
+    on_layer: Callable[[LayerResult], None] | None = None,
+    progress: bool = False,
+) -> PyTree:
+    r"""Refits the weights that lose inputs, from calibration batches, in one pass through the model.
+
+    A weight W0 whose inputs X lose the units that the plan removes gets, in the rows K that it keeps,
+    $\min \|X_K W_K - X W_0\|^2 + \text{damping} \sum_i \|x_i\|^2 \|W_i - W_{0,i}\|^2$. Layer by layer: $X_K$ are
+    the inputs in the pruned and refitted model so far, X the same with the removed units still there (the two
+    run side by side). So a layer makes up for what it loses itself, and for what norms before it lose.
+
+    Weights that lose no input keep their values, but for what the plan removes. So do those that
+    `prunable` leaves out, and those with a second use of another kind, such as tied embeddings, where a refit
+    for one use would spoil the other.
+
+    Args:
+      fn: the function that was analysed.
+      params: the full parameters, as arrays.
+      plan: what to remove.
+      batches: iterable of batches of one shape: each a tuple of inputs, or one input.
+      damping: what a change of a weight costs, as a share of its input's second moment.
+      row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
+      on_layer: is called with a `LayerResult` for each weight that loses inputs: its error on these batches
+        relative to $\|X W_0\|^2$, and the share of its inputs that go.
+      progress: whether to show a progress bar.
+
+    Returns:
+      The full parameters with what the plan removes set to zero: `plan.shrink` gives the small ones.
+
+    Raises:
+      ValueError: parameters that the plan was not made for; a negative `damping`; what `jp.calibrate` raises.
+      TypeError: parameters that are tracers.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"up": jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]), "down": jnp.array([[2.0], [1.0], [3.0]])}
+      >>> fn = lambda p, x: (x @ p["up"]) @ p["down"]  # its last unit is the sum of the other two
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+      >>> groups = jp.find_groups(fn, params, x)
+      >>> plan = jp.surgery.plan_units(groups, {"down[0]": [True, True, False]})
+      >>> small = plan.shrink(jp.compensate(fn, params, plan, [x], damping=0.0))
+      >>> small["down"].round(3)
+      Array([[5.],
+             [4.]], dtype=float32)
+
+    References:
+      Kurtic, Frantar, Alistarh, ZipLM: Inference-Aware Structured Pruning of Language Models, 2023,
+      arXiv:2302.04089.
+      He, Zhang, Sun, Channel Pruning for Accelerating Very Deep Neural Networks, 2017, arXiv:1707.06168.
+    """
+    if not damping >= 0:
+        raise ValueError(f"`damping` must not be negative, got {damping!r}.")
+    plan.check(params)
+    paths, leaves, treedef = flatten_with_paths(params)
+    masks = {}
+    for path, leaf in zip(paths, leaves, strict=True):
+        mask = plan.mask(path) if is_array_leaf(leaf) else True
+        if mask is not True:
+            masks[path] = np.broadcast_to(mask, np.shape(leaf))
+    refitted: dict[str, Any] = {}
+    if masks:
+        model = open_model(fn, params, batches, None, row_weights)
+        refitted = _Refit(model, masks, damping, on_layer).run(progress)
+    new = [
+        _masked(refitted.get(path, leaf), masks[path]) if path in masks else leaf
+        for path, leaf in zip(paths, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, new)
+
+
+class _Refit:
+    """The weights on their way, and the models that they are seen in."""
+
+    def __init__(
+        self,
+        model: Model,
+        masks: dict[str, np.ndarray],
+        damping: float,
+        on_layer: Callable[[LayerResult], None] | None,
+    ):
+        self.model, self.damping, self.on_layer = model, damping, on_layer
+        leaves = {leaf: masks[path] for leaf, path in enumerate(model.paths) if path in masks}
+        self.masks = leaves
+        used = {use.leaf for use in model.program.uses} & leaves.keys()
+        self.weights = {leaf: np.array(model.values[leaf]) for leaf in used}
+        self._open = {leaf: np.ones(w.shape, bool) for leaf, w in self.weights.items()}
+        for leaf in used & _otherwise_used(model):
+            self._open[leaf][...] = False
+        pruned = [
+            _masked(value, leaves[leaf]) if leaf in leaves else value
+            for leaf, value in enumerate(model.values)
+        ]
+        self.alive = model.stream()  # removed units are still there, but as inputs of refitted weights
+        self.pruned = model._replace(values=pruned).stream()
+        self.shared = shared_moments(model)
+
+    def run(self, progress: bool) -> dict[str, Any]:
+        """The refitted parameters by path."""
+        fits, seen = False, False
+        for site, pruned in zip(walk(self.alive, progress, "compensate"), self.pruned, strict=True):
+            uses = [use for use in site.uses if self._loses(use)]
+            moments: Any = None
+            for use in uses:
+                if (use.leaf, use.matrix) in self.shared:
+                    gram = cross = dense = self.shared[use.leaf, use.matrix].second
+                else:
+                    if moments is None:
+                        moments, fit = self._moments(site, pruned, self._kept(use)[0])
+                        fits, seen = fits or fit, True
+                    gram, cross, dense = moments
+                self._refit(use, gram, cross, dense)
+            for leaf in {use.leaf for use in uses}:
+                value = jax.device_put(self.weights[leaf].copy(), self.model.values[leaf].sharding)
+                self.alive.set_param(leaf, value)
+                self.pruned.set_param(leaf, _masked(value, self.masks[leaf]))
+        if seen and not fits:
+            check_row_weights(self.model.row_weights)
+        return {
+            self.model.paths[leaf]: jax.device_put(w, self.model.values[leaf].sharding)
+            for leaf, w in self.weights.items()
+        }
+
+    def _loses(self, use: Use) -> bool:
+        """Whether a weight that may be refitted loses inputs."""
+        if use.leaf not in self.weights or not use.matrix.of(self._open[use.leaf]).all():
+            return False
+        rows, outputs, whole = self._kept(use)
+        return whole and not bool((rows | ~outputs.any(1, keepdims=True)).all())
+
+    def _kept(self, use: Use) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Which inputs and outputs of a weight are kept, and whether that says all."""
+        mask = use.matrix.of(np.ascontiguousarray(self.masks[use.leaf]))
+        rows, outputs = np.any(mask, axis=2, keepdims=True), np.any(mask, axis=1, keepdims=True)
+        return rows[:, :, 0], outputs[:, 0, :], bool(np.all(mask == (rows & outputs)))
+
+    def _moments(
+        self, site: Site, pruned: Site, rows: np.ndarray
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], bool]:
+        """X_K^T X_K, X_K^T X and X^T X of a site's inputs, and whether the row weights fit."""
+        dense, fit = self.model.moments(site, "full")
+        of = site.uses[0].rows
+        pairs = zip(pruned.activations, site.activations, strict=True)
+        if all(bool(_equal(of, rows, x, y)) for x, y in pairs):
+            return (dense.second, dense.second, dense.second), fit
+        gram, _ = self.model.moments(pruned, "full")
+        cross = cross_moment(pruned.activations, site.activations, of, self.model.row_weights)
+        return (gram.second, cross, dense.second), fit
+
+    def _refit(self, use: Use, gram: jax.Array, cross: jax.Array, dense: jax.Array) -> None:
+        rows, outputs, _ = self._kept(use)
+        weights = self.weights[use.leaf]
+        w0 = jnp.asarray(use.matrix.of(weights), jnp.float32)
+        unit, norms = over_groups(_kept_unit_norm)(gram, jnp.asarray(rows))
+        factor = over_groups(SparseGPT(damping=self.damping).factorize)(unit)
+        w = over_groups(_refitted)(w0, gram, cross, jnp.asarray(rows), factor, norms)
+        use.matrix.put(weights, np.asarray(w.astype(weights.dtype)))
+        use.matrix.put(self._open[use.leaf], np.zeros(use.matrix.shape, bool))
+        if self.on_layer is not None:
+            error = _relative_error(w0, w, gram, cross, dense, jnp.asarray(outputs))
+            share = 1 - float(rows[outputs.any(1)].mean())
+            self.on_layer(LayerResult(self.model.paths[use.leaf], float(error), share))
+
+
+def _otherwise_used(model: Model) -> set[int]:
+    """Parameters whose entries have uses that one refit can't serve: as two matrices, or beside products."""
+    program = model.program
+    readers: dict[int, list[Step]] = {}
+    for step in program.steps:
+        for number in step.ins:
+            readers.setdefault(number, []).append(step)
+    found = set()
+    for leaf in {use.leaf for use in program.uses}:
+        uses = [use for use in program.uses if use.leaf == leaf]
+        times = np.zeros(model.values[leaf].shape, np.int8)
+        for matrix in {use.matrix for use in uses}:
+            matrix.put(times, matrix.of(times) + 1)
+        numbers = [program.params[leaf]]
+        for number in numbers:  # it grows
+            for step in readers.get(number, ()):
+                name = step.key[0] if isinstance(step.key, tuple) else ""
+                if name in _VIEWS:
+                    numbers.extend(step.outs)
+                elif name not in _PRODUCTS or not any(use.x in step.ins for use in uses):
+                    found.add(leaf)
+        if times.max() > 1 or set(numbers) & set(program.outs):
+            found.add(leaf)
+    return found
+
+
+def _masked(value: Any, mask: np.ndarray) -> jax.Array:
+    return jnp.where(mask, value, jnp.zeros((), value.dtype))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _equal(of: Rows, kept: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.all((of(x) == of(y)) | ~kept[:, None, :])
+
+
+@jax.jit
+def _kept_unit_norm(gram: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return unit_norm(jnp.where(rows[:, None] & rows[None, :], gram, 0.0))
+
+
+@jax.jit
+def _refitted(
+    w0: jax.Array, gram: jax.Array, cross: jax.Array, rows: jax.Array, factor: jax.Array, norms: jax.Array
+) -> jax.Array:
+    """W0 with the rows that stay refitted, the others zero; an output that gets no better is left as it is."""
+    multiply = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    missing = jnp.where(rows[:, None], cross - jnp.where(rows[None, :], gram, 0.0), 0.0)
+    scale = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1.0), 0.0)[:, None]
+    change = scale * multiply(factor.T, multiply(factor, scale * multiply(missing, w0)))
+    left = jnp.where(rows[:, None], w0, 0.0)
+    wanted = multiply(cross, w0)
+
+    def error(w):  # but for what no w changes
+        return jnp.sum(w * (multiply(gram, w) - 2 * wanted), axis=0)
+
+    new = left + change
+    return jnp.where(error(new) <= error(left), new, left)
+
+
+@jax.jit
+def _relative_error(
+    w0: jax.Array, w: jax.Array, gram: jax.Array, cross: jax.Array, dense: jax.Array, outputs: jax.Array
+) -> jax.Array:
+    """||X_K W - X W0||^2 / ||X W0||^2 over the outputs that are kept."""
+
+    def energy(left, moment, right):
+        product = jnp.einsum("gij,gjo->gio", moment, right, precision=lax.Precision.HIGHEST)
+        return jnp.sum(jnp.where(outputs, jnp.sum(left * product, axis=1), 0.0))
+
+    before = energy(w0, dense, w0)
+    return (energy(w, gram, w) - 2 * energy(w, cross, w0) + before) / jnp.where(before > 0, before, 1.0)
