@@ -102,17 +102,13 @@ def smollm2(data: Path, sequences: int = 64, evaluated: int = 24, length: int = 
     return Task(model.hidden, params, where, batches, None, measure, fisher, _block)
 
 
-def minilm(data: Path, sequences: int = 512, length: int = 32, batch: int = 64) -> Task:
+def minilm(data: Path, sequences: int = 512, length: int = 32) -> Task:
     """all-MiniLM-L6-v2: 36 matrices, Spearman's correlation on STS-B."""
     from models import minilm as model
     from models import stsb
 
     params, tokenizer = model.load(), model.tokenizer()
-    found = list(dict.fromkeys(stsb.read(data / "stsb", "train").first))
-    # Drawn at random: the file is in the order of its sources.
-    drawn = [found[i] for i in np.random.default_rng(0).permutation(len(found))[:sequences]]
-    ids, mask = model.tokenize(tokenizer, drawn, length)
-    batches = [(ids[i : i + batch], mask[i : i + batch]) for i in range(0, len(ids) // batch * batch, batch)]
+    batches: list[Any] = list(stsb.calibration(data / "stsb", tokenizer, sequences, length))
     where = jp.prunable(params, include="layers/.*/kernel")
     dev = stsb.read(data / "stsb", "dev")
     embed = jax.jit(model.embed)

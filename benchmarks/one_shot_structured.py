@@ -29,21 +29,13 @@ WIDTHS = {
     "heads and FFN units": (model.HEADS, model.HIDDEN),
 }
 SHARES = (0.25, 0.5)
-LENGTH, BATCH = 32, 64
+LENGTH = 32
 NO_CHANGE = 1e12  # a damping at which no weight moves: the error of removal alone
 
 
 def padding_mask(ids: Any, mask: Any) -> Any:
     del ids
     return mask
-
-
-def calibration(data: Path, using: Any, sentences: int) -> list[Any]:
-    """Batches of train sentences, drawn at random: the file is in the order of its sources."""
-    found = list(dict.fromkeys(stsb.read(data / "stsb", "train").first))
-    drawn = [found[i] for i in np.random.default_rng(0).permutation(len(found))[:sentences]]
-    ids, mask = model.tokenize(using, drawn, LENGTH)
-    return [(ids[i : i + BATCH], mask[i : i + BATCH]) for i in range(0, len(ids) // BATCH * BATCH, BATCH)]
 
 
 class Clock:
@@ -64,7 +56,7 @@ def count(params: Any) -> int:
 
 def table(data: Path, sentences: int, pairs: int | None) -> None:
     params, using = model.load(), model.tokenizer()
-    batches, dev = calibration(data, using, sentences), stsb.read(data / "stsb", "dev")
+    batches, dev = stsb.calibration(data / "stsb", using, sentences, LENGTH), stsb.read(data / "stsb", "dev")
     if pairs is not None:
         dev = stsb.Pairs(dev.first[:pairs], dev.second[:pairs], dev.score[:pairs])
     embed = jax.jit(model.embed)

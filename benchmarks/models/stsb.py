@@ -48,6 +48,19 @@ def read(folder: str | Path, split: str) -> Pairs:
     return Pairs([r[0] for r in rows], [r[1] for r in rows], np.array([r[2] for r in rows], np.float32))
 
 
+def calibration(
+    folder: str | Path, using: Any, count: int, length: int, batch: int = 64
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Batches (ids, mask) of train sentences drawn at random: the file is in the order of its sources.
+
+    A last batch that is smaller is left out.
+    """
+    found = list(dict.fromkeys(read(folder, "train").first))
+    drawn = [found[i] for i in np.random.default_rng(0).permutation(len(found))[:count]]
+    ids, mask = minilm.tokenize(using, drawn, length)
+    return [(ids[i : i + batch], mask[i : i + batch]) for i in range(0, len(ids) // batch * batch, batch)]
+
+
 def batches(using: Any, sentences: list[str], size: int = 64) -> Iterator[Sentences]:
     """All sentences in batches of one shape for each length, the last of a length filled up."""
     lengths = [len(encoding.ids) for encoding in using.encode_batch(sentences)]
