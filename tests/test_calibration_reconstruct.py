@@ -321,6 +321,31 @@ def test_fisher_scores_that_say_nothing_change_nothing_and_bad_ones_are_named():
         prune(w, x, 0.5, fisher={"v": jnp.ones((16, 6))})
 
 
+@pytest.mark.parametrize("score", ["magnitude", "wanda", "ria"])
+def test_masks_by_a_score_need_the_diagonal_only(score):
+    """What is reported asks for X^T X, and changes nothing else."""
+    params = {"a": draw(0, 12, 6), "b": draw(1, 6, 4)}
+    fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]  # noqa: E731
+    fisher = jax.tree.map(jnp.square, params)
+    found, layers = [], []
+    for on_layer in (None, layers.append):
+        found.append(
+            jp.reconstruct(
+                fn,
+                params,
+                [correlated(2, 40, 12)],
+                0.5,
+                method=jp.MaskOnly(score),
+                fisher=fisher,
+                on_layer=on_layer,
+            )
+        )
+    (w, masks), (w_reported, masks_reported) = found
+    jax.tree.map(np.testing.assert_array_equal, masks, masks_reported)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), w, w_reported)
+    assert len(layers) == 2
+
+
 @pytest.mark.parametrize("shape", [(7, 5), (1, 4), (6, 1)])
 def test_each_output_is_pruned_alike_and_ties_go_by_index(shape):
     """Against ranks inside each output, for every count; what equal parts leave over goes by flat index."""

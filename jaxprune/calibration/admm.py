@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
 from jaxprune.calibration.keep import keep_highest
+from jaxprune.calibration.moments import Kind
 from jaxprune.structures import Structure
 
 
@@ -40,6 +41,7 @@ class ADMM:
     ramp: int = 15
     rho: float = 1.0
     damping: float = 0.1
+    moments: ClassVar[Kind] = "full"
 
     def __post_init__(self):
         if not 1 <= self.ramp <= self.rounds:

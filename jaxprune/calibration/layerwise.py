@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune.calibration.keep import check_structure, n_units
 from jaxprune.calibration.least_squares import errors
 from jaxprune.calibration.model import Model
-from jaxprune.calibration.moments import Moments, moments_of
+from jaxprune.calibration.moments import Kind, Moments, moments_of
 from jaxprune.calibration.program import Program, Use
 from jaxprune.calibration.view import Matrix
 from jaxprune.params import PyTree, flatten_with_paths
@@ -23,7 +23,12 @@ _FLOOR = 1e-3  # of the mean: what an output that the loss doesn't mind counts
 
 
 class Method(Protocol):
-    """How the weights of one matrix (inputs, outputs) are pruned, given X^T X of its inputs."""
+    """How the weights of one matrix (inputs, outputs) are pruned, given X^T X of its inputs.
+
+    `moments` says whether the diagonal of X^T X is enough: it may then be all that there is.
+    """
+
+    moments: ClassVar[Kind]
 
     def check(self, structure: Structure) -> None:
         """Raises for a structure that the method can't do."""
@@ -213,7 +218,8 @@ def shared_moments(model: Model) -> dict[tuple[int, Matrix], Moments]:
 
 @jax.jit
 def _scale_of_outputs(fisher: jax.Array, w0: jax.Array, gram: jax.Array) -> jax.Array:
-    squares = jnp.square(w0) * jnp.diagonal(gram, axis1=1, axis2=2)[:, :, None]
+    diagonal = gram if gram.ndim == 2 else jnp.diagonal(gram, axis1=1, axis2=2)
+    squares = jnp.square(w0) * diagonal[:, :, None]
     inputs = jnp.sum(squares, axis=1, keepdims=True)
     minded = jnp.where(inputs > 0, jnp.sum(fisher, axis=1, keepdims=True) / jnp.maximum(inputs, 1e-38), 0.0)
     mean = jnp.mean(minded)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune.calibration.keep import keep_highest
+from jaxprune.calibration.moments import Kind
 from jaxprune.scores.ria import relative_importance
 from jaxprune.selection import select
 from jaxprune.structures import Structure, Unstructured
@@ -37,6 +38,7 @@ class MaskOnly:
 
     score: Score = "wanda"
     per_output: bool | None = None
+    moments: ClassVar[Kind] = "diagonal"
 
     def __post_init__(self):
         if self.score not in get_args(Score):
@@ -49,7 +51,7 @@ class MaskOnly:
 
     def factorize(self, gram: jax.Array) -> jax.Array:
         """The inputs' norms."""
-        return jnp.sqrt(jnp.diagonal(gram))
+        return jnp.sqrt(gram if gram.ndim == 1 else jnp.diagonal(gram))
 
     def solve(
         self, w: jax.Array, gram: jax.Array, factor: jax.Array, n_pruned: Any, structure: Structure

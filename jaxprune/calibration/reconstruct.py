@@ -21,6 +21,7 @@ from jaxprune.calibration.layerwise import (
     shared_moments,
 )
 from jaxprune.calibration.model import Model, RowWeights, open_model, walk
+from jaxprune.calibration.moments import Kind
 from jaxprune.calibration.residual import residual_streams
 from jaxprune.calibration.sparsegpt import SparseGPT
 from jaxprune.calibration.targets import DenseTargets
@@ -74,7 +75,8 @@ def reconstruct(
         stream, the target is the dense sum. Above 0 it takes a second pass.
       where: tree of bools, the weights to prune; None for `prunable(params)`.
       row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
-      on_layer: is called with a `LayerResult` for each weight.
+      on_layer: is called with a `LayerResult` for each weight. `MaskOnly` alone needs no X^T X, only its
+        diagonal; the errors reported here do need it, and take as much time as the rest.
       progress: whether to show a progress bar.
 
     Returns:
@@ -120,7 +122,8 @@ def reconstruct(
     method.check(structure)
     counts = counts_of(model.program, _shares(model, params, sparsity, where), structure)
     start = by_method(method, counts, structure)
-    send_through(layers, start, refine, dense_targets, on_layer, progress)
+    is_full = method.moments == "full" or refine or dense_targets or on_layer is not None
+    send_through(layers, start, refine, dense_targets, on_layer, progress, "full" if is_full else "diagonal")
     return layers.result(params)
 
 
@@ -131,6 +134,7 @@ def send_through(
     dense_targets: float = 0.0,
     on_layer: OnLayer | None = None,
     progress: bool = False,
+    kind: Kind = "full",
 ) -> None:
     """Sends the batches through, pruning every weight on the way."""
     model = layers.model
@@ -150,7 +154,7 @@ def send_through(
         if own:
             streams = [stream.take(residual[use][1]) for use in own if use in residual]
             passing = streams[0] if len(own) == len(streams) == 1 else None
-            moments, fit = model.moments(site, "full")
+            moments, fit = model.moments(site, kind)
             fits = fits or fit
             targets = {}
             if dense is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 from jaxprune.calibration.keep import keep_highest
+from jaxprune.calibration.moments import Kind
 from jaxprune.structures import NM, Block, Structure
 
 _NEVER = 1e38  # a cost above all others; infinite ones would make NaN in the mean of a block
@@ -39,6 +40,7 @@ class SparseGPT:
 
     block: int = 128
     damping: float = 0.01
+    moments: ClassVar[Kind] = "full"
 
     def __post_init__(self):
         if not isinstance(self.block, int) or self.block < 1:
