@@ -57,7 +57,13 @@ def _ramp(w):
     return jnp.arange(w.shape[-1], dtype=w.dtype)
 
 
-PAIRS = [(wrapper, name, jnp.float32) for wrapper in WRAPPERS for name in OPTIMIZERS]
+# A third of all pairs: every optimizer in several wrappers, every wrapper with several optimizers.
+PAIRS = [
+    (wrapper, name, jnp.float32)
+    for i, wrapper in enumerate(WRAPPERS)
+    for j, name in enumerate(OPTIMIZERS)
+    if (i + j) % 3 == 0
+]
 PAIRS += [(wrapper, "adamw", jnp.bfloat16) for wrapper in WRAPPERS]
 
 

@@ -172,7 +172,7 @@ class Killed(BaseException):
     """Stands for a signal that nobody catches."""
 
 
-@pytest.mark.parametrize("trainings", [2, 5])
+@pytest.mark.parametrize("trainings", [5])
 def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
     finished, tmp_path, monkeypatch, trainings
 ):
