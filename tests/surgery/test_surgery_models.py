@@ -112,7 +112,7 @@ def test_gradients_equal_those_of_the_masked_function(model):
 
 
 @pytest.mark.parametrize(
-    "model", [name for i, name in enumerate(MODELS) if i % 2 or name == "LSTM"], indirect=True
+    "model", [name for i, name in enumerate(MODELS) if i % 3 == 1 or name == "LSTM"], indirect=True
 )
 def test_runs_at_other_batch_sizes(model):
     name, fn, params, inputs, groups = model
@@ -126,6 +126,7 @@ def test_runs_at_other_batch_sizes(model):
     assert difference(small, masked) < 1e-5
 
 
+@pytest.mark.parametrize("model", list(MODELS)[::2], indirect=True)
 def test_permuting_all_members_of_a_group_changes_nothing_and_fewer_changes_something(model):
     name, fn, params, inputs, groups = model
     if name in ORDER_MATTERS:
