@@ -76,7 +76,7 @@ def reconstruct(
       where: tree of bools, the weights to prune; None for `prunable(params)`.
       row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
       on_layer: is called with a `LayerResult` for each weight. `MaskOnly` alone needs no X^T X, only its
-        diagonal; the errors reported here do need it, and take as much time as the rest.
+        diagonal; the errors reported here do need it.
       progress: whether to show a progress bar.
 
     Returns:
