@@ -3,73 +3,15 @@
 The way through the code is one way: scores -> selection -> masks -> transforms -> imp.
 """
 
-from jaxprune import allocate, recipes, schedules, scores, sparse_training, surgery
-from jaxprune.at_init import prune_at_init
-from jaxprune.calibration import (
-    ADMM,
-    LeastSquares,
-    MaskOnly,
-    SparseGPT,
-    Swaps,
-    calibrate,
-    reconstruct,
-    swap_refine,
-)
-from jaxprune.controls import shuffle_masks
-from jaxprune.imp import IMP, imp
-from jaxprune.masks import apply_masks, make_masks, sparsity
-from jaxprune.params import prunable
-from jaxprune.report import summary
-from jaxprune.rewind import Finetune, Reinitialize, Rewind, RewindLearningRate
-from jaxprune.sensitivity import Sensitivity, sensitivity
-from jaxprune.structures import NM, Block, Channels, Layers, Unstructured
-from jaxprune.surgery import Plan, compensate, find_groups, plan_removal
-from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jaxprune import lazy
+
+if TYPE_CHECKING:
+    from jaxprune.public import *
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ADMM",
-    "IMP",
-    "NM",
-    "Block",
-    "Channels",
-    "Finetune",
-    "Layers",
-    "LeastSquares",
-    "MaskOnly",
-    "Plan",
-    "Reinitialize",
-    "Rewind",
-    "RewindLearningRate",
-    "Sensitivity",
-    "SparseGPT",
-    "Swaps",
-    "Unstructured",
-    "allocate",
-    "apply_masks",
-    "calibrate",
-    "compensate",
-    "find_groups",
-    "get_masks",
-    "gradual",
-    "has_masks",
-    "imp",
-    "make_masks",
-    "masked",
-    "plan_removal",
-    "prunable",
-    "prune_at_init",
-    "recipes",
-    "reconstruct",
-    "replace_masks",
-    "schedules",
-    "scores",
-    "sensitivity",
-    "shuffle_masks",
-    "sparse_training",
-    "sparsity",
-    "summary",
-    "surgery",
-    "swap_refine",
-]
+lazy.attach(__name__, "jaxprune.public", functions=("imp", "sensitivity"))

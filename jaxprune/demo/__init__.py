@@ -1,5 +1,12 @@
 """What the commands run: data, models and the experiments. Only `matmul_conv` is meant for other code."""
 
-from jaxprune.demo.matmul_conv import matmul_conv
+from __future__ import annotations
 
-__all__ = ["matmul_conv"]
+from typing import TYPE_CHECKING
+
+from jaxprune import lazy
+
+if TYPE_CHECKING:
+    from jaxprune.demo.matmul_conv import *
+
+lazy.attach(__name__, "jaxprune.demo.matmul_conv", functions=("matmul_conv",))

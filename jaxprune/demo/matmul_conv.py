@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+__all__ = ["matmul_conv"]
+
 
 def matmul_conv(
     lhs: jax.Array,

@@ -1,0 +1,43 @@
+"""Packages that import what they offer only when it is asked for.
+
+The command line needs this: it answers `--help`, mistakes and Ctrl-C before JAX is imported, and importing one of
+its modules imports the packages around it first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import Any
+
+
+def attach(package: str, source: str, functions: tuple[str, ...]) -> None:
+    """Lets a package offer all public names of a module, which is imported for the first of them.
+
+    Args:
+      package: its name; called in its `__init__.py`.
+      source: the module, with `__all__`.
+      functions: those of its names that are also names of submodules. Importing such a submodule binds it to its
+        name in the package, where the function belongs: this is undone.
+    """
+
+    class Package(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            # Python and its tools ask for many special names: they are no reason to import everything.
+            if not name.startswith("__") or name == "__all__":
+                offered = importlib.import_module(source)
+                self.__dict__.update({n: getattr(offered, n) for n in offered.__all__})
+                self.__dict__["__all__"] = offered.__all__
+                if name in self.__dict__:
+                    return self.__dict__[name]
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not (name in functions and isinstance(value, types.ModuleType)):
+                super().__setattr__(name, value)
+
+        def __dir__(self) -> list[str]:
+            return sorted({*self.__dict__, *self.__getattr__("__all__")})
+
+    sys.modules[package].__class__ = Package
