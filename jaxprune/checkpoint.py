@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import hashlib
 import json
 import logging
 import os
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +20,7 @@ import numpy as np
 from jaxprune.params import PyTree
 
 _KIND = "jaxprune"
+_DIGESTS = "digests.json"
 _NUMBERS = frozenset({"bool", "int", "float", "complex"})
 
 
@@ -21,7 +28,8 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
     """Writes a pytree to a new folder.
 
     Orbax writes beside `path` and renames at the end: a process that is killed leaves no folder `path`, and
-    one that is there is complete. Plain Orbax reads it too, as a dict from leaf names such as
+    one that is there is complete. A digest of each file is kept with them: `restore` gives no value that
+    was changed on the disk. Plain Orbax reads the folder too, as a dict from leaf names such as
     `params/Dense_0/kernel` to arrays.
 
     Args:
@@ -32,6 +40,7 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
       FileExistsError: something is at `path` already.
       ValueError: no leaves, or two leaves of one name.
       TypeError: a leaf that is no array and no number (it is named).
+      OSError: the disk is full, or can't be written; nothing is left at `path`.
       ImportError: Orbax is missing.
 
     Example:
@@ -59,8 +68,18 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
     # Orbax takes no empty tree either.
     arrays = arrays or {"": np.zeros(1)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _checkpointer() as checkpointer:
-        checkpointer.save(path, arrays, custom_metadata={_KIND: json.dumps(described)})
+    try:
+        with _quiet(), _checkpointer() as checkpointer:
+            checkpointer.save(path, arrays, custom_metadata={_KIND: json.dumps(described)})
+        _write_digests(path)
+    except (ValueError, OSError) as error:
+        for left in (path, *path.parent.glob(f"{glob.escape(path.name)}.orbax-checkpoint-tmp*")):
+            shutil.rmtree(left, ignore_errors=True)
+        # TensorStore tells what the operating system said in its own words.
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
 def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
@@ -76,14 +95,16 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
 
     Raises:
       FileNotFoundError: no folder at `path`.
-      ValueError: not written by `save`, or leaves, shapes, dtypes or key types differ (the leaf is named).
+      ValueError: not written by `save`, a file of it is damaged (it is named), or leaves, shapes, dtypes or key
+        types differ (the leaf is named).
       ImportError: Orbax is missing.
     """
     path = Path(path).absolute()
     if not path.is_dir():
         raise FileNotFoundError(f"`path` must be a checkpoint, but there is no folder {path}.")
     names, leaves, treedef = _named(like, "like")
-    with _checkpointer() as checkpointer:
+    check(path)
+    with _quiet(), _checkpointer() as checkpointer:
         described = _read_description(checkpointer, path)
         _check_same(path, described, {n: _describe(n, leaf) for n, leaf in zip(names, leaves, strict=True)})
         wanted = {
@@ -91,11 +112,63 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
             for name, leaf in zip(names, leaves, strict=True)
             if 0 not in described[name]["shape"]
         }
-        found = checkpointer.restore(path, wanted or {"": np.zeros(1)})
+        try:
+            found = checkpointer.restore(path, wanted or {"": np.zeros(1)})
+        except Exception as error:
+            raise ValueError(f"the checkpoint {path} can't be read: {str(error).splitlines()[0]}") from error
     new = [
         _like(leaf, found[name]) if name in wanted else leaf for name, leaf in zip(names, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, new)
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError unless every file of a checkpoint is as `save` left it; the file is named.
+
+    Args:
+      path: the folder. One without digests, as Orbax itself writes it, passes.
+    """
+    path = Path(path)
+    listed = path / _DIGESTS
+    if not listed.is_file():
+        return
+    try:
+        digests = dict(json.loads(listed.read_bytes()))
+    except (ValueError, TypeError):
+        raise ValueError(f"the checkpoint {path} is damaged: its file {_DIGESTS} can't be read.") from None
+    for name, digest in digests.items():
+        if not (path / name).is_file():
+            raise ValueError(f"the checkpoint {path} is damaged: its file {name} is missing.")
+        if _digest(path / name) != digest:
+            raise ValueError(f"the checkpoint {path} is damaged: its file {name} was changed or cut off.")
+
+
+def _write_digests(path: Path) -> None:
+    if jax.process_index() == 0:
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        digests = {file.relative_to(path).as_posix(): _digest(file) for file in files}
+        partial = path / f".{_DIGESTS}.partial"
+        partial.write_text(json.dumps(digests))
+        os.replace(partial, path / _DIGESTS)
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Orbax logs: what fails is raised."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _checkpointer() -> Any:
@@ -105,7 +178,6 @@ def _checkpointer() -> Any:
         raise ImportError(
             "checkpoints need Orbax: pip install orbax-checkpoint, or pip install 'jaxprune[demo]'."
         ) from error
-    logging.getLogger("absl").setLevel(max(logging.getLogger("absl").level, logging.WARNING))
     return ocp.StandardCheckpointer()
 
 
