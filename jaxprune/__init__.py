@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jaxprune import lazy
 
 if TYPE_CHECKING:
-    from jaxprune.public import *
+    from jaxprune.public import *  # noqa: F403
 
 __version__ = "0.1.0"
 

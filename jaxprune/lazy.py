@@ -7,6 +7,7 @@ its modules imports the packages around it first.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import types
 from typing import Any
@@ -24,7 +25,10 @@ def attach(package: str, source: str, functions: tuple[str, ...]) -> None:
 
     class Package(types.ModuleType):
         def __getattr__(self, name: str) -> Any:
-            # Python and its tools ask for many special names: they are no reason to import everything.
+            # `from package import submodule` asks here first: that is no reason to import everything, nor are the
+            # special names that Python and its tools look for.
+            if name not in functions and importlib.util.find_spec(f"{package}.{name}"):
+                return importlib.import_module(f"{package}.{name}")
             if not name.startswith("__") or name == "__all__":
                 offered = importlib.import_module(source)
                 self.__dict__.update({n: getattr(offered, n) for n in offered.__all__})

@@ -7,6 +7,6 @@ from typing import TYPE_CHECKING
 from jaxprune import lazy
 
 if TYPE_CHECKING:
-    from jaxprune.demo.matmul_conv import *
+    from jaxprune.demo.matmul_conv import *  # noqa: F403
 
 lazy.attach(__name__, "jaxprune.demo.matmul_conv", functions=("matmul_conv",))

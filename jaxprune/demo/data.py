@@ -20,6 +20,7 @@ MNIST_FILES = (
     "t10k-labels-idx1-ubyte.gz",
 )
 MNIST_ADDRESS = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+TRAINING_IMAGES: dict[Name, int] = {"digits": 1078, "mnist": 55000}
 _MEAN, _STD = 0.1307, 0.3081
 
 
@@ -50,7 +51,7 @@ def load(name: Name, folder: str | None = None) -> Data:
     """The data set of this name; `folder` holds MNIST's files."""
     if name == "digits":
         return digits()
-    if folder is None:
+    if not folder:
         raise ValueError(
             f"--data mnist needs --data-dir, a folder with the files {', '.join(MNIST_FILES)}; "
             f"they can be had from {MNIST_ADDRESS}"
@@ -77,13 +78,20 @@ def digits() -> Data:
 
 
 def mnist(folder: str | Path) -> Data:
-    """Full MNIST: 55 000 training images, the last 5 000 of them for validation, 10 000 test images."""
-    arrays = [read_idx(_find(Path(folder), name)) for name in MNIST_FILES]
-    for name, array, shape in zip(
-        MNIST_FILES, arrays, [(60000, 28, 28), (60000,), (10000, 28, 28), (10000,)], strict=True
+    """Full MNIST: 55 000 training images, the last 5 000 of them for validation, 10 000 test images.
+
+    Raises:
+      ValueError: no such folder, or a file that is missing or is not MNIST's; it is named.
+    """
+    paths = [_find(Path(folder), name) for name in MNIST_FILES]
+    arrays = [read_idx(path) for path in paths]
+    for path, array, shape in zip(
+        paths, arrays, [(60000, 28, 28), (60000,), (10000, 28, 28), (10000,)], strict=True
     ):
         if array.shape != shape:
-            raise ValueError(f"{name} in {folder} must hold {shape} numbers, got {array.shape}.")
+            raise ValueError(f"{path} must hold {shape} numbers, got {array.shape}.")
+        if len(shape) == 1 and array.max() > 9:
+            raise ValueError(f"{path} must hold labels from 0 to 9, got {array.max()}.")
     images, labels, test_images, test_labels = arrays
 
     def split(pixels: np.ndarray, classes: np.ndarray) -> Split:
@@ -98,25 +106,37 @@ def mnist(folder: str | Path) -> Data:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """A gzipped IDX file of unsigned bytes: magic number, extents (big-endian), then the bytes."""
+    """A gzipped IDX file of unsigned bytes: magic number, extents (big-endian), then the bytes.
+
+    Raises:
+      ValueError: it can't be read, is no gzip or IDX file, or holds more or fewer bytes than it says.
+    """
     try:
         with gzip.open(path, "rb") as file:
             content = file.read()
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is no whole gzip file: {error}.") from None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}.") from None
+    if not content:
+        raise ValueError(f"{path} is empty.")
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is not an IDX file of unsigned bytes.")
-    rank = content[3]
-    shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
-    data = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
-    if data.size != math.prod(shape):
-        raise ValueError(f"{path} must hold {math.prod(shape)} numbers, got {data.size}: it is cut off.")
-    return data.reshape(shape)
+    start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise ValueError(f"{path} must say {content[3]} extents, but it is cut off.")
+    shape = struct.unpack(f">{content[3]}I", content[4:start])
+    size = len(content) - start
+    if size != math.prod(shape):
+        cut = ": it is cut off" if size < math.prod(shape) else ""
+        raise ValueError(f"{path} must hold {math.prod(shape)} numbers, got {size}{cut}.")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def _find(folder: Path, name: str) -> Path:
     # Some mirrors write a dot before `idx`.
     for candidate in (folder / name, folder / name.replace("-idx", ".idx")):
-        if candidate.is_file():
+        if candidate.exists():
             return candidate
-    raise ValueError(f"--data-dir {folder} lacks {name}; it can be had from {MNIST_ADDRESS}")
+    why = "" if folder.is_dir() else " (there is no such folder)"
+    raise ValueError(f"--data-dir {folder} lacks {name}{why}; it can be had from {MNIST_ADDRESS}")

@@ -47,10 +47,19 @@ class Programs:
     round: Callable[[Carry], tuple[Carry, Round]]
     reinitialized: Callable[[PyTree, int], Round]
     random: Callable[[PyTree, int], Round]
-    abstract_carry: Carry
-    abstract_row: Round
-    abstract_control: Round
     initial: Callable[[], PyTree]
+
+
+class Traced(NamedTuple):
+    """What is known before anything is compiled.
+
+    carry, row, control: abstract, what a round and a control give; compile: () -> the programs.
+    """
+
+    carry: Carry
+    row: Round
+    control: Round
+    compile: Callable[[], Programs]
 
 
 def keys(settings: Settings) -> Keys:
@@ -61,10 +70,15 @@ def keys(settings: Settings) -> Keys:
 
 
 def compile_programs(settings: Settings, data: Data) -> Programs:
-    """Traces and compiles all of them; what the core finds wrong with the settings is raised here."""
+    """Traces and compiles all of them."""
+    return trace_programs(settings, data).compile()
+
+
+def trace_programs(settings: Settings, data: Data) -> Traced:
+    """Traces all of them; what the core finds wrong with the settings is raised here."""
     imp, fresh = experiment(settings, data)
     streams = keys(settings)
-    initial = jax.jit(jax.vmap(fresh))(streams.weights)
+    draw = jax.jit(jax.vmap(fresh))
     start = jax.jit(jax.vmap(imp.init, out_axes=_CARRY))
 
     def fold(of_seeds: jax.Array, round: int) -> jax.Array:
@@ -78,22 +92,27 @@ def compile_programs(settings: Settings, data: Data) -> Programs:
         _, row = jax.vmap(imp.train, out_axes=(0, _ROW))(of_seeds, states, masks)
         return row._replace(masks=())
 
-    first_carry = jax.eval_shape(start, streams.batches, initial)
+    abstract_initial = jax.eval_shape(draw, streams.weights)
+    first_carry = jax.eval_shape(start, streams.batches, abstract_initial)
     step = jax.jit(jax.vmap(imp.step, in_axes=(_CARRY,), out_axes=(_CARRY, _ROW))).lower(first_carry)
-    control = jax.jit(train).lower(streams.batches, initial, first_carry.masks)
-    with ThreadPoolExecutor(2) as pool:
-        run_round, run_control = pool.map(lambda lowered: lowered.compile(), (step, control))
+    control = jax.jit(train).lower(streams.batches, abstract_initial, first_carry.masks)
+
+    def compile_all() -> Programs:
+        with ThreadPoolExecutor(2) as pool:
+            run_round, run_control = pool.map(lambda lowered: lowered.compile(), (step, control))
+        initial = draw(streams.weights)
+        return Programs(
+            first=lambda: start(streams.batches, initial),
+            round=run_round,
+            reinitialized=lambda masks, r: run_control(
+                fold(streams.reinitialized, r), reinitialize(r), masks
+            ),
+            random=lambda masks, r: run_control(fold(streams.random, r), initial, shuffle(masks, r)),
+            initial=lambda: initial.params,
+        )
+
     carry, row = step.out_info
-    return Programs(
-        first=lambda: start(streams.batches, initial),
-        round=run_round,
-        reinitialized=lambda masks, r: run_control(fold(streams.reinitialized, r), reinitialize(r), masks),
-        random=lambda masks, r: run_control(fold(streams.random, r), initial, shuffle(masks, r)),
-        abstract_carry=_abstract(carry),
-        abstract_row=_abstract(row),
-        abstract_control=_abstract(control.out_info),
-        initial=lambda: initial.params,
-    )
+    return Traced(_abstract(carry), _abstract(row), _abstract(control.out_info), compile_all)
 
 
 def experiment(settings: Settings, data: Data) -> tuple[IMP, Callable[[jax.Array], TrainState]]:

@@ -6,13 +6,14 @@ import csv
 import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rich.box
 import rich.table
 
-from jaxprune.imp import Round
+if TYPE_CHECKING:
+    from jaxprune.imp import Round
 
 TICKET, REINITIALIZED, RANDOM = KINDS = ("ticket", "reinitialized", "random")
 TITLES = {TICKET: "ticket", REINITIALIZED: "reinitialised", RANDOM: "random masks"}
@@ -49,7 +50,7 @@ def record(kind: str, round: int, row: Round, curve_steps: tuple[int, ...]) -> R
 def write_csv(path: Path, records: list[Record], of: tuple[str, ...] = ("kind", "round")) -> None:
     """One line for each seed of each record; `of` are the fields that all seeds of a record share."""
     names = [name for name, value in records[0].items() if isinstance(value, list)]
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*of, "seed", *names])
         for r in records:
@@ -82,7 +83,7 @@ def table(results: dict[str, Any]) -> rich.table.Table:
         shown.add_column(TITLES[kind], justify="right", no_wrap=True)
         shown.add_column("stop", justify="right", no_wrap=True, style="dim")
     for round in range(settings["rounds"] + 1):
-        row = [by.get((kind, round)) for kind in KINDS]
+        row = [by[kind, round] if round or kind == TICKET else None for kind in KINDS]
         kept = 100 * float(np.mean(by[TICKET, round]["kept_fraction"]))
         means = [_mean(r and r["test_accuracy"]) for r in row]
         best = max(means)

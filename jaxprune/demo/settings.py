@@ -6,8 +6,13 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from jaxprune.demo.data import TRAINING_IMAGES
+
 # Settings that say where and how, not what: they may differ between a run and its continuation.
 _NOT_OF_THE_RESULT = ("data_dir", "out", "resume", "overwrite")
+
+# Beyond these a run takes weeks, or more memory than a machine has; slips of the keyboard lie far beyond.
+_MOST_ROUNDS, _MOST_SEEDS, _MOST_STEPS, _MOST_EVALUATIONS = 1000, 1000, 10_000_000, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +102,18 @@ class Settings:
     def check(self) -> None:
         """Raises ValueError for a value that makes no sense; the message is one line and names the option."""
         check_common(self)
-        check_at_least("--rounds", self.rounds, 1)
-        check_at_least("--rewind-step", self.rewind_step, 0)
-        check_at_least("--every", self.evaluate_every, 1)
+        check_between("--rounds", self.rounds, 1, _MOST_ROUNDS)
+        check_between("--rewind-step", self.rewind_step, 0)
+        check_between("--every", self.evaluate_every, 1)
         check_share("--rate", self.rate)
         check_share("--output-rate", self.rate_of_output)
         if self.evaluate_every > self.steps:
             raise ValueError(f"--every must be at most --steps {self.steps}, got {self.every}.")
+        if self.steps // self.evaluate_every > _MOST_EVALUATIONS:
+            raise ValueError(
+                f"--every {self.every} makes {self.steps // self.evaluate_every} evaluations a round: with "
+                f"--steps {self.steps} take at least {-(-self.steps // _MOST_EVALUATIONS)}."
+            )
         if self.rewind_step >= self.steps:
             raise ValueError(f"--rewind-step must be below --steps {self.steps}, got {self.rewind_step}.")
         if self.rewind_step and self.rewind not in ("rewind", "lr"):
@@ -132,24 +142,30 @@ def of_the_result(settings: Any) -> dict[str, Any]:
 
 def check_common(settings: Any) -> None:
     """Raises ValueError for a bad value of an option that the commands share."""
-    check_at_least("--seeds", settings.seeds, 1)
-    check_at_least("--seed", settings.seed, 0)
-    check_at_least("--steps", settings.steps, 1)
-    check_at_least("--batch-size", settings.batch_size, 1)
-    if settings.seed >= 2**32:
-        raise ValueError(f"--seed must be below 2^32, got {settings.seed}.")
+    check_between("--seeds", settings.seeds, 1, _MOST_SEEDS)
+    check_between("--seed", settings.seed, 0, 2**32 - 1)
+    check_between("--steps", settings.steps, 1, _MOST_STEPS)
+    images = TRAINING_IMAGES[settings.data]
+    check_between("--batch-size", settings.batch_size, 1, images, ", the number of training images")
     if not (math.isfinite(settings.learning_rate) and settings.learning_rate > 0):
         raise ValueError(f"--learning-rate must be a positive number, got {settings.learning_rate:g}.")
+    # Weights are float32.
+    if not 1e-37 < settings.learning_rate < 1e37:
+        raise ValueError(
+            f"--learning-rate must be a number that float32 has, got {settings.learning_rate:g}."
+        )
     if settings.resume and settings.overwrite:
         raise ValueError("--resume and --overwrite exclude each other.")
     if settings.data_dir is not None and settings.data == "digits":
         raise ValueError("--data-dir goes with --data mnist; the digits come with scikit-learn.")
 
 
-def check_at_least(option: str, value: int, least: int) -> None:
-    """Raises ValueError for a smaller value."""
+def check_between(option: str, value: int, least: int, most: int | None = None, why: str = "") -> None:
+    """Raises ValueError for a smaller or a larger value; `why` tells where `most` comes from."""
     if value < least:
-        raise ValueError(f"{option} must be at least {least}, got {value}.")
+        raise ValueError(f"{option} must be at least {least}, got {_short(value)}.")
+    if most is not None and value > most:
+        raise ValueError(f"{option} must be at most {most}{why}, got {_short(value)}.")
 
 
 def check_share(option: str, share: float) -> None:
@@ -157,3 +173,10 @@ def check_share(option: str, share: float) -> None:
     if not 0 < share < 1:
         hint = f" It is a fraction: {share:g} % is {share / 100:g}." if 1 < share < 100 else ""
         raise ValueError(f"{option} must be between 0 and 1, got {share:g}.{hint}")
+
+
+def _short(value: int) -> str:
+    """In digits as long as these can be read."""
+    return (
+        str(value) if abs(value) < 10**20 else f"a number of {math.floor(math.log10(abs(value))) + 1} digits"
+    )

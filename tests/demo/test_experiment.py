@@ -19,6 +19,7 @@ from rich.console import Console
 import jaxprune as jp
 from jaxprune import checkpoint, cli
 from jaxprune.demo import data, experiment, programs, results
+from jaxprune.demo.run_folder import RunFolder
 from jaxprune.demo.settings import Settings
 from jaxprune.imp import Round
 
@@ -178,7 +179,7 @@ def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
 ):
     settings = dataclasses.replace(TINY, out=str(tmp_path))
     left = trainings
-    save = experiment.RunFolder.save_row
+    save = RunFolder.save_row
 
     def save_row(self, *args):
         nonlocal left
@@ -187,7 +188,7 @@ def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
         left -= 1
         save(self, *args)
 
-    monkeypatch.setattr(experiment.RunFolder, "save_row", save_row)
+    monkeypatch.setattr(RunFolder, "save_row", save_row)
     with pytest.raises(Killed):
         experiment.run(settings, QUIET)
     with pytest.raises(ValueError, match="holds an interrupted run: --resume goes on with it"):

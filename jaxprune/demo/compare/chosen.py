@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from jaxprune import recipes
-
-Name = Literal[
-    "imp", "gmp", "one-shot", "lamp", "minimum-keep", "rigl", "set", "static", "ac-dc",
-    "magnitude-at-init", "snip", "grasp", "synflow", "slimming",
-]  # fmt: skip
+from jaxprune.demo.compare.settings import Name
 
 MAKE: dict[Name, Callable[[float], Any]] = {
     "imp": recipes.imp,

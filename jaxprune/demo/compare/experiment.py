@@ -1,109 +1,14 @@
-"""`jaxprune compare`: every recipe at every sparsity, then the table and the plot."""
+"""`jaxprune compare`: every recipe at every sparsity."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import jax
-import numpy as np
 from rich.console import Console
 
-from jaxprune.demo import data as datasets
-from jaxprune.demo.classification import Classification, classification
+from jaxprune.demo.command import run_command
 from jaxprune.demo.compare import results
-from jaxprune.demo.compare.chosen import MAKE
-from jaxprune.demo.compare.programs import compile_program, fresh_params, keys, measure
-from jaxprune.demo.compare.results import DENSE
 from jaxprune.demo.compare.settings import CompareSettings
-from jaxprune.demo.experiment import progress_bar
-from jaxprune.demo.results import Record, write_csv
-from jaxprune.demo.run_folder import RunFolder, check_out, open_folder
-from jaxprune.params import flatten_with_paths
-from jaxprune.plots import plot_accuracy
-from jaxprune.recipes import IMPRecipe
 
 
 def run(settings: CompareSettings, console: Console) -> None:
-    """The whole command: trains what is not in `settings.out` yet, writes the results there and shows them.
-
-    Raises:
-      ValueError: settings, data or folder that can't be used; nothing was changed then.
-    """
-    settings.check()
-    check_out(settings)
-    data = datasets.load(settings.data, settings.data_dir)
-    chosen = _chosen(settings)
-    folder = open_folder(settings, data.fingerprint())
-    if folder.is_finished:
-        console.print(f"The run in {folder.path} is finished.")
-    else:
-        task = classification(settings.model, data, settings.batch_size)
-        _write(settings, folder, _records(settings, task, chosen, folder, console))
-    console.print(results.table(folder.results()))
-    console.print(f"Results and plot are in {folder.path}")
-
-
-def _chosen(settings: CompareSettings) -> dict[tuple[str, float], Any]:
-    """(name, sparsity) -> recipe; the dense network's is None."""
-    chosen: dict[tuple[str, float], Any] = {(DENSE, 0.0): None}
-    for name in settings.recipes:
-        for sparsity in settings.sparsities:
-            recipe = MAKE[name](sparsity)
-            if isinstance(recipe, IMPRecipe):
-                recipe.check_steps(settings.steps)
-            chosen[name, sparsity] = recipe
-    return chosen
-
-
-def _records(
-    settings: CompareSettings,
-    task: Classification,
-    chosen: dict[tuple[str, float], Any],
-    folder: RunFolder,
-    console: Console,
-) -> list[Record]:
-    """Those of all recipes, in their order; each is on disk before the next one trains."""
-    params = jax.eval_shape(task.init_fn, jax.random.key(0))
-    sizes = dict(zip(*flatten_with_paths(jax.tree.map(lambda w: w.size, params))[:2], strict=True))
-    streams, measured = keys(settings), measure(task)
-    first = fresh_params(task, streams)
-    names = {at: f"{at[0]}-{at[1]!r}.json" for at in chosen}
-    left = [at for at in chosen if not folder.has_training(names[at])]
-    # The next programs compile while one runs.
-    pool = ThreadPoolExecutor(2)
-    programs = pool.map(lambda at: compile_program(settings, task, chosen[at]), left)
-    try:
-        with progress_bar(console) as progress:
-            done = len(chosen) - len(left)
-            bar = progress.add_task("recipes", total=len(chosen), completed=done, note="")
-            for at, program in zip(left, programs, strict=True):
-                trained, kept = program(streams, first)
-                made = results.record(*at, str(chosen[at] or DENSE), kept, measured(trained), sizes)
-                folder.save_training(names[at], made)
-                progress.update(bar, advance=1, note=_note(made))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return [folder.load_training(names[at]) for at in chosen]
-
-
-def _write(settings: CompareSettings, folder: RunFolder, records: list[Record]) -> None:
-    folder.write("results.csv", lambda path: write_csv(path, records, ("recipe", "sparsity")))
-    lines = {}
-    for name in settings.recipes:
-        of = [r for r in records if r["recipe"] == name]
-        kept = np.asarray([100 * np.mean(r["kept_fraction"]) for r in of])
-        lines[name] = kept, np.asarray([100 * np.asarray(r["test_accuracy"]) for r in of])
-    dense = 100 * float(np.mean(records[0]["test_accuracy"]))
-    figure = plot_accuracy(
-        lines,
-        level=("dense", dense),
-        title=f"{settings.model} on {settings.data}, {settings.steps} steps in all, {settings.seeds} seeds",
-    )
-    folder.write("plot.png", lambda path: figure.savefig(path, format="png"))
-    folder.finish({"settings": settings.of_the_result(), "records": records})
-
-
-def _note(made: Record) -> str:
-    accuracy = 100 * float(np.mean(made["test_accuracy"]))
-    return f"{made['recipe']} at {100 * made['sparsity']:g} %: accuracy {accuracy:.2f} %"
+    """The whole command; see `run_command`."""
+    run_command(settings, console, "jaxprune.demo.compare.trainings", results.table)

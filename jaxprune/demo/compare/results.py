@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 import rich.box
 import rich.console
 import rich.table
 
 from jaxprune.demo.results import Record, mean_and_spread, plain
+
+if TYPE_CHECKING:
+    import jax
 
 DENSE = "dense"
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from jaxprune.demo.compare.chosen import Name
 from jaxprune.demo.settings import check_common, check_share, of_the_result
+
+Name = Literal[
+    "imp", "gmp", "one-shot", "lamp", "minimum-keep", "rigl", "set", "static", "ac-dc",
+    "magnitude-at-init", "snip", "grasp", "synflow", "slimming",
+]  # fmt: skip
 
 _DEFAULT: tuple[Name, ...] = ("one-shot", "lamp", "gmp", "rigl", "static", "synflow")
 
