@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
-import importlib.util
-import io
-import os
-import platform
-import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import jaxprune
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
-# Nothing here imports JAX before all checks have passed: mistakes are told at once.
+# As little as can be is imported before Ctrl-C is watched for, and JAX only after all checks: mistakes are told at
+# once.
 
 _NEEDED = {
     "tyro": "tyro",
@@ -80,15 +74,19 @@ class _Chosen:
 
     def stopped(self, why: str) -> str:
         """What is told when a run stops before its end: why, and whether it can go on."""
-        from jaxprune.demo.claim import resumable
-
         settings = self.settings
-        if settings is None or not resumable(settings):
+        if settings is None or not _resumable(settings):
             return f"{why}; nothing was saved."
         if settings.resume:
             return f"{why}; the same command goes on."
         instead = " instead of --overwrite" if settings.overwrite else ""
         return f"{why}; the same command with --resume{instead} goes on."
+
+
+def _resumable(settings: Any) -> bool:
+    from jaxprune.demo.claim import resumable
+
+    return resumable(settings)
 
 
 def _command(arguments: list[str], chosen: _Chosen) -> int:
@@ -111,6 +109,9 @@ def _command(arguments: list[str], chosen: _Chosen) -> int:
 
 
 def _parse(arguments: list[str], commands: dict[str, type]) -> Any:
+    import contextlib
+    import io
+
     import tyro
 
     told = io.StringIO()
@@ -168,6 +169,12 @@ def _console() -> Any:
 
 def _versions() -> str:
     """Of jaxprune itself the version of this code, whatever else is installed."""
+    import contextlib
+    import importlib.metadata
+    import platform
+
+    import jaxprune
+
     others = []
     for package in ("jax", "jaxlib", "flax", "optax"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -176,6 +183,8 @@ def _versions() -> str:
 
 
 def _is_there(module: str) -> bool:
+    import importlib.util
+
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
@@ -183,15 +192,22 @@ def _is_there(module: str) -> bool:
 
 
 def _watch(chosen: _Chosen) -> None:
+    import os
+    import signal
+
     from jaxprune.demo.signals import watch
 
     def stop(number: int) -> None:
-        # All that is on the disk is whole at any time, and the lock is taken back by the operating system.
+        # All that is on the disk is whole at any time.
         why, code = ("interrupted", 130) if number == signal.SIGINT else ("terminated", 143)
-        if sys.stdout is not None and sys.stdout.isatty():
-            os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # a progress bar hides the cursor
         try:
-            _error(chosen.stopped(why), code)
+            if sys.stdout is not None and sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # a progress bar hides the cursor
+            _error(chosen.stopped(why), code, sys.__stderr__)
+            if chosen.settings is not None:
+                from jaxprune.demo.claim import unlock
+
+                unlock(chosen.settings)
         finally:
             os._exit(code)
 
@@ -201,23 +217,24 @@ def _watch(chosen: _Chosen) -> None:
 def _write_anything(*streams: Any) -> None:
     """Lets a terminal of another encoding show `?` for what it lacks."""
     for stream in streams:
-        if isinstance(stream, io.TextIOWrapper):
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
 def _drop_output() -> None:
     """What is left in the buffer of a stdout that takes nothing more must not fail again at exit."""
-    with contextlib.suppress(Exception):
-        try:
-            sys.stdout.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    import os
+
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _error(message: str, code: int) -> int:
+def _error(message: str, code: int, stream: Any = None) -> int:
     line = " ".join(message.split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    print(f"jaxprune: error: {shown}", file=sys.stderr)
+    print(f"jaxprune: error: {shown}", file=stream or sys.stderr)
     return code
 
 

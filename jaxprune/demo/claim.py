@@ -14,6 +14,7 @@ from typing import IO
 from jaxprune.demo.run_folder import RunFolder, RunSettings, is_leftover
 
 _LOCK = ".lock"
+_OWNER = f"{os.getpid()}\n"
 
 
 @contextlib.contextmanager
@@ -52,6 +53,14 @@ def resumable(settings: RunSettings) -> bool:
     except (ValueError, OSError):
         return False
     return True
+
+
+def unlock(settings: RunSettings) -> None:
+    """For a process that ends without leaving `claimed`: removes its lock, if it holds one."""
+    lock = Path(settings.out) / _LOCK
+    with contextlib.suppress(OSError, ValueError):
+        if lock.read_text() == _OWNER:
+            lock.unlink()
 
 
 def _path(out: str) -> Path:
@@ -121,7 +130,7 @@ def _locked(path: Path) -> Iterator[None]:
             # Not only for people to read: on a full disk this fails, before anything was trained.
             file.seek(0)
             file.truncate()
-            file.write(f"{os.getpid()}\n")
+            file.write(_OWNER)
             file.flush()
             yield
         finally:
