@@ -211,6 +211,8 @@ def _watch(chosen: _Chosen) -> None:
         finally:
             os._exit(code)
 
+    # Where a checkpoint can't be written, threads of Orbax fail after the error itself was raised.
+    sys.unraisablehook = lambda _: None
     watch(stop)
 
 

@@ -1,5 +1,8 @@
+import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +31,21 @@ def errors(capsys, *arguments):
         (["--every", "401"], "--every must be at most --steps 400, got 401."),
         (["--every", "0"], "--every must be at least 1"),
         (["--rewind-step", "400"], "--rewind-step must be below --steps 400"),
+        (["--rounds", "1000000000"], "--rounds must be at most 1000, got 1000000000."),
+        (["--rounds", "9" * 400], "--rounds must be at most 1000, got a number of 400 digits."),
+        (["--seeds", "1000000000"], "--seeds must be at most 1000"),
+        (["--seed", "4294967296"], "--seed must be at most 4294967295"),
+        (["--steps", "10000000000"], "--steps must be at most 10000000, got"),
+        (["--steps", "1000000", "--every", "1"], "--every 1 makes 1000000 evaluations a round: with --steps"),
+        (
+            ["--batch-size", "1079"],
+            "--batch-size must be at most 1078, the number of training images, got 1079.",
+        ),
+        (["--batch-size", "-1"], "--batch-size must be at least 1, got -1."),
+        (["--learning-rate", "1e300"], "--learning-rate must be a number that float32 has, got 1e+300."),
+        (["--learning-rate", "-1"], "--learning-rate must be a positive number, got -1."),
+        (["--learning-rate", "nan"], "--learning-rate must be a positive number, got nan."),
+        (["--rate", "-inf"], "--rate must be between 0 and 1, got -inf."),
         (["--rewind-step", "3", "--rewind", "finetune"], "finetune goes back to no step"),
         (["--output-rate", "0.1", "--scope", "global"], "--output-rate can't be used with --scope global"),
         (["--structure", "2:4"], "at --rate 0.2 take at most --rounds 3, got 14."),
@@ -45,10 +63,68 @@ def test_a_bad_option_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_value_of_another_type_exits_with_code_2(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["imp", "--rounds", "many"],
+            "Error parsing --rounds: invalid literal for int() with base 10: 'many'",
+        ),
+        (["imp", "--rounds", "1e9"], "Error parsing --rounds"),
+        (["imp", "--nothing", "3"], "Unrecognized options: --nothing, 3"),
+        (["imp", "--data", "cifar"], "invalid choice 'cifar' for argument '--data'"),
+        (["compare", "--recipes", "none"], "invalid choice 'none' for argument '--recipes'"),
+        (["compare", "--sparsities", "0.9", "x"], "Error parsing --sparsities"),
+        ([], "Expected one of {imp, compare}"),
+        (["nothing"], "Unrecognized options: nothing"),
+    ],
+)
+def test_options_that_cannot_be_parsed_are_one_line_and_exit_with_code_2(capsys, arguments, message):
     with pytest.raises(SystemExit) as exit:
-        cli.main(["imp", "--rounds", "many"])
-    assert exit.value.code == 2 and "Traceback" not in capsys.readouterr().err
+        cli.main(arguments)
+    out, err = capsys.readouterr()
+    assert exit.value.code == 2 and out == ""
+    assert err.startswith("jaxprune: error: ") and err.count("\n") == 1 and message in err
+
+
+def test_version_names_those_of_what_it_stands_on(capsys):
+    import jax
+
+    import jaxprune
+
+    assert cli.main(["--version"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        out.startswith(f"jaxprune {jaxprune.__version__} (jax {jax.__version__}, ") and out.count("\n") == 1
+    )
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert pyproject["project"]["version"] == jaxprune.__version__
+
+
+def test_nobody_reads_the_output():
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "jaxprune.cli", "--help"]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_message_is_one_line_whatever_it_names(capsys):
+    assert cli.main(["imp", "--data", "mnist", "--data-dir", "a\nb\x1b[31m"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "\x1b" not in err and "a b" in err
+
+
+def test_out_of_memory_says_what_to_make_smaller(capsys, monkeypatch):
+    def exhausted(_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nand more")
+
+    monkeypatch.setattr(cli, "_imp", exhausted)
+    assert cli.main(["imp", "--out", "nowhere"]) == 1
+    assert capsys.readouterr().err == (
+        "jaxprune: error: out of memory: take fewer --seeds or a smaller --batch-size; nothing was saved.\n"
+    )
 
 
 def test_help_names_the_files_of_mnist_and_where_to_get_them(capsys):

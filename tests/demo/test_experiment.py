@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +164,54 @@ def test_another_setting_on_resume_is_an_error_that_names_it(finished, capsys, o
     assert f"{name} was {was}, now it is {value}." in capsys.readouterr().err
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def without_a_row(path):
+    content = json.loads(path.read_text())
+    del content["records"][4]
+    path.write_text(json.dumps(content))
+
+
+def with_one_bit_changed(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("settings.json", cut),
+        ("results.json", cut),
+        ("results.json", without_a_row),
+        ("results.json", lambda path: path.write_text('{"records": 3}')),
+        ("checkpoint/manifest.ocdbt", cut),
+        ("checkpoint/d/*", with_one_bit_changed),
+        ("checkpoint/_METADATA", Path.unlink),
+    ],
+    ids=str,
+)
+def test_a_damaged_result_is_an_error_that_names_the_file(finished, tmp_path, capsys, name, damage):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    path = next(iter(out.glob(name)))
+    damage(path)
+    assert cli.main(["imp", f"--out={out}", "--resume", *arguments(TINY)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and path.name in err and "is damaged" in err and "--overwrite" in err
+
+
+def test_what_was_taken_away_is_not_said_to_be_there(finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "plot.png").unlink()
+    assert cli.main(["imp", f"--out={out}", "--resume", *arguments(TINY)]) == 0
+    last = capsys.readouterr().out.split("In ")[-1].split()
+    assert last[-3:] == ["results.json,", "results.csv,", "checkpoint"]
+
+
 def test_other_data_on_resume_are_an_error(finished, monkeypatch, capsys):
     monkeypatch.setattr(data.Data, "fingerprint", lambda self: "00000000")
     assert cli.main(["imp", f"--out={finished}", "--resume", *arguments(TINY)]) == 2
@@ -193,6 +242,14 @@ def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
         experiment.run(settings, QUIET)
     with pytest.raises(ValueError, match="holds an interrupted run: --resume goes on with it"):
         experiment.run(settings, QUIET)
+    shutil.copytree(tmp_path, tmp_path.with_name("damaged"))
+    cut(next(iter((tmp_path.with_name("damaged") / "rounds" / "ticket-001" / "d").iterdir())))
+    with monkeypatch.context() as patched:
+        patched.setattr(jax.stages.Lowered, "compile", None)  # told before anything is compiled
+        with pytest.raises(ValueError, match=r"rounds/ticket-001 is damaged: its file d/\w+ was changed"):
+            experiment.run(
+                dataclasses.replace(settings, resume=True, out=str(tmp_path.with_name("damaged"))), QUIET
+            )
     left = -1
     experiment.run(dataclasses.replace(settings, resume=True), QUIET)
     assert_same(finished, tmp_path)
