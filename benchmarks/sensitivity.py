@@ -13,6 +13,7 @@ import argparse
 import os
 import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -153,7 +154,9 @@ def main() -> None:
     )
     parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
     parser.add_argument(
-        "--data-dir", default=os.environ.get("JAXPRUNE_DATA"), help="folder with MNIST's files"
+        "--data-dir",
+        default=Path(os.environ.get("JAXPRUNE_DATA", ""), "mnist"),
+        help="folder with MNIST's files; default: mnist in the folder that JAXPRUNE_DATA names",
     )
     parser.add_argument("--model", choices=("mlp", "cnn"), default="mlp")
     parser.add_argument("--steps", type=int, default=1500, help="training steps of the dense network")

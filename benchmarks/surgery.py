@@ -10,6 +10,7 @@ Each adds its table to a Markdown file with `--markdown FILE`.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 
@@ -20,11 +21,15 @@ def main() -> None:
     parser.add_argument("what", choices=("speed", "accuracy", "minilm"))
     parser.add_argument("--data", choices=("digits", "mnist"), default="digits", help="for `accuracy`")
     parser.add_argument(
-        "--data-dir", help="MNIST's four files, or STS-B's stsb-en-train.csv and stsb-en-dev.csv"
+        "--data-dir",
+        help="folder with MNIST's four files, or with STS-B's stsb-en-train.csv and stsb-en-dev.csv; default: "
+        "mnist or stsb in the folder that JAXPRUNE_DATA names",
     )
     parser.add_argument("--quick", action="store_true", help="few steps and sentences, to see that it runs")
     parser.add_argument("--markdown", type=Path, help="add the table to this file")
     options = parser.parse_args()
+    if options.data_dir is None and "JAXPRUNE_DATA" in os.environ:
+        options.data_dir = Path(os.environ["JAXPRUNE_DATA"], "stsb" if options.what == "minilm" else "mnist")
     if options.what == "speed":
         from surgery_speed import speed
 

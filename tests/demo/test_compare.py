@@ -160,7 +160,7 @@ def test_resuming_a_finished_run_shows_its_tables(finished, capsys):
         (["--seeds", "1000000000"], "--seeds must be at most 1000"),
         (["--batch-size", "5000"], "--batch-size must be at most 1078"),
         (["--recipes", "gmp", "gmp"], "--recipes must not name one twice, got gmp gmp."),
-        (["--recipes", "imp", "--steps", "4"], "--recipes imp at --sparsities 0.9 and --steps 4: `steps` must be at least 5"),
+        (["--recipes", "imp", "--steps", "4"], "imp at --sparsities 0.9 and --steps 4: `steps` must be at least 5"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--learning-rate", "nan"], "--learning-rate must be a positive number"),
         (["--data-dir", "x"], "--data-dir goes with --data mnist"),

@@ -83,8 +83,12 @@ def test_a_disk_that_takes_nothing_is_told_and_leaves_no_folder(capsys, tmp_path
     assert [p.name for p in tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize(
+    ("saved", "end"),
+    [(False, "nothing was saved."), (True, "the same command with --resume goes on.")],
+)
 def test_a_disk_that_is_full_later_is_one_line_that_says_whether_the_run_can_go_on(
-    capsys, tmp_path, monkeypatch
+    capsys, tmp_path, monkeypatch, saved, end
 ):
     def train(settings, data, folder, console):
         folder.begin(settings, data.fingerprint())
