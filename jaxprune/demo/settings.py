@@ -177,6 +177,4 @@ def check_share(option: str, share: float) -> None:
 
 def _short(value: int) -> str:
     """In digits as long as these can be read."""
-    return (
-        str(value) if abs(value) < 10**20 else f"a number of {math.floor(math.log10(abs(value))) + 1} digits"
-    )
+    return str(value) if abs(value) < 10**20 else f"a number of {len(str(abs(value)))} digits"
