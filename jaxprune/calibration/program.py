@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from jaxprune.calibration.rows import Rows, weight_product
 from jaxprune.calibration.signature import signature
 from jaxprune.calibration.view import Matrix, View, follow, index, whole
+from jaxprune.jax_compat import opened, scan_counts
 from jaxprune.tracing import Traced, shape_of
 
 
@@ -129,7 +130,7 @@ class _Flat:
         if any(view is not None for view in views):
             body = eqn.params.get(_CALLS.get(name, ""))
             if body is not None:
-                return self.inline(*_open(body), [self._number(a) for a in atoms])
+                return self.inline(*opened(body), [self._number(a) for a in atoms])
             if name == "scan":
                 return self._scan(eqn, [self._number(a) for a in atoms])
         values = [a.val if isinstance(a, Literal) else self.known.get(a) for a in atoms]
@@ -163,9 +164,9 @@ class _Flat:
 
     def _scan(self, eqn: JaxprEqn, ins: list[int]) -> list[int]:
         p = eqn.params
-        n_consts, n_carry, length = p["num_consts"], p["num_carry"], p["length"]
+        (n_consts, n_carry), length = scan_counts(eqn), p["length"]
         consts, carry, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
-        body, body_consts = _open(p["jaxpr"])
+        body, body_consts = opened(p["jaxpr"])
         ys: list[list[int]] = []
         order = range(length - 1, -1, -1) if p["reverse"] else range(length)
         for i in order:
@@ -225,7 +226,3 @@ def _is_small(eqn: JaxprEqn) -> bool:
         shape_of(v) == () and getattr(getattr(v.aval, "dtype", None), "kind", "") in tuple("biu")
         for v in eqn.outvars
     )
-
-
-def _open(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:
-    return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, ())
