@@ -13,7 +13,6 @@ import argparse
 import os
 import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -155,7 +154,7 @@ def main() -> None:
     parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
     parser.add_argument(
         "--data-dir",
-        default=Path(os.environ.get("JAXPRUNE_DATA", ""), "mnist"),
+        default=os.path.join(os.environ.get("JAXPRUNE_DATA", ""), "mnist"),
         help="folder with MNIST's files; default: mnist in the folder that JAXPRUNE_DATA names",
     )
     parser.add_argument("--model", choices=("mlp", "cnn"), default="mlp")

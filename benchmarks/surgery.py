@@ -29,7 +29,9 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="add the table to this file")
     options = parser.parse_args()
     if options.data_dir is None and "JAXPRUNE_DATA" in os.environ:
-        options.data_dir = Path(os.environ["JAXPRUNE_DATA"], "stsb" if options.what == "minilm" else "mnist")
+        options.data_dir = os.path.join(
+            os.environ["JAXPRUNE_DATA"], "stsb" if options.what == "minilm" else "mnist"
+        )
     if options.what == "speed":
         from surgery_speed import speed
 
