@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.allocation import Scope, check_least_kept, check_scope, counts_to_prune, least_kept, shares_of
+from jaxprune.input_axes import with_input_axes
 from jaxprune.params import PyTree, flatten_with_paths, mask_leaves, prunable_leaves
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.units import masks_from_counts, unit_counts
@@ -31,13 +32,15 @@ def make_masks(
     to its parameter (True = keep), or the plain `True` where `where` is False.
 
     Args:
-      scores: pytree of float arrays shaped like the parameters, larger = keep. Leaves of several dtypes, and
+      scores: pytree of float arrays shaped like the parameters, larger = keep, inf = keep as long as anything
+        else is left; a unit that holds an inf has the score inf. Leaves of several dtypes, and
         float64, are compared as float32.
       sparsity: share of the units to prune in all, in [0, 1): a float, a scalar array (also traced), or a
         tree of floats like `scores` (an allocation: each leaf its own share, whatever the scope).
       scope: "global" compares the units of all leaves, "local" takes the same share of each leaf.
       structure: what a unit is: `Unstructured()`, `NM(n, m)`, `Block(shape)`, `Channels()` or `Layers()`.
-      where: tree of bools, the leaves to prune; None for `prunable(scores)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(scores)`.
       prior: masks whose pruned units stay pruned.
       minimum: units that every leaf to prune keeps at least (a leaf with fewer keeps all): a whole number, or a
         float in (0, 1) for that share of each leaf, rounded up. The highest scores of each leaf stay, the
@@ -48,8 +51,8 @@ def make_masks(
 
     Raises:
       ValueError: a sparsity outside [0, 1), or one that `minimum` contradicts (where it is a known number; a
-        traced one stops at the minimum); trees that don't match; NaN or infinite scores (eagerly; under `jit`
-        NaN goes first); a leaf that the structure can't cut; nothing to prune.
+        traced one stops at the minimum); trees that don't match; NaN or -inf among the scores (eagerly; under
+        `jit` they are pruned first, NaN before -inf); a leaf that the structure can't cut; nothing to prune.
       TypeError: a leaf to prune that is not a floating-point array.
 
     Example:
@@ -66,6 +69,7 @@ def make_masks(
     check_scope(scope, structure)
     paths, leaves, _ = flatten_with_paths(scores)
     chosen = prunable_leaves(scores, where)
+    structure = with_input_axes(structure, scores)
     for i in chosen:
         _check_scores(paths[i], leaves[i])
         structure.check(paths[i], leaves[i].shape)
@@ -172,15 +176,15 @@ def _keep(mask: Any, w: Any) -> Any:
 
 
 def _check_scores(path: str, scores: jax.Array) -> None:
-    """Raises ValueError for NaN or infinite scores, where their values are known."""
+    """Raises ValueError for NaN or -inf among scores, where their values are known. inf means keep."""
     if isinstance(scores, jax.core.Tracer) or not hasattr(scores, "dtype") or scores.size == 0:
         return
-    finite = jnp.all(jnp.isfinite(scores))
-    if not isinstance(finite, jax.core.Tracer) and not bool(finite):
+    fine = jnp.all(scores > -jnp.inf)  # false for NaN
+    if not isinstance(fine, jax.core.Tracer) and not bool(fine):
         nans = int(jnp.isnan(scores).sum())
         raise ValueError(
-            f"`scores` must be finite, got {nans} NaN and {int(jnp.isinf(scores).sum())} infinite of "
-            f"{scores.size} at {path!r}."
+            f"`scores` must be numbers, or inf for what is to be kept, got {nans} NaN and "
+            f"{int((scores == -jnp.inf).sum())} -inf of {scores.size} at {path!r}."
         )
 
 

@@ -17,6 +17,7 @@ import rich.box
 import rich.table
 
 from jaxprune.allocation import check_scope
+from jaxprune.input_axes import with_input_axes
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array, prunable_leaves
 from jaxprune.report import as_text
 from jaxprune.scores import magnitude
@@ -154,6 +155,7 @@ def sensitivity(
     check_scope("global", structure)
     paths, leaves, _ = flatten_with_paths(params)
     chosen = prunable_leaves(params, where)
+    structure = with_input_axes(structure, params)
     for i in chosen:
         structure.check(paths[i], leaves[i].shape)
     _, scores, _ = flatten_with_paths(score(params))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxprune.input_axes import with_input_axes
 from jaxprune.meshes import is_explicit
 from jaxprune.params import PyTree, flatten_with_paths, mask_leaves
 from jaxprune.selection import nm_keep, select
@@ -36,6 +37,7 @@ def masks_from_counts(
     that itself).
     """
     paths, leaves, treedef = flatten_with_paths(scores)
+    structure = with_input_axes(structure, scores)
     priors = [True] * len(leaves) if prior is None else mask_leaves(scores, prior, "prior")
     units, pruned = [], []
     for i in chosen:
@@ -86,6 +88,7 @@ def as_arrays(masks: PyTree, like: PyTree) -> PyTree:
 def full_masks(params: PyTree, structure: Structure, chosen: list[int]) -> PyTree:
     """All-keep masks in the shapes that `masks_from_counts` gives; each leaf an array of its own."""
     paths, leaves, treedef = flatten_with_paths(params)
+    structure = with_input_axes(structure, params)
     masks: list[Any] = [jnp.array(True) for _ in leaves]
     for i in chosen:
         structure.check(paths[i], leaves[i].shape)
@@ -138,7 +141,12 @@ def _above_all(units: jax.Array, keep: jax.Array | None) -> jax.Array:
     """Scores in which the units to keep rank above all others."""
     if keep is None:
         return units
-    return jnp.where(keep, jnp.inf, jnp.minimum(units, jnp.finfo(units.dtype).max))
+    return jnp.where(keep, jnp.inf, below_infinity(units))
+
+
+def below_infinity(scores: jax.Array) -> jax.Array:
+    """Scores with the largest number in place of inf. (A minimum would flush denormals.)"""
+    return jnp.where(scores == jnp.inf, jnp.finfo(scores.dtype).max, scores)
 
 
 def _select_nm(
@@ -158,7 +166,7 @@ def _select_nm(
     # Below the pattern's own sparsity: the lowest of the weights that the pattern would prune. A weight that
     # the pattern keeps ranks above all of them.
     ranked = [
-        jnp.where(pattern, jnp.inf, jnp.nan_to_num(u.astype(jnp.float32), nan=-jnp.inf))
+        jnp.where(pattern, jnp.inf, jnp.where(jnp.isnan(u), -jnp.inf, below_infinity(u)))
         for u, pattern in zip(units, patterns, strict=True)
     ]
     if isinstance(counts, list):

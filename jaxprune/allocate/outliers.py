@@ -31,7 +31,8 @@ def owl(
       sparsity: share of the prunable weights to prune, in [0, 1).
       M: how many times the mean an outlier is above.
       lam: half the spread between the densities.
-      where: tree of bools, the leaves to prune; None for `prunable(scores)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(scores)`.
       layer: path -> name of the layer it belongs to; the leaves of a layer share a density (the paper's layers
         are transformer blocks). None: every leaf is a layer.
 
@@ -88,5 +89,9 @@ def owl(
 def _outliers(parts: list[jax.Array], M: float) -> float:
     size = sum(part.size for part in parts)
     parts = [jnp.asarray(part).astype(jnp.float32) for part in parts]
-    mean = sum(float(jnp.sum(part)) for part in parts) / size
+    finite = [jnp.isfinite(part) for part in parts]  # an inf is an outlier, whatever the mean
+    counted = sum(int(jnp.sum(where)) for where in finite)
+    mean = sum(float(jnp.sum(p, where=where)) for p, where in zip(parts, finite, strict=True)) / max(
+        counted, 1
+    )
     return sum(int(jnp.sum(part > M * mean)) for part in parts) / size

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxprune.allocation import Scope, check_fraction, check_scope, counts_to_prune, shares_of
+from jaxprune.input_axes import with_input_axes
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores.scorer import call_score
 from jaxprune.structures import NM, Structure
@@ -24,6 +25,7 @@ def largest(
     scores = call_score(score, params, None)
     chosen = prunable_leaves(params, where)
     paths, leaves, _ = flatten_with_paths(params)
+    structure = with_input_axes(structure, params)
     for i in chosen:
         structure.check(paths[i], leaves[i].shape)
     shares = shares_of(sparsity, params, chosen)
