@@ -181,6 +181,13 @@ def mask_leaves(params: PyTree, masks: PyTree, argument: str = "masks") -> list[
     return found
 
 
+def is_kept_whole(mask: Any) -> bool:
+    """Whether a mask is a scalar known to be True, as a leaf has that is not prunable. False prunes it whole."""
+    if isinstance(mask, bool | np.bool_):
+        return bool(mask)
+    return jnp.ndim(mask) == 0 and not isinstance(mask, jax.core.Tracer) and bool(mask)
+
+
 def is_float_array(leaf: Any) -> bool:
     """Whether a leaf is an array (or abstract array) of a floating-point dtype."""
     dtype = getattr(leaf, "dtype", None)
