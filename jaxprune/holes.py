@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.paths import PyTree, flatten_with_paths
 
 
 def is_hole(node: Any) -> bool:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
-PyTree = Any
+from jaxprune.paths import PyTree
 
 
 def is_pair(tree: PyTree) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -99,7 +99,8 @@ def _mirrors(depth: int, below: list[_Entry], known: dict[Names, str], complete:
     if not held or not complete:
         return bool(held)
     return all(
-        path in held or any(names[:i] in holes for i in range(len(names) + 1)) for names, path in known.items()
+        path in held or any(names[:i] in holes for i in range(len(names) + 1))
+        for names, path in known.items()
     )
 
 

@@ -1,9 +1,8 @@
-"""Parameters: canonical paths over any pytree of arrays, and which of its leaves may be pruned."""
+"""Which leaves of a tree of parameters may be pruned, and trees that match it."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Container, Iterable, Sequence
 from types import EllipsisType
 from typing import Any
@@ -11,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
-PyTree = Any
+from jaxprune.holes import check_hidden, without_hidden
+from jaxprune.lookahead import paired, weights_of
+from jaxprune.paths import PyTree, flatten_with_paths
+
 Pattern = str | Callable[[str, Any], bool] | EllipsisType
 # Which leaves to prune: None for the default, a tree of bools (or a prefix of one), or a function that gives it.
 Where = PyTree | Callable[[PyTree], PyTree] | None
@@ -30,39 +31,6 @@ _NORM = re.compile(r"(.*(norm|_ln|_bn)|ln|bn)([_.]?\w?\d*)?", re.IGNORECASE)
 _BIAS_BESIDE = {"b": "w"}
 # A module called `embed` or `norm` that keeps its table or scale under one of these neutral names.
 _NEUTRAL = re.compile(r"w|weight|table", re.IGNORECASE)
-
-
-def flatten_with_paths(tree: PyTree) -> tuple[list[str], list[Any], jax.tree_util.PyTreeDef]:
-    """Leaves of a pytree with their canonical paths, such as `Dense_0/kernel` or `layers/0/kernel`.
-
-    The same model has the same paths as a Linen dict, an NNX `State`, an Equinox module, or nested lists:
-    a leading `params/` (Linen) and the `.value` of an NNX `Variable` are left out.
-
-    Returns:
-      (paths, leaves, treedef), in the order of `jax.tree.leaves`.
-    """
-    nnx = sys.modules.get("flax.nnx")  # a tree can only hold a Variable when someone imported nnx
-    is_variable = (lambda x: isinstance(x, nnx.Variable)) if nnx else (lambda x: False)
-    outer, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_variable)
-    paths = []
-    for keys, node in outer:
-        base = [_key_name(key) for key in keys]
-        if base and base[0] == "params" and len(base) > 1:
-            base = base[1:]
-        if is_variable(node):
-            for inner, _ in jax.tree_util.tree_flatten_with_path(node)[0]:
-                paths.append("/".join(base + [_key_name(key) for key in inner[1:]]))
-        else:
-            paths.append("/".join(base))
-    leaves, treedef = jax.tree.flatten(tree)
-    return paths, leaves, treedef
-
-
-def _key_name(key: Any) -> str:
-    match key:
-        case DictKey(key=name) | GetAttrKey(name=name) | FlattenedIndexKey(key=name) | SequenceKey(idx=name):
-            return str(name)
-    return str(key).strip(".[]'\"")
 
 
 def prunable(
@@ -117,10 +85,17 @@ def prunable(
 
 
 def prunable_leaves(tree: PyTree, where: Where) -> list[int]:
-    """Positions, in `jax.tree.leaves(tree)`, of the leaves to prune."""
-    where = prunable(tree) if where is None else where
+    """Positions, in `jax.tree.leaves(tree)`, of the leaves to prune: of lookahead's pair the fast ones."""
+    tree, where = weights_of(tree), weights_of(where)
+    where = prunable(tree) if where is None else resolved(tree, where, "where")
+    where, hidden = without_hidden(tree, where)
+    for path in (path for path, flag in hidden.items() if np.ndim(flag) == 0 and flag):
+        raise ValueError(
+            f"`where` is True at {path!r}, which this optimizer does not see: optax.partition or "
+            "optax.masked gives it to another. Leave it out, or wrap the optimizer of all."
+        )
     paths, leaves, _ = flatten_with_paths(tree)
-    flags = aligned(tree, resolved(tree, where, "where"), "where")
+    flags = aligned(tree, where, "where")
     chosen = []
     for i, (path, leaf, flag) in enumerate(zip(paths, leaves, flags, strict=True)):
         if not isinstance(flag, bool | np.bool_):
@@ -198,8 +173,10 @@ def _stand_in(path: str, known: Container[str], scalar: Container[str]) -> str |
 
 def mask_leaves(params: PyTree, masks: PyTree, argument: str = "masks") -> list[Any]:
     """Leaves of `masks` in the order of those of `params`, checked against them."""
+    masks, hidden = without_hidden(params, paired(resolved(params, masks, argument), params))
+    check_hidden(hidden, argument)
     paths, leaves, _ = flatten_with_paths(params)
-    found = aligned(params, resolved(params, masks, argument), argument)
+    found = aligned(params, masks, argument)
     for path, w, mask in zip(paths, leaves, found, strict=True):
         if isinstance(mask, bool | np.bool_):
             continue
