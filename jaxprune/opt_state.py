@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxprune.holes import is_hole
 from jaxprune.params import PyTree, flatten_with_paths
@@ -44,6 +45,34 @@ def owners(opt_state: PyTree, paths: Sequence[str]) -> list[Owner | None]:
                 if entry.leaf is not None:
                     found[entry.leaf] = _owner(entry.names[root:], known)
     return found
+
+
+def flat_arrays(opt_state: PyTree, found: Sequence[Owner | None], size: int) -> set[int]:
+    """Positions of arrays over all weights in one row, as `optax.flatten` has them: (size,) or (history, size).
+
+    Beside them lies nothing that belongs to one parameter.
+
+    Args:
+      opt_state: state of any optimizer.
+      found: its `owners`.
+      size: number of weights in all.
+    """
+    entries = [entry for entry in _entries(opt_state)[0] if entry.leaf is not None]
+    owned = {
+        entry.names[:depth]
+        for entry, owner in zip(entries, found, strict=True)
+        if owner is not None
+        for depth in range(len(entry.names))
+    }
+    return {
+        i
+        for i, (entry, leaf) in enumerate(zip(entries, jax.tree.leaves(opt_state), strict=True))
+        if jnp.ndim(leaf) in (1, 2)
+        and jnp.shape(leaf)[-1] == size
+        and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        and found[i] is None
+        and entry.names[:-1] not in owned
+    }
 
 
 class _Entry(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.opt_state import Owner, owners
+from jaxprune.opt_state import Owner, flat_arrays, owners
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.model import KeptAxes
 from jaxprune.surgery.slicing import take
@@ -21,6 +22,7 @@ def shrink_opt_state(
     opt_state: PyTree, shapes: Shapes, kept: KeptAxes, min_dim_size_to_factor: int = 128
 ) -> PyTree:
     """Slices the arrays of an optimizer state that belong to a parameter."""
+    opt_state = _shrink_flat(opt_state, shapes, kept)
     paths, _, _ = flatten_with_paths((opt_state,))
     rest = iter(zip(paths, owners(opt_state, list(shapes)), strict=True))
     nodes, treedef = jax.tree.flatten(opt_state, is_leaf=_is_special)
@@ -39,6 +41,28 @@ def shrink_opt_state(
         ]
         small.append(jax.tree.unflatten(inner, cut))
     return jax.tree.unflatten(treedef, small)
+
+
+def _shrink_flat(opt_state: PyTree, shapes: Shapes, kept: KeptAxes) -> PyTree:
+    """Slices the arrays that have all weights in one row, parameter after parameter."""
+    size = sum(math.prod(shape) for shape in shapes.values())
+    flat = flat_arrays(opt_state, owners(opt_state, list(shapes)), size)
+    if not flat:
+        return opt_state
+    in_a_row = [_kept_entries(shape, kept[path]).ravel() for path, shape in shapes.items()]
+    mask = np.concatenate(in_a_row)
+    leaves, treedef = jax.tree.flatten(opt_state)
+    for i in flat:
+        leaves[i] = take(leaves[i], [None] * (leaves[i].ndim - 1) + [mask])
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _kept_entries(shape: tuple[int, ...], masks: Any) -> np.ndarray:
+    kept = np.ones(shape, bool)
+    for dim, mask in enumerate(masks):
+        if mask is not None:
+            kept &= mask.reshape([-1 if i == dim else 1 for i in range(len(shape))])
+    return kept
 
 
 def _shrink_one(path: str, leaf: Any, owner: Owner | None, shapes: Shapes, kept: KeptAxes) -> Any:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.lookahead import is_pair, weights_of
-from jaxprune.opt_state import owners
+from jaxprune.opt_state import flat_arrays, owners
 from jaxprune.params import PyTree, flatten_with_paths, is_kept_whole
 
 
@@ -16,8 +16,9 @@ def clear_moments(opt_state: PyTree, params: PyTree, masks: PyTree, fresh: PyTre
     """Resets the optimizer's memory of pruned weights: moments, accumulated gradients, averages.
 
     It finds them in the state of any optimizer by their paths (see `owners`), where their shape is that of
-    the parameter, also with axes before it (a history, as L-BFGS keeps one). Memory of other shapes is left
-    as it is: Adafactor's and SM3's statistics of rows and columns, GaLore's projections.
+    the parameter, also with axes before it (a history, as L-BFGS keeps one), and where they have all weights
+    in one row (`optax.flatten`). Memory of other shapes is left as it is: Adafactor's and SM3's statistics of
+    rows and columns, GaLore's projections.
 
     Args:
       opt_state: state of the inner optimizer.
@@ -43,9 +44,16 @@ def clear_moments(opt_state: PyTree, params: PyTree, masks: PyTree, fresh: PyTre
         mask = jnp.expand_dims(mask, tuple(range(before))) if before and jnp.ndim(mask) else mask
         return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype) if new is None else new)
 
-    cleared = jax.tree.unflatten(
-        treedef, [clear(*each) for each in zip(leaves, owners(opt_state, paths), news, strict=True)]
-    )
+    found = owners(opt_state, paths)
+    new_leaves = [clear(*each) for each in zip(leaves, found, news, strict=True)]
+    flat = flat_arrays(opt_state, found, sum(jnp.size(w) for w in weights))
+    if flat:
+        in_a_row = [jnp.broadcast_to(mask, jnp.shape(w)).ravel() for w, mask in of_path.values()]
+        mask = jnp.concatenate(in_a_row)
+        for i in flat:
+            value = jnp.zeros((), leaves[i].dtype) if fresh is None else news[i]
+            new_leaves[i] = jnp.where(mask if leaves[i].ndim == 1 else mask[None], leaves[i], value)
+    cleared = jax.tree.unflatten(treedef, new_leaves)
     if is_pair(params):  # most of the state mirrors the fast weights only
         return clear_moments(cleared, weights_of(params), weights_of(masks), fresh)
     return cleared
