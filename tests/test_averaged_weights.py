@@ -103,3 +103,32 @@ def test_methods_of_dense_weights_say_that_lookahead_goes_around_them():
     ):
         with pytest.raises(ValueError, match="put lookahead around it"):
             tx.init(pair)
+
+
+def test_new_masks_are_refused_inside_an_average_that_would_bring_pruned_weights_back():
+    weights = weights_of()
+    masks = {"w": weights["w"] > 8, "bias": True}
+    inside = {
+        "LookaheadState": (optax.lookahead(jp.masked(optax.sgd(0.1)), 2, 0.5), optax.LookaheadParams),
+        "ScheduleFreeState": (contrib.schedule_free(jp.masked(optax.sgd(0.1)), 0.1), lambda fast, slow: fast),
+    }
+    for name, (tx, params_of) in inside.items():
+        with pytest.raises(ValueError, match=f"masks inside a {name}"):
+            jp.replace_masks(tx.init(params_of(weights, weights)), masks)
+
+
+def test_weights_that_are_masked_from_the_start_stay_zero_with_the_wrapper_inside():
+    weights = weights_of()
+    masks = {"w": weights["w"] > 8, "bias": True}
+    params = jp.apply_masks(weights, masks)
+    tx = contrib.schedule_free(jp.masked(optax.sgd(0.1), masks), 0.1)
+    state, step = tx.init(params), step_of(tx)
+    for _ in range(2):
+        params, state = step(params, state)
+    assert (contrib.schedule_free_eval_params(state, params)["w"][:2] == 0).all()
+    pair = optax.LookaheadParams.init_synced(jp.apply_masks(weights, masks))
+    tx = optax.lookahead(jp.masked(optax.sgd(0.1), masks), 2, 0.5)
+    state, step = tx.init(pair), step_of(tx, fast_gradients)
+    for _ in range(3):
+        pair, state = step(pair, state)
+    assert (pair.fast["w"][:2] == 0).all() and (pair.slow["w"][:2] == 0).all()

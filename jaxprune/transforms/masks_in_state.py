@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxprune.holes import check_hidden, filled, is_hole, without_hidden
 from jaxprune.lookahead import paired
@@ -67,7 +68,8 @@ def replace_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
 
     Raises:
       ValueError: no masks in `opt_state`, those of more than one wrapper for one parameter, trees that don't
-        match, or masks that prune a parameter that no wrapper holds.
+        match, masks that prune a parameter that no wrapper holds, or a wrapper inside `optax.lookahead` or
+        `schedule_free`, which would average the weights that are pruned now back into the network.
 
     Example:
       >>> import optax, jax.numpy as jnp
@@ -77,6 +79,18 @@ def replace_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
       >>> jp.get_masks(jp.replace_masks(state, {"w": jnp.array([[True, False]])}))
       {'w': Array([[ True, False]], dtype=bool)}
     """
+    averaging = (optax.LookaheadState, optax.contrib.ScheduleFreeState)
+    for node in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, averaging) or holds_masks(x)):
+        if isinstance(node, averaging) and has_masks(node):
+            raise ValueError(
+                f"`opt_state` has its masks inside a {type(node).__name__}, whose average would bring pruned "
+                "weights back: put the wrapper around, as in jp.masked(optax.lookahead(...))."
+            )
+    return with_masks(opt_state, masks)
+
+
+def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
+    """`replace_masks` where the weights and all memory of them are masked too."""
     merged = _merged(opt_state)
     masks = paired(masks, merged)
     _, hidden = without_hidden(merged, masks)
