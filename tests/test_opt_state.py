@@ -86,7 +86,7 @@ INNER = {
 WRAPPERS = {
     "gradual": lambda inner: jp.gradual(inner, jp.schedules.one_shot(0.5, step=3), where=WHERE),
     "rigl": lambda inner: st.rigl(inner, 0.5, end=9, every=2, where=WHERE, key=jax.random.key(3)),
-    "ac_dc": lambda inner: st.ac_dc(inner, 0.5, begin=1, end=5, every=1, where=WHERE),
+    "ac_dc": lambda inner: st.ac_dc(inner, 0.5, begin=1, end=4, every=1, where=WHERE),
 }
 
 
