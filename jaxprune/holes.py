@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxprune.paths import PyTree, flatten_with_paths
+from jaxprune.tree_nodes import PyTree, flatten_with_paths
 
 
 def is_hole(node: Any) -> bool:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.paths import PyTree
+from jaxprune.tree_nodes import PyTree
 
 
 def is_pair(tree: PyTree) -> bool:

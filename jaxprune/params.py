@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Container, Iterable, Sequence
-from types import EllipsisType
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import jax
@@ -13,24 +11,17 @@ import numpy as np
 
 from jaxprune.holes import check_hidden, without_hidden
 from jaxprune.lookahead import paired, weights_of
-from jaxprune.paths import PyTree, flatten_with_paths
+from jaxprune.patterns import Pattern, matches, patterns_of
+from jaxprune.tree_nodes import Leaf, PyTree, flatten_with_paths, is_float_array, leaves_of
+from jaxprune.weight_names import is_tied, is_weight
 
-Pattern = str | Callable[[str, Any], bool] | EllipsisType
+__all__ = [
+    "Pattern", "PyTree", "Where", "aligned", "flatten_with_paths", "is_float_array", "is_kept_whole",
+    "mask_leaves", "prunable", "prunable_leaves", "resolved",
+]  # fmt: skip
+
 # Which leaves to prune: None for the default, a tree of bools (or a prefix of one), or a function that gives it.
 Where = PyTree | Callable[[PyTree], PyTree] | None
-
-# Names of leaves that hold no weights of a linear map, whatever their rank: attention biases are 2-D,
-# stacked (scanned or vmapped) layers add a leading axis to every bias, scale and statistic.
-_NOT_A_WEIGHT = re.compile(
-    r"(.*_)?(bias|biases|beta|scale|gamma|gain|offset|mean|var|variance|cls|cls_token|class_token|mask_token)",
-    re.IGNORECASE,
-)
-_EMBEDDING = re.compile(r".*embed(d(ing)?)?(s|ings)?(_?\d+)?|wte|wpe|.*embed_tokens|.*_emb", re.IGNORECASE)
-_NORM = re.compile(r"(.*(norm|_ln|_bn)|ln|bn)([_.]?\w?\d*)?", re.IGNORECASE)
-# Haiku's bias is `b`, but so may be the second matrix of a plain dict: it is a bias beside a `w`.
-_BIAS_BESIDE = {"b": "w"}
-# A module called `embed` or `norm` that keeps its table or scale under one of these neutral names.
-_NEUTRAL = re.compile(r"w|weight|table", re.IGNORECASE)
 
 
 def prunable(
@@ -40,14 +31,18 @@ def prunable(
 ) -> PyTree:
     """Tree of Python bools: which leaves of `params` may be pruned.
 
-    By default the float leaves with two or more axes that are not named a bias, scale, statistic or
-    embedding. `include` replaces that default, `...` inside it stands for it, and `exclude` takes away.
+    By default the float leaves with two or more axes whose names and layers are not those of biases, scales,
+    statistics, norms, embeddings, position tables, tokens, codebooks, states of a recurrence, or adapters
+    (LoRA). Names are read alike in all frameworks, nested or flat (`model.embed_tokens.weight`). An output layer
+    that is the very array of an embedding is left out too. `include` replaces that default, `...` inside it
+    stands for it, and `exclude` takes away.
 
     Args:
       params: pytree of arrays (or `jax.ShapeDtypeStruct`s).
-      include: None for the default, or patterns. A pattern is a regular expression that matches a whole
-        path or a whole leading part of it (so a module's path names all in it), a predicate
-        `(path, leaf) -> bool`, or `...` (the default).
+      include: None for the default, or patterns. A pattern is a regular expression that matches a whole path or
+        a whole leading part of it (up to a `/` or `.`, so a module's path names all in it), a predicate
+        `(path, leaf) -> bool`, an NNX filter (a type of variables such as `nnx.Param`, or an object such as
+        `nnx.PathContains("kernel")`), or `...` (the default).
       exclude: patterns to leave out of what `include` selected.
 
     Returns:
@@ -56,6 +51,7 @@ def prunable(
     Raises:
       ValueError: a pattern matches no leaf, is no regular expression, or includes a leaf that has no
         float dtype or no axes; `params` has no leaves.
+      TypeError: something else than a pattern; a predicate that does not take a path and a leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -67,19 +63,17 @@ def prunable(
       >>> jp.prunable(params, include=(..., "Embed_0"), exclude="Dense_.*/kernel")
       {'Dense_0': {'bias': False, 'kernel': False}, 'Embed_0': {'embedding': True}}
     """
-    paths, leaves, treedef = flatten_with_paths(params)
+    leaves, treedef = leaves_of(params), jax.tree.structure(params)
     if not leaves:
         raise ValueError("`params` has no leaves: there is nothing to prune.")
     chosen = [False] * len(leaves)
-    if include is None:
-        include = (...,)
-    for pattern in _patterns("include", include):
-        for i in _matches("include", pattern, paths, leaves):
+    for pattern in patterns_of("include", (...,) if include is None else include):
+        for i in _default(leaves) if pattern is ... else matches("include", pattern, leaves):
             if pattern is not ...:
-                _check_can_be_pruned(paths[i], leaves[i])
+                _check_can_be_pruned(leaves[i].path, leaves[i].value)
             chosen[i] = True
-    for pattern in _patterns("exclude", exclude):
-        for i in _matches("exclude", pattern, paths, leaves):
+    for pattern in patterns_of("exclude", exclude):
+        for i in _default(leaves) if pattern is ... else matches("exclude", pattern, leaves):
             chosen[i] = False
     return jax.tree.unflatten(treedef, chosen)
 
@@ -149,6 +143,11 @@ def aligned(tree: PyTree, other: PyTree, argument: str) -> list[Any]:
 
 def resolved(tree: PyTree, given: PyTree | Callable[[PyTree], PyTree], argument: str) -> PyTree:
     """`given(tree)` where `given` is a function, else `given` (a module that can be called is a tree)."""
+    if isinstance(given, type) or type(given).__module__ == "flax.nnx.filterlib":
+        raise TypeError(
+            f"`{argument}` must be a tree, or a function of the parameters, got {given!r}. A filter goes into "
+            "`include`: where=lambda params: jp.prunable(params, include=nnx.Param)."
+        )
     is_function = callable(given) and (
         jax.tree_util.all_leaves([given]) or isinstance(given, jax.tree_util.Partial)
     )
@@ -202,62 +201,17 @@ def is_kept_whole(mask: Any) -> bool:
     return jnp.ndim(mask) == 0 and not isinstance(mask, jax.core.Tracer) and bool(mask)
 
 
-def is_float_array(leaf: Any) -> bool:
-    """Whether a leaf is an array (or abstract array) of a floating-point dtype."""
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and hasattr(leaf, "shape") and jnp.issubdtype(dtype, jnp.floating)
+def _default(leaves: list[Leaf]) -> list[int]:
+    """Positions of the weights by names and layers; an output layer that is the embedding itself is none."""
+    paths = {leaf.path for leaf in leaves}
+    flags = [is_weight(leaf, paths) for leaf in leaves]
+    others = {id(leaf.value): leaf.path for leaf, flag in zip(leaves, flags, strict=True) if not flag}
 
+    def is_embedding_too(leaf: Leaf) -> bool:
+        other = others.get(id(leaf.value))
+        return other is not None and is_tied(leaf.path, other)
 
-def is_weight(path: str, leaf: Any, paths: Container[str] = ()) -> bool:
-    """The default rule of `prunable`, on one leaf; `paths` are those of the whole tree."""
-    if not is_float_array(leaf) or len(leaf.shape) < 2:
-        return False
-    *parents, name = path.split("/")
-    if _NOT_A_WEIGHT.fullmatch(name) or _EMBEDDING.fullmatch(name) or "batch_stats" in parents:
-        return False
-    if name in _BIAS_BESIDE and "/".join([*parents, _BIAS_BESIDE[name]]) in paths:
-        return False
-    in_module = parents[-1] if parents else ""
-    if in_module.isdigit() and len(parents) > 1:  # `norms/0/weight`
-        in_module = parents[-2]
-    plain_matrix = len(leaf.shape) == 2 and _NEUTRAL.fullmatch(name)
-    return not (plain_matrix and (_EMBEDDING.fullmatch(in_module) or _NORM.fullmatch(in_module)))
-
-
-def _patterns(argument: str, patterns: Any) -> Sequence[Any]:
-    if isinstance(patterns, str) or callable(patterns) or patterns is ...:
-        return (patterns,)
-    patterns = tuple(patterns)
-    for pattern in patterns:
-        if not (isinstance(pattern, str) or callable(pattern) or pattern is ...):
-            raise TypeError(
-                f"`{argument}` must hold path patterns (str), predicates (path, leaf) -> bool, or `...`, "
-                f"got {pattern!r}."
-            )
-    return patterns
-
-
-def _matches(argument: str, pattern: Pattern, paths: list[str], leaves: list[Any]) -> list[int]:
-    if pattern is ...:
-        known = set(paths)
-        return [i for i, path in enumerate(paths) if is_weight(path, leaves[i], known)]
-    if callable(pattern):
-        return [i for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)) if pattern(path, leaf)]
-    try:
-        expression = re.compile(f"(?:{pattern})(?:/.*)?")
-    except re.error as error:
-        raise ValueError(
-            f"`{argument}` pattern {pattern!r} is not a regular expression ({error}). "
-            "Write '.*' for any text, as in 'encoder/.*/kernel'."
-        ) from None
-    found = [i for i, path in enumerate(paths) if expression.fullmatch(path)]
-    if not found:
-        shown = ", ".join(repr(path) for path in paths[:20]) + (", ..." if len(paths) > 20 else "")
-        raise ValueError(
-            f"`{argument}` pattern {pattern!r} matched no parameter. There are: {shown} "
-            f"({len(paths)} in all). Patterns are regular expressions on whole paths."
-        )
-    return found
+    return [i for i, flag in enumerate(flags) if flag and not is_embedding_too(leaves[i])]
 
 
 def _check_can_be_pruned(path: str, leaf: Any) -> None:

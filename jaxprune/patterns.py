@@ -1,0 +1,100 @@
+"""Patterns that name leaves of a pytree: regular expressions, predicates, NNX filters."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from types import EllipsisType
+from typing import Any
+
+from jaxprune.tree_nodes import Leaf, is_variable
+
+Pattern = str | type | Callable[[str, Any], bool] | EllipsisType
+
+
+def patterns_of(argument: str, given: Pattern | Iterable[Pattern]) -> Sequence[Any]:
+    """One pattern or several, checked, as a sequence."""
+    if isinstance(given, str) or callable(given) or given is ...:
+        given = (given,)
+    elif not isinstance(given, Iterable):
+        raise TypeError(_not_a_pattern(argument, given))
+    given = tuple(given)
+    for pattern in given:
+        if not (isinstance(pattern, str) or callable(pattern) or pattern is ...):
+            raise TypeError(_not_a_pattern(argument, pattern))
+    return given
+
+
+def matches(argument: str, pattern: Any, leaves: list[Leaf]) -> list[int]:
+    """Positions of the leaves that a pattern names.
+
+    Raises:
+      ValueError: it names none, or is no regular expression.
+      TypeError: a predicate that does not take a path and a leaf.
+    """
+    holds = _expression(argument, pattern) if isinstance(pattern, str) else _predicate(argument, pattern)
+    found = [i for i, leaf in enumerate(leaves) if holds(leaf)]
+    if not found:
+        paths = [leaf.path for leaf in leaves]
+        shown = ", ".join(map(repr, paths[:20])) + (", ..." if len(paths) > 20 else "")
+        kind = "pattern" if isinstance(pattern, str) else "filter" if _is_filter(pattern) else "predicate"
+        hint = {
+            "pattern": "Patterns are regular expressions on whole paths.",
+            "filter": "NNX filters see the variables of an NNX state or module.",
+            "predicate": "A predicate takes such a path and the leaf.",
+        }[kind]
+        raise ValueError(
+            f"`{argument}` {kind} {_shown(pattern)} matched no parameter. There are: {shown} "
+            f"({len(paths)} in all). {hint}"
+        )
+    return found
+
+
+def _expression(argument: str, pattern: str) -> Callable[[Leaf], bool]:
+    try:
+        expression = re.compile(rf"(?:{pattern})(?:[/.].*)?")
+    except re.error as error:
+        raise ValueError(
+            f"`{argument}` pattern {pattern!r} is not a regular expression ({error}). "
+            "Write '.*' for any text, as in 'encoder/.*/kernel'."
+        ) from None
+    return lambda leaf: expression.fullmatch(leaf.path) is not None
+
+
+def _predicate(argument: str, pattern: Any) -> Callable[[Leaf], bool]:
+    if isinstance(pattern, type):
+        nnx = sys.modules.get("flax.nnx")
+        if nnx is None or not issubclass(pattern, nnx.Variable):
+            raise TypeError(
+                f"`{argument}` takes a type only if it is one of NNX variables, such as nnx.Param, got {pattern!r}."
+            )
+        return lambda leaf: isinstance(leaf.holder, pattern)
+    if _is_filter(pattern):
+        return lambda leaf: bool(pattern(leaf.keys, leaf.holder if is_variable(leaf.holder) else leaf.value))
+    try:
+        inspect.signature(pattern).bind("path", None)
+    except TypeError:
+        raise TypeError(
+            f"`{argument}` predicate {_shown(pattern)} must take (path, leaf), as in "
+            "lambda path, leaf: path.endswith('kernel')."
+        ) from None
+    except ValueError:
+        pass  # some builtins tell nothing of themselves
+    return lambda leaf: bool(pattern(leaf.path, leaf.value))
+
+
+def _is_filter(pattern: Any) -> bool:
+    return isinstance(pattern, type) or type(pattern).__module__ == "flax.nnx.filterlib"
+
+
+def _shown(pattern: Any) -> str:
+    return repr(pattern) if isinstance(pattern, str) else getattr(pattern, "__name__", None) or repr(pattern)
+
+
+def _not_a_pattern(argument: str, pattern: Any) -> str:
+    return (
+        f"`{argument}` must hold path patterns (str), predicates (path, leaf) -> bool, NNX filters, or `...`, "
+        f"got {pattern!r}."
+    )

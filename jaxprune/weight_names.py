@@ -1,0 +1,137 @@
+"""The default rule of `prunable`: which leaves hold the weights of a linear map.
+
+Arrays with two or more axes are weights unless their names, or the layers that hold them, say otherwise. Names
+are read alike in all frameworks: `Dense_0/kernel`, `layers/0/weight` and `model.layers.0.mlp.up_proj.weight`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+
+from jaxprune.tree_nodes import Leaf, equinox_layer, is_float_array, is_variable
+
+# Collections of Linen variables other than `params`.
+_COLLECTIONS = {
+    "batch_stats", "buffers", "cache", "constants", "intermediates", "losses", "params_axes", "perturbations",
+    "spectral_stats", "state",
+}  # fmt: skip
+
+
+def _names(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
+
+
+# Adapters beside a weight, wherever they stand in a path: what is in them belongs to another training.
+_ADAPTER = _names(
+    r"loras?",
+    r"(.*_)?lora_?(a|b|down|up|mid|embedding.*|magnitude.*)(_.*)?",
+    r".*_lora",
+    r"(hada|lokr|vera|oft|ia3)_.*",
+)
+# Leaves with such names are no weights. Stacked (scanned or vmapped) layers add an axis to every bias, scale and
+# statistic, so that their ranks tell nothing.
+_NO_MATRIX = _names(
+    r"(.*_)?bias(es)?(_.*)?|r_[rw]_bias",
+    r"(.*_)?(beta|scales?|gamma|gain|offset|slope|temperature|lambda)_?\d*|(layer_?scale|ls)_?\d*",
+    r"(.*_)?(mean|var|variance|std)_?\d*|(mean|var|variance)_ema|average|embed_avg",
+    r"(weight|kernel)_(g|scale)|original0",
+    r"(.*_)?masks?|tril|triu|sin|cos|cached_.*|(init|initial)_.*|(conv|ssm|recurrent|hidden|cell)_states?|h0|c0",
+    r"cls|probe|.+_queries|(latent|learned|learnable|object)_query",
+    r"time_(mix|maa)_.*",
+)
+# Tables, under these names or in modules with these names. Unless another word says that it is a linear map.
+_EMBEDDING = _names(
+    r"wte|tte|.*emb(d|ed|edd?ings?|eds|ds|s)?(_?\d+)?|(.*_)?embed_(tokens?|positions?|in|ids|types?)(_.*)?",
+    r".*embeds_layers?",
+)
+_TABLE = _names(
+    _EMBEDDING.pattern,
+    r"token_types?|(.*_)?(table|codebooks?|codevectors|centroids|cluster_centers)",
+    r"(?!to_|from_)(.*_)?(tokens?|tok|registers|prompts?|prefix(es)?|latents?)(_?\d+)?",
+    r"pe(_k)?|wpe|(abs_|rel_|relative_)?pos(itions?)?|(.*_)?(rel)?pos(ition(s|al)?)?_.*",
+    r"(height|width)_rel|rel_(height|width|b)|attn_rel_b|(.*_)?(attention|attn|relative|rel)_bias",
+    r"(.*_)?(rope|rotary|freqs?|inv_freq)(_.*)?|sinusoid.*",
+    # states of recurrences: Mamba, S4, S5, LRU, Griffin, RWKV
+    r"A_log|log_A.*|A_(real|imag|re|im)|ssm_[ad]|(.*_)?(log|inv)_(dt|step)|lambda_(re|im|real|imag)",
+    r"(nu|theta|gamma)_log|a_param|recurrent_param|time_(decay|first|faaaa)|time_mix_(lerp.*|first|decay.*)",
+)
+_NORM = _names(
+    r"((.*_)?(ln|bn|gn)|(?!weight|spectral).*norm(s|alization)?)(_?\w?\d*|_(?!proj|lin|head|fc|dense)[a-z]+)"
+)
+# Words by which a module says that it is a linear map, whatever it embeds.
+_LINEAR = _names(
+    r"patch\w*|patches|lin(ear)?|dense|fc|ffn?|mlp|proj(ect(ion|or)?)?|conv\w*|conv\d?d|head|classifier|unembed\w*"
+)
+_OUTPUT = _names(
+    "lm", "head", "decoder", "output", "out", "logits", "unembed.*", "predictions?", "classifier", "vocab"
+)
+# What a module calls its only array, be it a table, a scale or a weight.
+_NEUTRAL = _names("w", "weights?", "tables?", "value", "data", "array", "default")
+_BIAS_BESIDE = {"b": "w"}  # Haiku's bias is `b`, but so may be the second matrix of a plain dict
+_STATE_BESIDE = {"D": "A_log", "dt": "A_log"}
+
+
+def is_weight(leaf: Leaf, paths: Container[str] = ()) -> bool:
+    """Whether a leaf is a weight by default; `paths` are those of the whole tree."""
+    if not is_float_array(leaf.value) or len(leaf.value.shape) < 2:
+        return False
+    by_holder = _holder_says(leaf)
+    return _name_says(leaf.path, len(leaf.value.shape), paths) if by_holder is None else by_holder
+
+
+def is_tied(path: str, other: str) -> bool:
+    """Whether paths of one and the same array are those of an output layer and an embedding."""
+    is_output = any(_OUTPUT.fullmatch(word) for part in re.split("[/.]", path) for word in _words(part))
+    return is_output and any(_EMBEDDING.fullmatch(part) for part in re.split("[/.]", other)[-2:])
+
+
+def _holder_says(leaf: Leaf) -> bool | None:
+    """What the type of the node around a leaf tells; None for nothing."""
+    if is_variable(leaf.holder):
+        from flax import nnx
+
+        is_parameter = isinstance(leaf.holder, nnx.Param) and not isinstance(leaf.holder, nnx.LoRAParam)
+        return None if is_parameter else False
+    layer, name = equinox_layer(leaf.holder), str(leaf.keys[-1]) if leaf.keys else ""
+    if layer is None:
+        return None
+    is_linear = layer in ("Linear", "GRUCell", "LSTMCell") or layer.startswith("Conv")
+    return is_linear and name.startswith("weight")
+
+
+def _name_says(path: str, rank: int, paths: Container[str]) -> bool:
+    *parents, name = re.split("[/.]", path)
+    is_collection = bool(parents) and parents[0] in _COLLECTIONS
+    if is_collection or any(_ADAPTER.fullmatch(part) for part in (*parents, name)):
+        return False
+    for beside in (_BIAS_BESIDE, _STATE_BESIDE):
+        if name in beside and path[: len(path) - len(name)] + beside[name] in paths:
+            return False
+    modules = [part for part in parents if not part.isdigit()]
+    if name.isdigit() and modules:  # a list of arrays has their name
+        name = modules.pop()
+    if _NO_MATRIX.fullmatch(name) or _is_table(name):
+        return False
+    module = modules[-1] if modules else ""
+    if name == "kernel":  # a stacked scale, as some RMSNorms call it
+        return not (rank == 2 and _NORM.fullmatch(module))
+    if not _NEUTRAL.fullmatch(name) or not module:
+        return True
+    if parents[-1].isdigit() and _EMBEDDING.fullmatch(module):
+        # An MLP over embedded times or labels is a list, and so are the embeddings of several codebooks.
+        return _words(module)[0] in ("time", "timestep") or parents[-2:][0].isdigit()
+    return not (_NORM.fullmatch(module) or (rank <= 3 and _is_table(module)))
+
+
+def _is_table(name: str) -> bool:
+    return bool(_NORM.fullmatch(name)) or (bool(_TABLE.fullmatch(name)) and not _says_linear(name))
+
+
+def _says_linear(name: str) -> bool:
+    return any(_LINEAR.fullmatch(word) for word in _words(name))
+
+
+def _words(name: str) -> list[str]:
+    """`PatchEmbed_0` is patch, embed, 0."""
+    return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+\d?d?|\d+", name) or [name]
