@@ -124,3 +124,19 @@ def test_counts_and_parameters_of_no_axes_are_not_taken_for_each_other():
     state = (state[0]._replace(count=jnp.int32(5), mu={"count": jnp.ones(())}), *state[1:])
     cleared = clear_moments(state, params, {"count": jnp.array(False)})
     assert cleared[0].count == 5 and cleared[0].mu["count"] == 0
+
+
+def test_moments_of_a_narrower_type_keep_it():
+    params = {"w": jnp.ones((2, 2))}
+    tx = jp.masked(optax.trace(0.5), {"w": jnp.eye(2) > 0})
+    state = tx.init(params)
+    narrow = optax.tree.map_params(tx, lambda m: m.astype(jnp.bfloat16), state)
+    cleared = clear_moments(narrow.inner_state, params, narrow.masks, state.inner_state)
+    assert cleared.trace["w"].dtype == jnp.bfloat16
+
+
+def test_memory_with_all_weights_in_one_row_is_cleared_too():
+    params = {"bias": jnp.ones(2), "w": jnp.arange(1.0, 5).reshape(2, 2)}
+    masks = {"bias": jnp.array(True), "w": jnp.array([[False], [True]])}
+    state = optax.flatten(optax.trace(0.9)).init(params)._replace(trace=jnp.arange(1.0, 7))
+    assert clear_moments(state, params, masks).trace.tolist() == [1, 2, 0, 0, 5, 6]

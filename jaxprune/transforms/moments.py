@@ -32,7 +32,9 @@ def clear_moments(opt_state: PyTree, params: PyTree, masks: PyTree, fresh: PyTre
     paths, weights, _ = flatten_with_paths(params)
     of_path = dict(zip(paths, zip(weights, jax.tree.leaves(masks), strict=True), strict=True))
     leaves, treedef = jax.tree.flatten(opt_state)
-    news = [None] * len(leaves) if fresh is None else jax.tree.leaves(fresh)
+    news = [jnp.zeros((), leaf.dtype) if _is_float(leaf) else leaf for leaf in leaves]
+    if fresh is not None and len(jax.tree.leaves(fresh)) == len(leaves):  # the first step may add some
+        news = jax.tree.leaves(fresh)
 
     def clear(leaf: Any, owner: Any, new: Any) -> Any:
         if owner is None or owner.axis is not None or not _is_float(leaf):
@@ -42,7 +44,7 @@ def clear_moments(opt_state: PyTree, params: PyTree, masks: PyTree, fresh: PyTre
         if is_kept_whole(mask) or leaf.shape[before:] != jnp.shape(w):
             return leaf
         mask = jnp.expand_dims(mask, tuple(range(before))) if before and jnp.ndim(mask) else mask
-        return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype) if new is None else new)
+        return jnp.where(mask, leaf, new.astype(leaf.dtype))
 
     found = owners(opt_state, paths)
     new_leaves = [clear(*each) for each in zip(leaves, found, news, strict=True)]
@@ -51,8 +53,8 @@ def clear_moments(opt_state: PyTree, params: PyTree, masks: PyTree, fresh: PyTre
         in_a_row = [jnp.broadcast_to(mask, jnp.shape(w)).ravel() for w, mask in of_path.values()]
         mask = jnp.concatenate(in_a_row)
         for i in flat:
-            value = jnp.zeros((), leaves[i].dtype) if fresh is None else news[i]
-            new_leaves[i] = jnp.where(mask if leaves[i].ndim == 1 else mask[None], leaves[i], value)
+            row = mask if leaves[i].ndim == 1 else mask[None]
+            new_leaves[i] = jnp.where(row, leaves[i], news[i].astype(leaves[i].dtype))
     cleared = jax.tree.unflatten(treedef, new_leaves)
     if is_pair(params):  # most of the state mirrors the fast weights only
         return clear_moments(cleared, weights_of(params), weights_of(masks), fresh)
