@@ -54,7 +54,7 @@ def prune_at_init(
       Tree like `params` of masks, with exactly `round(sparsity * n)` units pruned.
 
     Raises:
-      ValueError: as `make_masks` does; rounds below 1; scores that become NaN or infinite (where `params` are
+      ValueError: as `make_masks` does; rounds below 1; scores that become NaN or -inf (where `params` are
         known numbers).
 
     Example:
@@ -98,14 +98,12 @@ def prune_at_init(
         scores = call_score(score, apply_masks(params, masks), step_key)
         new = jax.tree.leaves(masks_from_counts(scores, counts, structure, chosen, masks, least))
         found = jax.tree.leaves(scores)
-        is_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(found[i])) for i in chosen]))
-        return [new[i] for i in chosen], is_finite
+        is_fine = jnp.all(jnp.stack([jnp.all(found[i] > -jnp.inf) for i in chosen]))  # NaN is not
+        return [new[i] for i in chosen], is_fine
 
-    held, finite = jax.lax.scan(prune, [start[i] for i in chosen], (_columns(steps), jnp.arange(rounds)))
-    if not isinstance(finite, Tracer) and not bool(finite.all()):
-        raise ValueError(
-            f"`score` gave NaN or infinite scores in round {int(jnp.argmin(finite)) + 1} of {rounds}."
-        )
+    held, fine = jax.lax.scan(prune, [start[i] for i in chosen], (_columns(steps), jnp.arange(rounds)))
+    if not isinstance(fine, Tracer) and not bool(fine.all()):
+        raise ValueError(f"`score` gave NaN or -inf in round {int(jnp.argmin(fine)) + 1} of {rounds}.")
     return tree_of(held)
 
 

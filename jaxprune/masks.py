@@ -32,7 +32,8 @@ def make_masks(
     to its parameter (True = keep), or the plain `True` where `where` is False.
 
     Args:
-      scores: pytree of float arrays shaped like the parameters, larger = keep. Leaves of several dtypes, and
+      scores: pytree of float arrays shaped like the parameters, larger = keep, inf = keep as long as anything
+        else is left; a unit that holds an inf has the score inf. Leaves of several dtypes, and
         float64, are compared as float32.
       sparsity: share of the units to prune in all, in [0, 1): a float, a scalar array (also traced), or a
         tree of floats like `scores` (an allocation: each leaf its own share, whatever the scope).
@@ -50,8 +51,8 @@ def make_masks(
 
     Raises:
       ValueError: a sparsity outside [0, 1), or one that `minimum` contradicts (where it is a known number; a
-        traced one stops at the minimum); trees that don't match; NaN or infinite scores (eagerly; under `jit`
-        NaN goes first); a leaf that the structure can't cut; nothing to prune.
+        traced one stops at the minimum); trees that don't match; NaN or -inf among the scores (eagerly; under
+        `jit` they are pruned first, NaN before -inf); a leaf that the structure can't cut; nothing to prune.
       TypeError: a leaf to prune that is not a floating-point array.
 
     Example:
@@ -186,15 +187,15 @@ def masked_leaf(w: Any, mask: Any) -> Any:
 
 
 def _check_scores(path: str, scores: jax.Array) -> None:
-    """Raises ValueError for NaN or infinite scores, where their values are known."""
+    """Raises ValueError for NaN or -inf among scores, where their values are known. inf means keep."""
     if isinstance(scores, Tracer) or not hasattr(scores, "dtype") or scores.size == 0:
         return
-    finite = jnp.all(jnp.isfinite(scores))
-    if not isinstance(finite, Tracer) and not bool(finite):
+    fine = jnp.all(scores > -jnp.inf)  # false for NaN
+    if not isinstance(fine, Tracer) and not bool(fine):
         nans = int(jnp.isnan(scores).sum())
         raise ValueError(
-            f"`scores` must be finite, got {nans} NaN and {int(jnp.isinf(scores).sum())} infinite of "
-            f"{scores.size} at {path!r}."
+            f"`scores` must be numbers, or inf for what is to be kept, got {nans} NaN and "
+            f"{int((scores == -jnp.inf).sum())} -inf of {scores.size} at {path!r}."
         )
 
 

@@ -1,7 +1,8 @@
-"""Meshes with explicit axes, on which an array's sharding is part of its type."""
+"""Meshes: explicit axes, on which sharding is part of an array's type, and manual ones, those of `shard_map`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,3 +20,42 @@ def is_explicit(array: Any) -> bool:
     """
     sharding: Any = jax.typeof(array).sharding
     return AxisType.Explicit in getattr(sharding.mesh, "axis_types", ())
+
+
+def varying_axes(tree: Any) -> frozenset[str]:
+    """Axes of a manual mesh (inside `shard_map`) over which any array of a tree differs between the devices."""
+    types = [
+        leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf) for leaf in jax.tree.leaves(tree)
+    ]
+    manual = [getattr(kind, "manual_axis_type", None) for kind in types]
+    return frozenset().union(*(kind.varying for kind in manual if kind is not None))
+
+
+def vary_over(tree: Any, axes: frozenset[str]) -> Any:
+    """The tree with all arrays typed as varying over the axes: a loop's carry must be of one type throughout."""
+
+    def cast(x: Any) -> Any:
+        missing = tuple(sorted(axes - varying_axes(x)))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, tree) if axes else tree
+
+
+def steady(change: Callable[[Any], Any], start: Any) -> Any:
+    """The carry `start` in the types that it has after `change`, for a loop inside `shard_map`."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return start
+    # Once is enough but where a part takes its axes from another part of the carry.
+    while (wanted := _types(jax.eval_shape(change, start))) != _types(start):
+        leaves, treedef = jax.tree.flatten(start)
+        before = _types(start)
+        start = treedef.unflatten(
+            [vary_over(x, new | old) for x, new, old in zip(leaves, wanted, before, strict=True)]
+        )
+        if _types(start) == before:
+            break
+    return start
+
+
+def _types(tree: Any) -> list[frozenset[str]]:
+    return [varying_axes(leaf) for leaf in jax.tree.leaves(tree)]

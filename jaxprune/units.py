@@ -141,7 +141,12 @@ def _above_all(units: jax.Array, keep: jax.Array | None) -> jax.Array:
     """Scores in which the units to keep rank above all others."""
     if keep is None:
         return units
-    return jnp.where(keep, jnp.inf, jnp.minimum(units, jnp.finfo(units.dtype).max))
+    return jnp.where(keep, jnp.inf, below_infinity(units))
+
+
+def below_infinity(scores: jax.Array) -> jax.Array:
+    """Scores with the largest number in place of inf. (A minimum would flush denormals.)"""
+    return jnp.where(scores == jnp.inf, jnp.finfo(scores.dtype).max, scores)
 
 
 def _select_nm(
@@ -161,7 +166,7 @@ def _select_nm(
     # Below the pattern's own sparsity: the lowest of the weights that the pattern would prune. A weight that
     # the pattern keeps ranks above all of them.
     ranked = [
-        jnp.where(pattern, jnp.inf, jnp.nan_to_num(u.astype(jnp.float32), nan=-jnp.inf))
+        jnp.where(pattern, jnp.inf, jnp.where(jnp.isnan(u), -jnp.inf, below_infinity(u)))
         for u, pattern in zip(units, patterns, strict=True)
     ]
     if isinstance(counts, list):

@@ -124,7 +124,7 @@ def test_sharded_parameters_give_the_same_masks(kind):
         ({"scope": "all"}, "`scope` must be"),
         ({"minimum": 40}, "`minimum` keeps 80 of 224 units in all, but `sparsity` prunes 202"),
         ({"score": jp.scores.random}, "takes a `key`"),
-        ({"score": lambda p: jax.tree.map(lambda w: w / 0, p)}, "NaN or infinite scores in round 1 of 5"),
+        ({"score": lambda p: jax.tree.map(lambda w: w / 0, p)}, "NaN or -inf in round 1 of 5"),
         ({"structure": jp.NM(1, 2)}, "`sparsity` must be 0.5 for NM"),
     ],
 )

@@ -89,5 +89,9 @@ def owl(
 def _outliers(parts: list[jax.Array], M: float) -> float:
     size = sum(part.size for part in parts)
     parts = [jnp.asarray(part).astype(jnp.float32) for part in parts]
-    mean = sum(float(jnp.sum(part)) for part in parts) / size
+    finite = [jnp.isfinite(part) for part in parts]  # an inf is an outlier, whatever the mean
+    counted = sum(int(jnp.sum(where)) for where in finite)
+    mean = sum(float(jnp.sum(p, where=where)) for p, where in zip(parts, finite, strict=True)) / max(
+        counted, 1
+    )
     return sum(int(jnp.sum(part > M * mean)) for part in parts) / size

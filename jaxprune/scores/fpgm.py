@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune.float_range import exponent_of, magnitude_bits, scaled, unscaled, widened
 from jaxprune.params import PyTree, is_float_array
 from jaxprune.scores.placement import placed_like, whole
 from jaxprune.structures import Channels
@@ -52,13 +53,16 @@ def check_channels(structure: Any) -> None:
 def _layer(w: jax.Array, axis: int) -> jax.Array:
     if w.size == 0 or not -w.ndim <= axis < w.ndim:
         return jnp.zeros(w.shape, jnp.float32)
-    channels = jnp.moveaxis(whole(jnp.asarray(w)).astype(jnp.float32), axis, 0)
+    channels = jnp.moveaxis(widened(whole(jnp.asarray(w))), axis, 0)
+    largest = jax.lax.bitcast_convert_type(jnp.max(magnitude_bits(channels)), jnp.float32)
+    exponent = exponent_of(largest)  # squares of very small or large weights leave the range of float32
+    channels = scaled(channels, exponent)
     filters = channels.reshape(len(channels), -1)
 
     # Differences one filter at a time: a product of the filters with each other would lose the small distances.
     def distance(one: jax.Array) -> jax.Array:
         return jnp.mean(jnp.linalg.norm(filters - one, axis=1))
 
-    distances = jax.lax.map(distance, filters)
+    distances = unscaled(jax.lax.map(distance, filters), exponent)
     scores = distances.reshape([-1 if i == axis % w.ndim else 1 for i in range(w.ndim)])
     return placed_like(jnp.broadcast_to(scores, w.shape), w)

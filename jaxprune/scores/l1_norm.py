@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
 from jaxprune.params import PyTree
-from jaxprune.scores.unit_norm import unit_norm
+from jaxprune.scores.unit_norm import l1_of_units, unit_norm
 from jaxprune.structures import Structure, Unstructured
 
 
@@ -32,4 +30,4 @@ def l1_norm(params: PyTree, structure: Structure = Unstructured()) -> PyTree:
     References:
       Li et al., Pruning Filters for Efficient ConvNets, 2016, arXiv:1608.08710.
     """
-    return unit_norm(params, structure, jnp.abs, lambda total: total)
+    return unit_norm(params, structure, l1_of_units)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
 from jaxprune.params import PyTree
-from jaxprune.scores.unit_norm import unit_norm
+from jaxprune.scores.unit_norm import l2_of_units, unit_norm
 from jaxprune.structures import Structure, Unstructured
 
 
@@ -29,4 +27,4 @@ def l2_norm(params: PyTree, structure: Structure = Unstructured()) -> PyTree:
     References:
       Wen et al., Learning Structured Sparsity in Deep Neural Networks, 2016, arXiv:1608.03665.
     """
-    return unit_norm(params, structure, jnp.square, jnp.sqrt)
+    return unit_norm(params, structure, l2_of_units)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxprune.float_range import exponent_of, magnitude_bits, scaled, widened
 from jaxprune.params import PyTree, is_float_array
 from jaxprune.scores.placement import placed_like, whole
 
@@ -41,11 +42,15 @@ def lamp(params: PyTree) -> PyTree:
 def _layer(w: jax.Array) -> jax.Array:
     if w.size == 0:
         return jnp.zeros(w.shape, jnp.float32)
-    sizes = jnp.abs(whole(jnp.asarray(w)).astype(jnp.float32)).ravel()
-    order = jnp.argsort(sizes, stable=True)
-    rising = sizes[order]
+    bits = magnitude_bits(widened(whole(jnp.asarray(w)))).ravel()
+    order = jnp.argsort(bits, stable=True)
+    rising = jax.lax.bitcast_convert_type(bits[order], jnp.float32)
     # Over the largest: squares of very small or large weights leave the range of float32.
-    squares = jnp.square(rising / jnp.where(rising[-1] > 0, rising[-1], 1))
+    squares = jnp.square(scaled(rising, exponent_of(rising[-1])))
     left = jnp.cumsum(squares[::-1])[::-1]
-    scores = jnp.zeros_like(sizes).at[order].set(squares / jnp.where(left > 0, left, 1), unique_indices=True)
+    scores = (
+        jnp.zeros(w.size, jnp.float32)
+        .at[order]
+        .set(squares / jnp.where(left > 0, left, 1), unique_indices=True)
+    )
     return placed_like(scores.reshape(w.shape), w)

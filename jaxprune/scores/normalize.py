@@ -6,7 +6,9 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from jaxprune.float_range import exponent_of, magnitude_bits, scaled, widened
 from jaxprune.params import PyTree, is_float_array
 
 By = Literal["mean", "max", "l2", "sum"]
@@ -20,7 +22,8 @@ def normalize(scores: PyTree, by: By = "mean") -> PyTree:
       by: "mean" or "max" of the leaf, its "l2" norm, or its "sum", each over |score|.
 
     Returns:
-      Tree like `scores`, in float32. A leaf that is all zero stays zero.
+      Tree like `scores`, in float32. A leaf that is all zero stays zero. Infinite scores and NaN stay as they
+      are, and count nothing in a leaf's size.
 
     Raises:
       ValueError: an unknown `by`.
@@ -37,13 +40,16 @@ def normalize(scores: PyTree, by: By = "mean") -> PyTree:
     def divide(score: jax.Array) -> jax.Array:
         if not is_float_array(score) or score.size == 0:
             return score
-        score = score.astype(jnp.float32)
-        largest = jnp.max(jnp.abs(score))
+        score = widened(score)
+        counts = jnp.isfinite(score)
         # Scaled by the largest first: sums and squares of large scores would overflow float32.
-        unit = score / jnp.where(largest > 0, largest, 1)
-        size = {"mean": jnp.mean, "max": jnp.max, "sum": jnp.sum, "l2": jnp.linalg.norm}[by](
-            jnp.abs(unit.ravel())
-        )
+        largest = jnp.max(jnp.where(counts, magnitude_bits(score), 0))
+        exponent = exponent_of(lax.bitcast_convert_type(largest, jnp.float32))
+        unit = jnp.where(counts, scaled(score, exponent), score)
+        sizes = jnp.where(counts, jnp.abs(unit), 0).ravel()
+        size = {"mean": jnp.sum, "max": jnp.max, "sum": jnp.sum, "l2": jnp.linalg.norm}[by](sizes)
+        if by == "mean":
+            size = size / jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1)
         return unit / jnp.where(size > 0, size, 1)
 
     return jax.tree.map(divide, scores)

@@ -7,14 +7,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxprune.float_range import exponent_of, scaled, unscaled, widened
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array
 from jaxprune.structures import Structure
 
 
 def unit_norm(
-    params: PyTree, structure: Structure, power: Callable[[jax.Array], jax.Array], root: Callable
+    params: PyTree, structure: Structure, of_units: Callable[[jax.Array, Structure], jax.Array]
 ) -> PyTree:
-    """`root(sum of power(w) over the unit)` for each unit, at every weight of the unit."""
+    """The norm of each unit, at every weight of the unit."""
     paths, leaves, treedef = flatten_with_paths(params)
 
     def norm(path: str, w: jax.Array) -> jax.Array:
@@ -23,11 +24,28 @@ def unit_norm(
         try:
             structure.check(path, w.shape)
         except ValueError:
-            return root(power(w.astype(jnp.float32)))
-        total = structure.unit_scores(power(w.astype(jnp.float32))) * structure.unit_sizes(w.shape)
-        return jnp.broadcast_to(structure.expand(root(total), w.shape), w.shape)
+            return jnp.abs(widened(w))
+        if structure.unit_shape(w.shape) == tuple(w.shape):
+            return jnp.abs(widened(w))
+        return jnp.broadcast_to(structure.expand(of_units(w, structure), w.shape), w.shape)
 
     scores = [
-        norm(path, w) if is_float_array(w) and w.ndim else w for path, w in zip(paths, leaves, strict=True)
+        norm(path, jnp.asarray(w)) if is_float_array(w) and w.ndim else w
+        for path, w in zip(paths, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, scores)
+
+
+def l1_of_units(w: jax.Array, structure: Structure) -> jax.Array:
+    """Sum of the absolute values of each unit."""
+    return structure.unit_scores(jnp.abs(widened(w))) * structure.unit_sizes(w.shape)
+
+
+def l2_of_units(w: jax.Array, structure: Structure) -> jax.Array:
+    """Root of the sum of the squares of each unit, which are taken of numbers near 1: of w over a power of two."""
+    w = widened(w)
+    exponent = exponent_of(structure.unit_scores(jnp.abs(jax.lax.stop_gradient(w))))
+    near_one = scaled(w, jnp.broadcast_to(structure.expand(exponent, w.shape), w.shape))
+    total = structure.unit_scores(jnp.square(near_one)) * structure.unit_sizes(w.shape)
+    # The gradient of the norm is 0 where the norm is.
+    return unscaled(jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0), exponent)

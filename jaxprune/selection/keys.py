@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune.float_range import widened
+
 _SIGNED = {2: jnp.int16, 4: jnp.int32}
 
 
@@ -36,7 +38,7 @@ def order_keys(score: jax.Array, pruned: jax.Array | None, dtype: jnp.dtype) -> 
     """
     signed = _SIGNED[dtype.itemsize]
     lowest = jnp.iinfo(signed).min
-    bits = lax.bitcast_convert_type(_widen(score, dtype), signed)
+    bits = lax.bitcast_convert_type(widened(score) if dtype == jnp.float32 else score.astype(dtype), signed)
     magnitude = bits & signed(jnp.iinfo(signed).max)
     sign = bits >> (
         8 * dtype.itemsize - 1
@@ -55,14 +57,6 @@ def threshold_key(position: jax.Array, dtype: jnp.dtype) -> jax.Array:
 def positions(dtype: jnp.dtype) -> int:
     """A position that all keys are below."""
     return (1 << (8 * dtype.itemsize - 1)) + _infinity(dtype) + 1
-
-
-def _widen(score: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    if score.dtype == jnp.bfloat16 and dtype == jnp.float32:
-        # A shift rather than a cast, which may flush denormals.
-        bits = lax.bitcast_convert_type(score, jnp.uint16).astype(jnp.uint32) << 16
-        return lax.bitcast_convert_type(bits, jnp.float32)
-    return score.astype(dtype)
 
 
 def _infinity(dtype: jnp.dtype) -> int:

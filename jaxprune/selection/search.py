@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.meshes import steady
 from jaxprune.selection import counts
 from jaxprune.selection.counts import Count
 
@@ -67,7 +68,7 @@ def search(below: Callable[[jax.Array], Count], high: int, k: Count, at_high: Co
 
     zero = jnp.zeros((), jnp.uint32)
     start = (zero, jnp.asarray(high, jnp.uint32), counts.zeros_like(at_high), at_high, jnp.zeros((), bool))
-    low, high_end, at_low, at_high, _ = lax.while_loop(cond, body, start)
+    low, high_end, at_low, at_high, _ = lax.while_loop(cond, body, steady(body, start))
     everything = reached(at_high) & ~reached(at_low)
     missing = counts.subtract(k, counts.total(at_low))
     missing = counts.where(everything, counts.zeros_like(missing), missing)

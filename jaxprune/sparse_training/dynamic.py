@@ -25,7 +25,7 @@ from jaxprune.transforms.masked import check_given, masked_update, without_past
 from jaxprune.transforms.masks_in_state import stored_masks
 from jaxprune.transforms.placeholder import mappable
 from jaxprune.transforms.turn import turn_if
-from jaxprune.units import placed_like, pruned_units
+from jaxprune.units import below_infinity, placed_like, pruned_units
 
 
 class DynamicState(NamedTuple):
@@ -131,8 +131,7 @@ def _moved(mask: jax.Array, size: jax.Array, growth: jax.Array, share: jax.Array
     kept = counts.total(count_of([~pruned], partitioned=True))
     (survives,) = select([drop], counts.add(gone, _share_of(share, kept)), pruned=[pruned])
     # As many units as before are not kept; a survivor ranks above every candidate, NaN and inf included.
-    limit = jnp.asarray(jnp.finfo(gain.dtype).max, gain.dtype)
-    gain = jnp.where(survives, jnp.inf, jnp.minimum(gain, limit))
+    gain = jnp.where(survives, jnp.inf, below_infinity(gain))
     (keep,) = select([gain], gone)
     return structure.expand(keep, size.shape)
 

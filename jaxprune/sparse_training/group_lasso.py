@@ -11,6 +11,7 @@ import optax
 
 from jaxprune.lookahead import refuse_pair
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
+from jaxprune.scores.unit_norm import l2_of_units
 from jaxprune.structures import Channels, Structure
 from jaxprune.transforms.masked import check_given
 from jaxprune.transforms.placeholder import mappable
@@ -61,8 +62,7 @@ def group_penalty(
     total = jnp.zeros([], jnp.float32)
     for i in prunable_leaves(params, where):
         structure.check(paths[i], leaves[i].shape)
-        square, size = _squares(leaves[i], structure)
-        norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+        norm, size = _norm_and_size(leaves[i], structure)
         total += jnp.sum(jnp.sqrt(size) * norm)
     return total
 
@@ -128,8 +128,8 @@ def group_lasso(
         for i in prunable_leaves(params, where):
             w = weights[i].astype(jnp.promote_types(weights[i].dtype, jnp.float32))
             moved = w + steps[i].astype(w.dtype)
-            square, size = _squares(moved, structure)
-            norm, threshold = jnp.sqrt(square), rate * strength * jnp.sqrt(size)
+            norm, size = _norm_and_size(moved, structure)
+            threshold = rate * strength * jnp.sqrt(size)
             gone = (norm <= threshold) & (threshold > 0)  # NaN does not go: it is not hidden
             shrink = 1 - threshold / jnp.where(norm > 0, norm, 1)
             masks[i] = placed_like(structure.expand(~gone, w.shape), weights[i])
@@ -142,7 +142,6 @@ def group_lasso(
     return optax.GradientTransformationExtraArgs(mappable(init_fn, GroupLassoState, inner), update_fn)
 
 
-def _squares(w: jax.Array, structure: Structure) -> tuple[jax.Array, jax.Array]:
-    """Sum of squares of each unit, and its size."""
-    size = jnp.asarray(structure.unit_sizes(w.shape), jnp.float32)
-    return structure.unit_scores(jnp.square(w.astype(jnp.float32))) * size, size
+def _norm_and_size(w: jax.Array, structure: Structure) -> tuple[jax.Array, jax.Array]:
+    """L2 norm of each unit, and the number of its weights."""
+    return l2_of_units(w, structure), jnp.asarray(structure.unit_sizes(w.shape), jnp.float32)

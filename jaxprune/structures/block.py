@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune.meshes import is_explicit
-from jaxprune.structures.structure import Shape
+from jaxprune.structures.structure import Shape, mean_over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +76,12 @@ class Block:
         units = self.unit_shape(shape)
         if math.prod(shape) == 0:
             return jnp.zeros(units, jnp.float32)
-        scores = scores.astype(jnp.float32)
         pads = [(0, u * b - n) for u, b, n in zip(units, extents, shape, strict=True)]
-        is_padded = any(after for _, after in pads)
-        split = self._split(jnp.pad(scores, pads, constant_values=jnp.inf) if is_padded else scores)
-        inside = tuple(range(1, split.ndim, 2))
-        # Differences to the block's lowest entry: a block of equal scores keeps its score exactly.
-        low = jnp.min(split, axis=inside, keepdims=True)
-        differences = split - low
-        if is_padded:
-            differences = jnp.where(self._split(jnp.pad(jnp.ones(shape, bool), pads)), differences, 0)
-        total = differences.sum(axis=inside)
-        return low.reshape(units) + total / self.unit_sizes(shape).astype(np.float32)
+        axes = tuple(range(1, 2 * len(shape), 2))
+        if not any(after for _, after in pads):
+            return mean_over(self._split(scores), axes).reshape(units)
+        inside = self._split(jnp.pad(jnp.ones(shape, bool), pads))
+        return mean_over(self._split(jnp.pad(scores, pads)), axes, inside).reshape(units)
 
     def expand(self, units: jax.Array, shape: Shape) -> jax.Array:
         extents = self._extents(shape)

@@ -39,7 +39,7 @@ class Channels:
 
     def unit_shape(self, shape: Shape) -> Shape:
         axis = self.axis % len(shape)
-        return tuple(n if i == axis else 1 for i, n in enumerate(shape))
+        return tuple(n if i == axis else min(n, 1) for i, n in enumerate(shape))
 
     def unit_sizes(self, shape: Shape) -> int:
         size = 1

@@ -28,7 +28,7 @@ class Layers:
         del path, shape
 
     def unit_shape(self, shape: Shape) -> Shape:
-        return (1,) * len(shape)
+        return tuple(min(n, 1) for n in shape)
 
     def unit_sizes(self, shape: Shape) -> int:
         return math.prod(shape)

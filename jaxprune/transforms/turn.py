@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxprune.meshes import steady
 from jaxprune.params import PyTree
 
 
@@ -35,4 +36,4 @@ def turn_if(condition: jax.Array, change: Callable[[PyTree], PyTree], value: PyT
     def turn(carry: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
         return jnp.zeros_like(carry[0]), change(carry[1])
 
-    return jax.lax.while_loop(lambda carry: carry[0], turn, (condition, value))[1]
+    return jax.lax.while_loop(lambda carry: carry[0], turn, steady(turn, (condition, value)))[1]

@@ -39,13 +39,16 @@ def places_of(group: Group) -> list[tuple[str, int]]:
     return list(dict.fromkeys((member.path, member.axis) for member in group.members))
 
 
-def summed_over_units(groups: Groups, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def summed_over_units(
+    groups: Groups, values: Mapping[str, Any], factors: Mapping[str, float] | None = None
+) -> dict[str, np.ndarray]:
     """Sums the values of all entries of each unit's member slices.
 
     Args:
       groups: what `find_groups` found.
       values: path -> array of the parameter's shape, or one that broadcasts to it; a parameter that is not
         named counts nothing.
+      factors: path -> what its sums, in float64, are to be multiplied by.
 
     Returns:
       Group name -> float64 array of shape (group.size,).
@@ -61,7 +64,8 @@ def summed_over_units(groups: Groups, values: Mapping[str, Any]) -> dict[str, np
         for path, axis in places_of(group):
             if path in values:
                 if (path, axis) not in sums:
-                    sums[path, axis] = _sums(path, values[path], shapes[path], axis)
+                    factor = 1.0 if factors is None else factors[path]
+                    sums[path, axis] = factor * _sums(path, values[path], shapes[path], axis)
                 total += collect(groups.model.axes[path][axis], sums[path, axis], group.atom)
         out[group.name] = total
     return out

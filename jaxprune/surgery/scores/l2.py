@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,10 +39,19 @@ def l2_scores(groups: Groups, params: PyTree) -> UnitScores:
     References:
       Li et al., Pruning Filters for Efficient ConvNets, 2016, arXiv:1608.08710 (there by L1 norm).
     """
-    squares = {path: _squares(x) for path, x in arrays_of(groups, params).items() if is_float_array(x)}
-    return UnitScores({name: np.sqrt(total) for name, total in summed_over_units(groups, squares).items()})
+    found = {path: _squares(x) for path, x in arrays_of(groups, params).items() if is_float_array(x)}
+    squares = {path: square for path, (square, _) in found.items()}
+    factors = {path: factor for path, (_, factor) in found.items()}
+    totals = summed_over_units(groups, squares, factors)
+    return UnitScores({name: np.sqrt(total) for name, total in totals.items()})
 
 
-def _squares(leaf: Any) -> Any:
+def _squares(leaf: Any) -> tuple[Any, float]:
+    """Squares in float32 of numbers up to 2, and what they are to be multiplied by."""
     module: Any = np if on_host(leaf) else jnp
-    return module.square(module.asarray(leaf, np.float32))
+    w = module.asarray(leaf, np.float32)
+    largest = float(module.max(module.abs(w))) if w.size else 0.0
+    exponent = math.frexp(largest)[1] - 1 if 0 < largest < math.inf else 0
+    half = exponent // 2  # 2^-exponent itself may lie outside the range of float32
+    near_one = w * np.float32(2.0**-half) * np.float32(2.0 ** (half - exponent))
+    return module.square(near_one), 4.0**exponent
