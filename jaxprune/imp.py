@@ -19,15 +19,15 @@ from jaxprune.allocation import (
     counts_to_prune,
     least_kept,
 )
-from jaxprune.masks import kept_per_leaf
-from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
+from jaxprune.masks import kept_per_leaf, total_count
+from jaxprune.params import PyTree, aligned, flatten_with_paths, mask_leaves, prunable_leaves
 from jaxprune.rewind import Initialization, Rewind
 from jaxprune.scores import magnitude
 from jaxprune.scores.scorer import call_score
 from jaxprune.selection import Count
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.training import Training, under
-from jaxprune.units import full_masks, next_masks, unit_counts
+from jaxprune.units import as_arrays, full_masks, next_masks, unit_counts
 
 
 class Carry(NamedTuple):
@@ -173,10 +173,7 @@ class IMP:
           The trained state and its row (`round` is -1).
         """
         state = self._training.settled(key, state)
-        full = full_masks(state.params, self.structure, prunable_leaves(state.params, self.where))
-        masks = jax.tree.unflatten(
-            jax.tree.structure(full), [jnp.asarray(m) for m in aligned(full, masks, "masks")]
-        )
+        masks = as_arrays(mask_leaves(state.params, masks), state.params)
         batch_key = jax.random.split(key, 3)[0]
         trained, metrics, _, curve = self._training.run(
             batch_key, under(state, masks), masks, jnp.zeros([], jnp.int32)
@@ -227,18 +224,12 @@ class IMP:
 
     def _row(self, round: jax.Array, state: Any, masks: PyTree, metrics: PyTree, curve: PyTree) -> Round:
         kept, total = kept_per_leaf(state.params, masks)
-        whole = sum(n for n in total if n is not None)
-        wide = jnp.int32 if whole < 2**31 else jnp.float32
-        left = sum((jnp.asarray(k).astype(wide) for k in kept if k is not None), jnp.zeros([], wide))
+        sizes = [jnp.size(w) for w in jax.tree.leaves(state.params)]
+        most = sum(size for size, n in zip(sizes, total, strict=True) if n is not None)
+        left = total_count([k for k in kept if k is not None], jnp.int32 if most < 2**31 else jnp.float32)
         # 1 - kept / whole would lose the digits of a high density's small sparsity.
-        pruned = sum(
-            (
-                jnp.asarray(n - k).astype(jnp.float32)
-                for k, n in zip(kept, total, strict=True)
-                if k is not None
-            ),
-            jnp.zeros([], jnp.float32),
-        )
+        pruned = total_count([n - k for k, n in zip(kept, total, strict=True) if n is not None])
+        whole = total_count([n for n in total if n is not None])
         shown = masks if self.keep_masks else ()
         return Round(round, pruned / whole, left, metrics, self._training.evaluated(state), curve, shown)
 

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.allocation import Scope, check_least_kept, check_scope, counts_to_prune, least_kept, shares_of
 from jaxprune.input_axes import with_input_axes
-from jaxprune.params import PyTree, flatten_with_paths, mask_leaves, prunable_leaves
+from jaxprune.params import PyTree, flatten_with_paths, is_kept_whole, mask_leaves, prunable_leaves
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.units import masks_from_counts, unit_counts
 
@@ -105,14 +106,15 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     """
     _, leaves, treedef = flatten_with_paths(params)
     return jax.tree.unflatten(
-        treedef, [_keep(mask, w) for w, mask in zip(leaves, mask_leaves(params, masks), strict=True)]
+        treedef, [masked_leaf(w, mask) for w, mask in zip(leaves, mask_leaves(params, masks), strict=True)]
     )
 
 
 def sparsity(params: PyTree, masks: PyTree) -> Any:
     """Share of the prunable weights that is pruned: `pruned / prunable`; 0 where nothing is prunable.
 
-    Leaves whose mask is a scalar `True` are not prunable and count on neither side.
+    Leaves whose mask is a scalar `True` are not prunable and count on neither side; a scalar `False` prunes
+    its whole leaf.
 
     Args:
       params: pytree of arrays (or `jax.ShapeDtypeStruct`s).
@@ -132,31 +134,42 @@ def sparsity(params: PyTree, masks: PyTree) -> Any:
       0.25
     """
     kept, total = kept_per_leaf(params, masks)
-    whole = sum(n for n in total if n is not None)
-    if whole == 0:
-        return 0.0
+    whole = [n for n in total if n is not None]
     pruned = [n - k for k, n in zip(kept, total, strict=True) if n is not None]
-    if all(isinstance(count, int) for count in pruned):
-        return sum(pruned) / whole
-    return sum(jnp.asarray(count, jnp.float32) for count in pruned) / whole
+    if all(isinstance(count, int) for count in pruned + whole):
+        return sum(pruned) / sum(whole) if sum(whole) else 0.0
+    return total_count(pruned) / jnp.maximum(total_count(whole), 1)
 
 
-def kept_per_leaf(params: PyTree, masks: PyTree) -> tuple[list[Any], list[int | None]]:
+def total_count(counts: list[Any], dtype: Any = jnp.float32) -> jax.Array:
+    """The sum of counts, some of them traced: what is known is summed exactly."""
+    known = sum(count for count in counts if isinstance(count, int))
+    traced = (jnp.asarray(count, dtype) for count in counts if not isinstance(count, int))
+    return sum(traced, jnp.asarray(known, dtype))
+
+
+def kept_per_leaf(params: PyTree, masks: PyTree) -> tuple[list[Any], list[Any]]:
     """Kept weights and size of each leaf; None for a leaf that is not prunable.
 
-    Kept counts are Python ints, exact at any size; under `jit` float32 scalars for leaves beyond 2^31.
+    Kept counts are Python ints, exact at any size; under `jit` float32 scalars for leaves beyond 2^31. A
+    traced scalar mask decides on the size too: where it is True, the leaf is not prunable and counts as 0.
     """
     _, leaves, _ = flatten_with_paths(params)
     kept, total = [], []
     for w, mask in zip(leaves, mask_leaves(params, masks), strict=True):
-        if jnp.ndim(mask) == 0:
+        if is_kept_whole(mask):
             kept.append(None)
             total.append(None)
             continue
-        size = math.prod(w.shape)
+        size = math.prod(jnp.shape(w))
+        wide = jnp.float32 if size >= 2**31 else jnp.int32
+        if jnp.ndim(mask) == 0:
+            kept.append(0)
+            total.append(jnp.where(mask, 0, jnp.asarray(size, wide)) if isinstance(mask, Tracer) else size)
+            continue
+        mask = jnp.asarray(mask)
         repeats = size // mask.size if mask.size else 1
-        if isinstance(mask, jax.core.Tracer):
-            wide = jnp.float32 if size >= 2**31 else jnp.int32
+        if isinstance(mask, Tracer):
             kept.append(jnp.sum(mask, dtype=wide) * repeats)
         elif mask.size < 2**31:
             kept.append(int(jnp.sum(mask, dtype=jnp.int32)) * repeats)
@@ -168,19 +181,19 @@ def kept_per_leaf(params: PyTree, masks: PyTree) -> tuple[list[Any], list[int | 
     return kept, total
 
 
-def _keep(mask: Any, w: Any) -> Any:
+def masked_leaf(w: Any, mask: Any) -> Any:
     """`where(mask, w, 0)`, with nothing to do for a leaf that is not prunable."""
-    if mask is True or (isinstance(mask, np.bool_) and mask):
+    if isinstance(mask, bool | np.bool_) and mask:
         return w
     return jnp.where(mask, w, jnp.zeros((), jnp.asarray(w).dtype))
 
 
 def _check_scores(path: str, scores: jax.Array) -> None:
     """Raises ValueError for NaN or -inf among scores, where their values are known. inf means keep."""
-    if isinstance(scores, jax.core.Tracer) or not hasattr(scores, "dtype") or scores.size == 0:
+    if isinstance(scores, Tracer) or not hasattr(scores, "dtype") or scores.size == 0:
         return
     fine = jnp.all(scores > -jnp.inf)  # false for NaN
-    if not isinstance(fine, jax.core.Tracer) and not bool(fine):
+    if not isinstance(fine, Tracer) and not bool(fine):
         nans = int(jnp.isnan(scores).sum())
         raise ValueError(
             f"`scores` must be numbers, or inf for what is to be kept, got {nans} NaN and "

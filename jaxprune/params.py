@@ -1,4 +1,4 @@
-"""Parameters: canonical paths over any pytree of arrays, and which of its leaves may be pruned."""
+"""Which leaves of a tree of parameters may be pruned, and trees that match it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.holes import check_hidden, without_hidden
+from jaxprune.lookahead import paired, weights_of
 from jaxprune.patterns import Pattern, matches, patterns_of
 from jaxprune.tree_nodes import Leaf, PyTree, flatten_with_paths, is_float_array, leaves_of
 from jaxprune.weight_names import is_tied, is_weight
 
 __all__ = [
-    "Pattern", "PyTree", "Where", "aligned", "flatten_with_paths", "is_float_array", "mask_leaves", "prunable",
-    "prunable_leaves", "resolved",
+    "Pattern", "PyTree", "Where", "aligned", "flatten_with_paths", "is_float_array", "is_kept_whole",
+    "mask_leaves", "prunable", "prunable_leaves", "resolved",
 ]  # fmt: skip
 
 # Which leaves to prune: None for the default, a tree of bools (or a prefix of one), or a function that gives it.
@@ -77,10 +79,17 @@ def prunable(
 
 
 def prunable_leaves(tree: PyTree, where: Where) -> list[int]:
-    """Positions, in `jax.tree.leaves(tree)`, of the leaves to prune."""
-    where = prunable(tree) if where is None else where
+    """Positions, in `jax.tree.leaves(tree)`, of the leaves to prune: of lookahead's pair the fast ones."""
+    tree, where = weights_of(tree), weights_of(where)
+    where = prunable(tree) if where is None else resolved(tree, where, "where")
+    where, hidden = without_hidden(tree, where)
+    for path in (path for path, flag in hidden.items() if np.ndim(flag) == 0 and flag):
+        raise ValueError(
+            f"`where` is True at {path!r}, which this optimizer does not see: optax.partition or "
+            "optax.masked gives it to another. Leave it out, or wrap the optimizer of all."
+        )
     paths, leaves, _ = flatten_with_paths(tree)
-    flags = aligned(tree, resolved(tree, where, "where"), "where")
+    flags = aligned(tree, where, "where")
     chosen = []
     for i, (path, leaf, flag) in enumerate(zip(paths, leaves, flags, strict=True)):
         if not isinstance(flag, bool | np.bool_):
@@ -163,8 +172,10 @@ def _stand_in(path: str, known: Container[str], scalar: Container[str]) -> str |
 
 def mask_leaves(params: PyTree, masks: PyTree, argument: str = "masks") -> list[Any]:
     """Leaves of `masks` in the order of those of `params`, checked against them."""
+    masks, hidden = without_hidden(params, paired(resolved(params, masks, argument), params))
+    check_hidden(hidden, argument)
     paths, leaves, _ = flatten_with_paths(params)
-    found = aligned(params, resolved(params, masks, argument), argument)
+    found = aligned(params, masks, argument)
     for path, w, mask in zip(paths, leaves, found, strict=True):
         if isinstance(mask, bool | np.bool_):
             continue
@@ -181,6 +192,13 @@ def mask_leaves(params: PyTree, masks: PyTree, argument: str = "masks") -> list[
                 f"of shape {shape}."
             )
     return found
+
+
+def is_kept_whole(mask: Any) -> bool:
+    """Whether a mask is a scalar known to be True, as a leaf has that is not prunable. False prunes it whole."""
+    if isinstance(mask, bool | np.bool_):
+        return bool(mask)
+    return jnp.ndim(mask) == 0 and not isinstance(mask, jax.core.Tracer) and bool(mask)
 
 
 def _default(leaves: list[Leaf]) -> list[int]:

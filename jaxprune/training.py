@@ -13,7 +13,7 @@ import numpy as np
 from jaxprune.masks import apply_masks
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.rewind import replace
-from jaxprune.transforms.masks_in_state import has_masks, replace_masks
+from jaxprune.transforms.masks_in_state import has_masks, with_masks
 from jaxprune.transforms.moments import clear_moments
 
 
@@ -130,7 +130,7 @@ def under(state: Any, masks: PyTree) -> Any:
     """The state with its pruned weights at zero, the masks in its optimizer and no memory of the pruned."""
     opt_state = clear_moments(state.opt_state, state.params, masks)
     if has_masks(opt_state):
-        opt_state = replace_masks(opt_state, masks)
+        opt_state = with_masks(opt_state, masks)
     return replace(state, params=apply_masks(state.params, masks), opt_state=opt_state)
 
 

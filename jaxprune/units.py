@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune.input_axes import with_input_axes
+from jaxprune.lookahead import paired, weights_of
 from jaxprune.meshes import is_explicit
-from jaxprune.params import PyTree, flatten_with_paths, mask_leaves
+from jaxprune.params import PyTree, flatten_with_paths, is_kept_whole, mask_leaves
 from jaxprune.selection import nm_keep, select
 from jaxprune.structures import NM, Structure
 
@@ -58,12 +58,12 @@ def masks_from_counts(
         kept = select(units, counts, pruned=pruned)
     if is_held:
         kept = [k if keep is None else k | keep for k, keep in zip(kept, protected, strict=True)]
-    masks: list[Any] = [True] * len(leaves)
+    masks: list[Any] = [True if is_kept_whole(prior) else prior for prior in priors]
     for i, keep_units in zip(chosen, kept, strict=True):
         mask = structure.expand(keep_units, leaves[i].shape)
         # A unit that was pruned in part stays pruned in that part.
-        masks[i] = mask if jnp.ndim(priors[i]) == 0 else mask & priors[i]
-    return jax.tree.unflatten(treedef, masks)
+        masks[i] = mask if masks[i] is True else mask & priors[i]
+    return _tied(jax.tree.unflatten(treedef, masks))
 
 
 def next_masks(
@@ -97,7 +97,12 @@ def full_masks(params: PyTree, structure: Structure, chosen: list[int]) -> PyTre
         else:
             units = jnp.ones(structure.unit_shape(leaves[i].shape), bool)
             masks[i] = placed_like(structure.expand(units, leaves[i].shape), leaves[i])
-    return jax.tree.unflatten(treedef, masks)
+    return _tied(jax.tree.unflatten(treedef, masks))
+
+
+def _tied(masks: PyTree) -> PyTree:
+    """Of lookahead's pair, the masks of the fast weights for both halves."""
+    return paired(weights_of(masks), masks)
 
 
 def placed_like(mask: jax.Array, w: jax.Array) -> jax.Array:
@@ -122,9 +127,7 @@ def placed_like(mask: jax.Array, w: jax.Array) -> jax.Array:
 
 def pruned_units(structure: Structure, prior: Any, shape: tuple[int, ...]) -> jax.Array | None:
     """Units of which no weight is left."""
-    if isinstance(prior, bool | np.bool_) and prior:
-        return None
-    if jnp.ndim(prior) == 0 and not isinstance(prior, bool | np.bool_):
+    if is_kept_whole(prior):
         return None
     alive = jnp.broadcast_to(prior, shape)
     if structure.unit_shape(shape) == tuple(shape):

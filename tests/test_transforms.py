@@ -459,7 +459,7 @@ def test_a_single_array_is_a_parameter_tree_too():
 
 def test_scalar_false_prunes_a_whole_leaf():
     params = {"w": jnp.ones((2, 2)), "v": jnp.ones((2, 2))}
-    tx = jp.masked(optax.sgd(0.1), {"w": False, "v": True})
+    tx = jp.masked(optax.sgd(0.1), {"w": False, "v": jnp.ones((2, 2), bool)})
     updates, _ = tx.update(params, tx.init(params), params)
     assert optax.apply_updates(params, updates)["w"].tolist() == [[0, 0], [0, 0]]
 

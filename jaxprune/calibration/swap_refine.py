@@ -13,7 +13,7 @@ from jaxprune.calibration.layerwise import Layers, Refinement
 from jaxprune.calibration.model import RowWeights, open_model
 from jaxprune.calibration.reconstruct import OnLayer, send_through
 from jaxprune.calibration.swaps import Swaps
-from jaxprune.params import PyTree, aligned, flatten_with_paths, mask_leaves
+from jaxprune.params import PyTree, aligned, flatten_with_paths, is_kept_whole, mask_leaves
 from jaxprune.structures import Structure, Unstructured
 
 
@@ -77,7 +77,7 @@ def swap_refine(
             strict=True,
         )
     )
-    chosen = [np.ndim(mask) > 0 for _, _, mask in by_path.values()]
+    chosen = [not is_kept_whole(mask) for _, _, mask in by_path.values()]
     where = jax.tree.unflatten(treedef, chosen)
     model = open_model(fn, params, batches, where, row_weights)
     layers = Layers(model, structure)

@@ -17,6 +17,7 @@ from jaxprune.sparse_training.largest import check_sparsity, check_steps, larges
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given, masked_update
 from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms.placeholder import mappable
 from jaxprune.transforms.turn import turn_if
 from jaxprune.units import full_masks
 
@@ -109,10 +110,10 @@ def ac_dc(
 
         masks = turn_if(now != before, turn, state.masks)
         opens = before & ~now
-        kept = jax.tree.map(lambda w, m: (m if m.ndim else m.reshape((1,) * w.ndim)) & ~opens, params, masks)
+        kept = jax.tree.map(lambda m: m & ~opens, masks)
         fresh = inner.init(apply_masks(params, masks))
         inner_state = clear_moments(state.inner_state, params, kept, fresh)
         new_updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)
         return new_updates, ACDCState(optax.safe_increment(state.count), masks, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(mappable(init_fn, ACDCState, inner), update_fn)

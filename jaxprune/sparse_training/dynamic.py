@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation import check_fraction, check_scope
+from jaxprune.lookahead import paired, weights_of
 from jaxprune.masks import apply_masks
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores import magnitude
@@ -20,9 +21,9 @@ from jaxprune.selection.search import count as count_of
 from jaxprune.sparse_training.largest import check_steps
 from jaxprune.sparse_training.static import random_masks
 from jaxprune.structures import NM, Structure
-from jaxprune.transforms.masked import check_given, masked_update
+from jaxprune.transforms.masked import check_given, masked_update, without_past
 from jaxprune.transforms.masks_in_state import stored_masks
-from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms.placeholder import mappable
 from jaxprune.transforms.turn import turn_if
 from jaxprune.units import below_infinity, placed_like, pruned_units
 
@@ -66,8 +67,8 @@ def dynamic(
 
     def moving(params: PyTree, masks: PyTree) -> list[int]:
         """Positions of the leaves whose masks move."""
-        chosen = range(len(jax.tree.leaves(params))) if where is None else prunable_leaves(params, where)
-        held = jax.tree.leaves(masks)
+        held = jax.tree.leaves(weights_of(masks))
+        chosen = range(len(held)) if where is None else prunable_leaves(params, where)
         return [i for i in chosen if jnp.ndim(held[i])]
 
     def init_fn(params: PyTree) -> DynamicState:
@@ -75,7 +76,7 @@ def dynamic(
         if first is None:
             first = random_masks(key, params, sparsity, structure, where)  # pyright: ignore
         held = stored_masks(params, first)
-        held = _in_units(held, params, moving(params, held), structure)
+        held = paired(_in_units(weights_of(held), weights_of(params), moving(params, held), structure), held)
         return DynamicState(jnp.zeros([], jnp.int32), held, inner.init(apply_masks(params, held)))
 
     def update_fn(updates: PyTree, state: DynamicState, params: PyTree | None = None, **extra_args: Any):
@@ -83,22 +84,22 @@ def dynamic(
         step = state.count
         is_due = (step > 0) & (step % every == 0) & (step < end)
         chosen = moving(params, state.masks)
-        old = _in_units(state.masks, params, chosen, structure)
+        weights = weights_of(params)
+        old = _in_units(weights_of(state.masks), weights, chosen, structure)
 
         def move(old: PyTree) -> PyTree:
             share = fraction / 2 * (1 + jnp.cos(math.pi * step / max(end, 1)))
             leaves, treedef = jax.tree.flatten(old)
-            sizes, growth = jax.tree.leaves(magnitude(params)), jax.tree.leaves(grow(updates, params, step))
+            sizes, growth = jax.tree.leaves(magnitude(weights)), jax.tree.leaves(grow(updates, weights, step))
             for i in chosen:
                 leaves[i] = _moved(leaves[i], sizes[i], growth[i], share, structure)
             return jax.tree.unflatten(treedef, leaves)
 
         new = turn_if(is_due, move, old)
-        stay = jax.tree.map(jnp.logical_and, old, new)
+        stay = paired(jax.tree.map(jnp.logical_and, old, new), params)
         # An update of the masks takes the place of the optimizer's step: what is new is still 0 after it.
-        fresh = inner.init(apply_masks(params, stay))
-        cleared = clear_moments(state.inner_state, params, stay, fresh)
-        stepped, inner_state = masked_update(inner, updates, state.inner_state, params, stay, extra_args)
+        cleared = without_past(inner, state.inner_state, params, stay)
+        stepped, inner_state = masked_update(inner, updates, cleared, params, stay, extra_args)
         leaves, treedef = jax.tree.flatten(stepped)
         leaves = [
             jnp.where(is_due & m, jnp.zeros((), u.dtype), u)
@@ -106,9 +107,9 @@ def dynamic(
         ]
         inner_state = jax.tree.map(lambda a, b: _either(is_due, a, b), cleared, inner_state)
         updates = jax.tree.unflatten(treedef, leaves)
-        return updates, DynamicState(optax.safe_increment(step), new, inner_state)
+        return updates, DynamicState(optax.safe_increment(step), paired(new, params), inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(mappable(init_fn, DynamicState, inner), update_fn)
 
 
 def _in_units(masks: PyTree, params: PyTree, chosen: list[int], structure: Structure) -> PyTree:

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxprune.lookahead import refuse_pair
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores.unit_norm import l2_of_units
 from jaxprune.structures import Channels, Structure
 from jaxprune.transforms.masked import check_given
+from jaxprune.transforms.placeholder import mappable
 from jaxprune.units import full_masks, placed_like
 
 
@@ -113,6 +115,7 @@ def group_lasso(
         raise ValueError(f"`strength` must be at least 0, got {strength}.")
 
     def init_fn(params: PyTree) -> GroupLassoState:
+        refuse_pair(params, "group_lasso")
         masks = full_masks(params, structure, prunable_leaves(params, where))
         return GroupLassoState(jnp.zeros([], jnp.int32), masks, inner.init(params))
 
@@ -136,7 +139,7 @@ def group_lasso(
         count = optax.safe_increment(state.count)
         return jax.tree.unflatten(treedef, steps), GroupLassoState(count, masks, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(mappable(init_fn, GroupLassoState, inner), update_fn)
 
 
 def _norm_and_size(w: jax.Array, structure: Structure) -> tuple[jax.Array, jax.Array]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxprune.allocation import Scope, check_fraction, check_scope, counts_to_prune, shares_of
 from jaxprune.input_axes import with_input_axes
+from jaxprune.lookahead import paired, weights_of
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores.scorer import call_score
 from jaxprune.structures import NM, Structure
@@ -22,15 +23,17 @@ def largest(
     score: Callable[..., PyTree],
 ) -> PyTree:
     """Masks in the tree of `params`, arrays throughout as a loop carries them; NaN scores go first."""
-    scores = call_score(score, params, None)
-    chosen = prunable_leaves(params, where)
-    paths, leaves, _ = flatten_with_paths(params)
-    structure = with_input_axes(structure, params)
+    weights = weights_of(params)
+    scores = call_score(score, weights, None)
+    chosen = prunable_leaves(weights, where)
+    paths, leaves, _ = flatten_with_paths(weights)
+    structure = with_input_axes(structure, weights)
     for i in chosen:
         structure.check(paths[i], leaves[i].shape)
-    shares = shares_of(sparsity, params, chosen)
+    shares = shares_of(sparsity, weights, chosen)
     counts = counts_to_prune(shares, unit_counts(structure, leaves, chosen), scope)
-    return as_arrays(masks_from_counts(scores, counts, structure, chosen, None), params)
+    masks = masks_from_counts(scores, counts, structure, chosen, None)
+    return paired(as_arrays(masks, weights), params)
 
 
 def check_sparsity(sparsity: Any, scope: Scope, structure: Structure) -> None:

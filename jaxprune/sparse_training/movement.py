@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation import Scope, counts_to_prune
-from jaxprune.masks import apply_masks
-from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
+from jaxprune.lookahead import paired, weights_of
+from jaxprune.masks import apply_masks, masked_leaf
+from jaxprune.params import PyTree, flatten_with_paths, is_float_array, prunable_leaves
 from jaxprune.sparse_training.largest import check_sparsity, check_steps
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given, masked_update
 from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms.placeholder import mappable
 from jaxprune.transforms.turn import turn_if
 from jaxprune.units import as_arrays, full_masks, masks_from_counts, unit_counts
 
@@ -90,7 +92,7 @@ def movement(
 
     def init_fn(params: PyTree) -> MovementState:
         chosen = prunable_leaves(params, where)
-        leaves, treedef = jax.tree.flatten(params)
+        leaves, treedef = jax.tree.flatten(weights_of(params))
         scores = [
             jnp.zeros_like(w, jnp.float32) if i in chosen else jnp.zeros([], jnp.float32)
             for i, w in enumerate(leaves)
@@ -102,7 +104,8 @@ def movement(
     def update_fn(updates: PyTree, state: MovementState, params: PyTree | None = None, **extra_args: Any):
         check_given(params)
         sparsity = jnp.asarray(schedule(state.count), jnp.float32)
-        chosen = prunable_leaves(params, where)
+        weights = weights_of(params)
+        chosen = prunable_leaves(weights, where)
 
         def collect(score: jax.Array, w: jax.Array, g: jax.Array, m: jax.Array) -> jax.Array:
             if m.ndim == 0:
@@ -111,13 +114,14 @@ def movement(
             gain = -w.astype(jnp.float32) * g.astype(jnp.float32)
             return score + jnp.where(jnp.isfinite(gain), gain, 0)
 
-        collected = jax.tree.map(collect, state.movement, params, updates, state.masks)
+        collected = jax.tree.map(collect, state.movement, weights, updates, weights_of(state.masks))
 
         def choose(masks: PyTree) -> PyTree:
-            _, leaves, _ = flatten_with_paths(params)
+            _, leaves, _ = flatten_with_paths(weights)
             counts = counts_to_prune(sparsity, unit_counts(structure, leaves, chosen), scope)
-            prior = None if regrow else masks
-            return as_arrays(masks_from_counts(collected, counts, structure, chosen, prior), masks)
+            prior = None if regrow else weights_of(masks)
+            new = masks_from_counts(collected, counts, structure, chosen, prior)
+            return paired(as_arrays(new, weights), masks)
 
         is_due = sparsity > state.sparsity
         if regrow:
@@ -128,10 +132,10 @@ def movement(
         new_updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)
         if regrow:  # a pruned weight waits where it is
             new_updates = jax.tree.map(
-                lambda u, m: jnp.where(m, u, jnp.zeros((), u.dtype)) if m.ndim else u, new_updates, masks
+                lambda u, m: masked_leaf(u, m) if is_float_array(u) else u, new_updates, masks
             )
         count = optax.safe_increment(state.count)
         reached = jnp.maximum(sparsity, state.sparsity)
         return new_updates, MovementState(count, reached, collected, masks, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(mappable(init_fn, MovementState, inner), update_fn)

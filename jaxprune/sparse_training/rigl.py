@@ -47,7 +47,7 @@ def rigl(
       end: step from which on the masks stay; the paper takes three quarters of the training.
       every: steps from one move to the next.
       fraction: share of the kept weights that moves at first.
-      masks: masks to begin with, instead of `sparsity`.
+      masks: masks to begin with, instead of `sparsity`: a tree, a prefix of one, or a function of the parameters.
       structure: what a unit is; not `NM`. A unit's magnitude and gradient are the means over its weights.
       where: tree of bools (or a prefix of one, or a function that gives it), the leaves that move;
         None for `prunable(params)`, or the leaves `masks` prune.

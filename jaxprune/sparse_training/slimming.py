@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxprune.lookahead import refuse_pair
 from jaxprune.params import PyTree, prunable, prunable_leaves
 from jaxprune.structures import Unstructured
-from jaxprune.transforms.masked import check_given, masked_update
+from jaxprune.transforms.masked import check_given, masked_update, without_past
+from jaxprune.transforms.placeholder import mappable
 from jaxprune.units import full_masks
 
 
@@ -78,6 +80,7 @@ def slimming(
         return prunable_leaves(params, norm_scales(params) if where is None else where)
 
     def init_fn(params: PyTree) -> SlimmingState:
+        refuse_pair(params, "slimming")
         return SlimmingState(full_masks(params, Unstructured(), scales(params)), inner.init(params))
 
     def update_fn(updates: PyTree, state: SlimmingState, params: PyTree | None = None, **extra_args: Any):
@@ -86,9 +89,8 @@ def slimming(
         for i in scales(params):
             steps[i] = steps[i] + (strength * jnp.sign(weights[i])).astype(steps[i].dtype)
         updates = jax.tree.unflatten(treedef, steps)
-        updates, inner_state = masked_update(
-            inner, updates, state.inner_state, params, state.masks, extra_args
-        )
+        inner_state = without_past(inner, state.inner_state, params, state.masks)
+        updates, inner_state = masked_update(inner, updates, inner_state, params, state.masks, extra_args)
         return updates, SlimmingState(state.masks, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(mappable(init_fn, SlimmingState, inner), update_fn)

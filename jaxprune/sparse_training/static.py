@@ -11,7 +11,7 @@ from jaxprune.masks import make_masks
 from jaxprune.params import PyTree, is_float_array
 from jaxprune.scores import random
 from jaxprune.structures import Structure, Unstructured
-from jaxprune.transforms.masked import MaskedState, masked, masked_update
+from jaxprune.transforms.masked import masked
 from jaxprune.units import placed_like
 
 
@@ -89,15 +89,4 @@ def static(
       Mocanu et al., A topological insight into restricted Boltzmann machines, 2016, arXiv:1604.05978.
       Liu et al., The Unreasonable Effectiveness of Random Pruning, 2022, arXiv:2202.02643.
     """
-    inner = optax.with_extra_args_support(inner)
-
-    def init_fn(params: PyTree) -> MaskedState:
-        return masked(inner, random_masks(key, params, sparsity, structure, where)).init(params)
-
-    def update_fn(updates: PyTree, state: MaskedState, params: PyTree | None = None, **extra_args: Any):
-        updates, inner_state = masked_update(
-            inner, updates, state.inner_state, params, state.masks, extra_args
-        )
-        return updates, MaskedState(state.masks, inner_state)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return masked(inner, lambda params: random_masks(key, params, sparsity, structure, where))

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation import Scope
-from jaxprune.params import PyTree
+from jaxprune.lookahead import refuse_pair
+from jaxprune.params import PyTree, is_float_array
 from jaxprune.scores import magnitude
 from jaxprune.sparse_training.largest import check_sparsity, check_steps, largest
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given
+from jaxprune.transforms.placeholder import mappable
 from jaxprune.transforms.turn import turn_if
 
 
@@ -92,6 +94,7 @@ def ste(
         return largest(params, share, scope, structure, where, score)
 
     def init_fn(params: PyTree) -> STEState:
+        refuse_pair(params, "ste")
         count = jnp.zeros([], jnp.int32)
         return STEState(count, masks_of(params, count), inner.init(params))
 
@@ -99,7 +102,9 @@ def ste(
         check_given(params)
 
         def decayed(u: jax.Array, m: jax.Array, w: jax.Array) -> jax.Array:
-            return u + decay * jnp.where(m, jnp.zeros((), w.dtype), w).astype(u.dtype) if m.ndim else u
+            if not is_float_array(w):
+                return u
+            return u + decay * jnp.where(m, jnp.zeros((), w.dtype), w).astype(u.dtype)
 
         if decay:
             updates = jax.tree.map(decayed, updates, state.masks, params)
@@ -113,4 +118,4 @@ def ste(
         masks = turn_if(count % every == 0, renew, state.masks)
         return updates, STEState(count, masks, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(mappable(init_fn, STEState, inner), update_fn)

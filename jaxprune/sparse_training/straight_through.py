@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.masks import apply_masks
-from jaxprune.params import PyTree, flatten_with_paths, mask_leaves
+from jaxprune.params import PyTree, flatten_with_paths, is_float_array, is_kept_whole, mask_leaves
 
 
 def straight_through(params: PyTree, masks: PyTree, backward: PyTree | None = None) -> PyTree:
@@ -47,7 +47,7 @@ def straight_through(params: PyTree, masks: PyTree, backward: PyTree | None = No
     learning = [True] * len(leaves) if backward is None else mask_leaves(params, backward, "backward")
     kept = mask_leaves(params, masks)
     passed = [
-        w if jnp.ndim(m) == jnp.ndim(b) == 0 else _value(u, w, b)
+        u if (is_kept_whole(m) and is_kept_whole(b)) or not is_float_array(w) else _value(u, w, b)
         for w, u, m, b in zip(leaves, used, kept, learning, strict=True)
     ]
     return jax.tree.unflatten(treedef, passed)

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation import Scope, check_fraction
+from jaxprune.lookahead import refuse_pair
 from jaxprune.params import PyTree
 from jaxprune.scores import magnitude
 from jaxprune.sparse_training.largest import check_sparsity, check_steps, largest
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given
 from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms.placeholder import mappable
 from jaxprune.transforms.turn import turn_if
 
 
@@ -101,6 +103,7 @@ def top_kast(
         return used, jax.tree.map(jnp.logical_or, used, learning)  # an allocation may ask for less
 
     def init_fn(params: PyTree) -> TopKASTState:
+        refuse_pair(params, "top_kast")
         used, learning = sets_of(params)
         return TopKASTState(jnp.zeros([], jnp.int32), used, learning, inner.init(params))
 
@@ -131,4 +134,4 @@ def top_kast(
         used, learning = turn_if(count % every == 0, renew, (used, learning))
         return updates, TopKASTState(count, used, learning, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(mappable(init_fn, TopKASTState, inner), update_fn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,79 +10,124 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.opt_state import Owner, flat_arrays, owners
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.model import KeptAxes
 from jaxprune.surgery.slicing import take
 
+Shapes = Mapping[str, tuple[int, ...]]
+
 
 def shrink_opt_state(
-    opt_state: PyTree,
-    shapes: Mapping[str, tuple[int, ...]],
-    kept: KeptAxes,
-    min_dim_size_to_factor: int = 128,
+    opt_state: PyTree, shapes: Shapes, kept: KeptAxes, min_dim_size_to_factor: int = 128
 ) -> PyTree:
     """Slices the arrays of an optimizer state that belong to a parameter."""
-    factored = jax.tree.leaves(opt_state, is_leaf=_is_factored)
-    if any(map(_is_factored, factored)):
-        small = [
-            _shrink_factored(node, shapes, kept, min_dim_size_to_factor) if _is_factored(node) else node
-            for node in factored
+    opt_state = _shrink_flat(opt_state, shapes, kept)
+    paths, _, _ = flatten_with_paths((opt_state,))
+    rest = iter(zip(paths, owners(opt_state, list(shapes)), strict=True))
+    nodes, treedef = jax.tree.flatten(opt_state, is_leaf=_is_special)
+    small = []
+    for node in nodes:
+        leaves, inner = jax.tree.flatten(node)
+        named = [next(rest) for _ in leaves]
+        if _is_factored(node):
+            small.append(_shrink_factored(node, named, shapes, kept, min_dim_size_to_factor))
+            continue
+        if _is_projected(node):
+            _check_untouched(named, shapes, kept)
+        cut = [
+            _shrink_one(path, leaf, own, shapes, kept)
+            for (path, own), leaf in zip(named, leaves, strict=True)
         ]
-        outer = jax.tree.structure(opt_state, is_leaf=_is_factored)
-        done = {id(node) for node in small if _is_factored(node)}
-        merged = jax.tree.unflatten(outer, small)
-        return _shrink_mirrors(merged, shapes, kept, lambda x: id(x) in done)
-    return _shrink_mirrors(opt_state, shapes, kept, lambda x: False)
+        small.append(jax.tree.unflatten(inner, cut))
+    return jax.tree.unflatten(treedef, small)
 
 
-def _shrink_mirrors(tree: PyTree, shapes: Mapping[str, tuple[int, ...]], kept: KeptAxes, skip: Any) -> PyTree:
-    nodes, outer = jax.tree.flatten(tree, is_leaf=skip)
-    holes = jax.tree.unflatten(outer, [None if skip(node) else node for node in nodes])
-    paths, leaves, treedef = flatten_with_paths(holes)
-    small = [_shrink_one(path, leaf, shapes, kept) for path, leaf in zip(paths, leaves, strict=True)]
-    filled = jax.tree.unflatten(treedef, small)
-    rest = iter([node for node in nodes if skip(node)])
-    return jax.tree.map(lambda x: next(rest) if x is None else x, filled, is_leaf=lambda x: x is None)
+def _shrink_flat(opt_state: PyTree, shapes: Shapes, kept: KeptAxes) -> PyTree:
+    """Slices the arrays that have all weights in one row, parameter after parameter."""
+    size = sum(math.prod(shape) for shape in shapes.values())
+    flat = flat_arrays(opt_state, owners(opt_state, list(shapes)), size)
+    if not flat:
+        return opt_state
+    in_a_row = [_kept_entries(shape, kept[path]).ravel() for path, shape in shapes.items()]
+    mask = np.concatenate(in_a_row)
+    leaves, treedef = jax.tree.flatten(opt_state)
+    for i in flat:
+        leaves[i] = take(leaves[i], [None] * (leaves[i].ndim - 1) + [mask])
+    return jax.tree.unflatten(treedef, leaves)
 
 
-def _owner(path: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The parameter whose path is the longest tail of a path in the state."""
-    names = path.split("/")
-    return next((tail for i in range(len(names) + 1) if (tail := "/".join(names[i:])) in shapes), None)
+def _kept_entries(shape: tuple[int, ...], masks: Any) -> np.ndarray:
+    kept = np.ones(shape, bool)
+    for dim, mask in enumerate(masks):
+        if mask is not None:
+            kept &= mask.reshape([-1 if i == dim else 1 for i in range(len(shape))])
+    return kept
 
 
-def _shrink_one(path: str, leaf: Any, shapes: Mapping[str, tuple[int, ...]], kept: KeptAxes) -> Any:
-    owner = _owner(path, shapes)
+def _shrink_one(path: str, leaf: Any, owner: Owner | None, shapes: Shapes, kept: KeptAxes) -> Any:
     have = np.shape(leaf)
-    if owner is None or have == () or all(mask is None for mask in kept[owner]):
+    if owner is None or have == () or all(mask is None for mask in kept[owner.path]):
         return leaf
-    shape = shapes[owner]
+    shape, masks = shapes[owner.path], kept[owner.path]
+    if owner.axis is not None:
+        # SM3 keeps one statistic for each entry of each axis, with or without the other axes.
+        shape = tuple(n if i == owner.axis else 1 for i, n in enumerate(shape))
+        if len(have) == 1:
+            shape, masks = (shape[owner.axis],), (masks[owner.axis],)
     extra = len(have) - len(shape)  # a history of updates has axes before the parameter's
     if extra >= 0 and all(n in (1, m) for n, m in zip(have[extra:], shape, strict=True)):
-        masks = [None if n == 1 else m for n, m in zip(have[extra:], kept[owner], strict=True)]
+        masks = [None if n == 1 else m for n, m in zip(have[extra:], masks, strict=True)]
         return take(leaf, [None] * extra + masks)
     raise ValueError(
-        f"the optimizer state has an array of shape {have} at {path!r}, which belongs to the parameter "
-        f"{owner!r} of shape {shape}: how to slice it is not known."
+        f"the optimizer state has an array of shape {have} at {path.removeprefix('0/')!r}, which belongs to "
+        f"the parameter {owner.path!r} of shape {shapes[owner.path]}: how to slice it is not known."
     )
+
+
+def _is_special(node: Any) -> bool:
+    return _is_factored(node) or _is_projected(node)
+
+
+def _is_projected(node: Any) -> bool:
+    """GaLore's state: moments of projected gradients, whose entries belong to no weight."""
+    return {"projector", "base_optimizer_state"} <= set(getattr(node, "_fields", ()))
+
+
+def _check_untouched(named: list[tuple[str, Owner | None]], shapes: Shapes, kept: KeptAxes) -> None:
+    for path, owner in named:
+        if owner is not None and len(shapes[owner.path]) > 1 and any(m is not None for m in kept[owner.path]):
+            raise ValueError(
+                f"the optimizer state has GaLore's low-rank memory of {owner.path!r} at "
+                f"{path.removeprefix('0/')!r}, which can't be sliced: start it anew with "
+                "tx.init(plan.shrink(params))."
+            )
 
 
 def _is_factored(node: Any) -> bool:
     """Adafactor's second moments: per parameter the means over its largest and second largest axis."""
-    return getattr(node, "_fields", None) is not None and {"v_row", "v_col", "v"} <= set(node._fields)
+    return {"v_row", "v_col", "v"} <= set(getattr(node, "_fields", ()))
 
 
 def _shrink_factored(
-    state: Any, shapes: Mapping[str, tuple[int, ...]], kept: KeptAxes, min_dim_size_to_factor: int
+    state: Any,
+    named: list[tuple[str, Owner | None]],
+    shapes: Shapes,
+    kept: KeptAxes,
+    min_dim_size_to_factor: int,
 ) -> Any:
-    paths, rows, treedef = flatten_with_paths(state.v_row)
+    rows, treedef = jax.tree.flatten(state.v_row)
     columns, wholes = jax.tree.leaves(state.v_col), jax.tree.leaves(state.v)
+    before = state._fields[: state._fields.index("v_row")]
+    first_row = sum(len(jax.tree.leaves(getattr(state, field))) for field in before)
     out: list[tuple[Any, Any, Any]] = []
-    for path, row, column, whole in zip(paths, rows, columns, wholes, strict=True):
-        owner = _owner(path, shapes)
+    for (path, owner), row, column, whole in zip(named[first_row:], rows, columns, wholes, strict=False):
         if owner is None:
-            raise ValueError(f"the optimizer state has factored moments at {path!r}, which is no parameter.")
-        shape, masks = shapes[owner], kept[owner]
+            raise ValueError(
+                f"the optimizer state has factored moments at {path.removeprefix('0/')!r}, which is no "
+                "parameter."
+            )
+        shape, masks = shapes[owner.path], kept[owner.path]
         small = tuple(n if m is None else int(m.sum()) for n, m in zip(shape, masks, strict=True))
         if np.shape(whole) == shape and np.shape(row) == (1,):
             out.append((row, column, take(whole, masks)))

@@ -159,8 +159,10 @@ class Plan:
         """Removes the units from an optimizer state.
 
         Args:
-          opt_state: the state of any optax optimizer of the full parameters. Whatever lies under a path that
-            ends like a parameter's and has its shape is sliced, and so are Adafactor's factored moments.
+          opt_state: the state of any optax optimizer of the full parameters. What lies at a parameter's place in
+            a tree like the parameters and has its shape is sliced, also with axes before it (L-BFGS), with all
+            weights in one row (`optax.flatten`), past the holes of `optax.partition` and `optax.masked`; and so
+            are Adafactor's factored moments and SM3's statistics of each axis.
           min_dim_size_to_factor: Adafactor's argument of this name: parameters that get too small for it
             have their factored moments multiplied out.
 
@@ -168,7 +170,8 @@ class Plan:
           The state for the small parameters.
 
         Raises:
-          ValueError: an array belongs to a parameter by its path but has a shape that can't be its own.
+          ValueError: an array belongs to a parameter by its path but has a shape that can't be its own;
+            GaLore's moments, whose entries belong to no weight.
         """
         return shrink_opt_state(opt_state, self.shapes, self.kept, min_dim_size_to_factor)
 

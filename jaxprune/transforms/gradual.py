@@ -17,13 +17,13 @@ from jaxprune.allocation import (
     counts_to_prune,
     least_kept,
 )
-from jaxprune.masks import apply_masks
+from jaxprune.lookahead import paired, weights_of
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores import magnitude
 from jaxprune.scores.scorer import call_score
 from jaxprune.structures import NM, Structure, Unstructured
-from jaxprune.transforms.masked import check_given, masked_update
-from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms.masked import check_given, masked_update, without_past
+from jaxprune.transforms.placeholder import mappable
 from jaxprune.transforms.turn import turn_if
 from jaxprune.units import full_masks, next_masks, unit_counts
 
@@ -119,19 +119,19 @@ def gradual(
 
         def prune(masks: PyTree) -> PyTree:
             step_key = None if key is None else jax.random.fold_in(key, state.count)
-            scores = call_score(score, params, step_key)
-            chosen = prunable_leaves(params, where)
-            _, leaves, _ = flatten_with_paths(params)
+            weights = weights_of(params)
+            scores = call_score(score, weights, step_key)
+            chosen = prunable_leaves(weights, where)
+            _, leaves, _ = flatten_with_paths(weights)
             units = unit_counts(structure, leaves, chosen)
             counts = counts_to_prune(sparsity, units, scope)
-            return next_masks(scores, counts, structure, chosen, masks, least_kept(minimum, units))
+            least = least_kept(minimum, units)
+            return paired(next_masks(scores, counts, structure, chosen, weights_of(masks), least), masks)
 
-        # The moments are cleared at every step: that fuses into the inner update.
         masks = turn_if(sparsity > state.sparsity, prune, state.masks)
-        fresh = inner.init(apply_masks(params, masks))
-        inner_state = clear_moments(state.inner_state, params, masks, fresh)
+        inner_state = without_past(inner, state.inner_state, params, masks)
         new_updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)
         count = optax.safe_increment(state.count)
         return new_updates, GradualState(count, jnp.maximum(sparsity, state.sparsity), masks, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(mappable(init_fn, GradualState, inner), update_fn)

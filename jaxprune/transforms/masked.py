@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.masks import apply_masks
-from jaxprune.params import PyTree
-from jaxprune.transforms.masks_in_state import stored_masks
+from jaxprune.lookahead import is_pair, weights_of
+from jaxprune.masks import apply_masks, masked_leaf
+from jaxprune.params import PyTree, resolved
+from jaxprune.transforms.masks_in_state import check_not_optax_mask, stored_masks
+from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms.placeholder import mappable
 
 
 class MaskedState(NamedTuple):
@@ -27,18 +30,23 @@ def masked(
 
     The inner optimizer sees neither the gradients nor the values of pruned weights, so that its moments,
     norms and weight decay are those of the sparse network. The update of a pruned weight w is -w. Put this
-    wrapper outermost: what is chained after it could move the zeros again.
+    wrapper outermost: what is chained after it could move the zeros again, and `optax.lookahead` and
+    `schedule_free` around it would average them with what was there before.
+
+    A mask says which weights of a leaf are kept. (In `optax.masked` it says which leaves are transformed.)
 
     Args:
-      inner: any optax optimizer.
-      masks: tree like the parameters of bool arrays that broadcast to them, True = keep; None prunes nothing
-        until `replace_masks`.
+      inner: any optax optimizer. Around `optax.lookahead` both weights of a pair have the same mask.
+      masks: tree like the parameters of bool arrays that broadcast to them, True = keep, or a prefix of one,
+        where a scalar stands for a subtree; or a function of the parameters that gives it. A scalar False
+        prunes a whole leaf. None prunes nothing until `replace_masks`.
 
     Returns:
       A transformation whose state is a `MaskedState`; `get_masks` reads the masks.
 
     Raises:
-      ValueError: at `init`, masks that don't match the parameters; at `update`, no `params`.
+      ValueError: masks that are Python bools only, with a False: those are for `optax.masked`. At `init`,
+        masks that don't match the parameters; at `update`, no `params`.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -51,24 +59,37 @@ def masked(
       {'w': Array([0.9, 0. ], dtype=float32)}
     """
     inner = optax.with_extra_args_support(inner)
+    check_not_optax_mask(masks)
 
     def init_fn(params: PyTree) -> MaskedState:
-        held = stored_masks(params, masks)
+        given = None if masks is None else resolved(params, masks, "masks")
+        check_not_optax_mask(given)
+        held = stored_masks(params, given)
         return MaskedState(held, inner.init(apply_masks(params, held)))
 
     def update_fn(updates: PyTree, state: MaskedState, params: PyTree | None = None, **extra_args: Any):
-        updates, inner_state = masked_update(
-            inner, updates, state.inner_state, params, state.masks, extra_args
-        )
+        check_given(params)
+        inner_state = without_past(inner, state.inner_state, params, state.masks)
+        updates, inner_state = masked_update(inner, updates, inner_state, params, state.masks, extra_args)
         return updates, MaskedState(state.masks, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(mappable(init_fn, MaskedState, inner), update_fn)
 
 
 def check_given(params: PyTree | None) -> None:
     """Raises ValueError without `params`, which optax leaves optional."""
     if params is None:
         raise ValueError("`params` must be given to update(): pass tx.update(grads, state, params).")
+
+
+def without_past(
+    inner: optax.GradientTransformationExtraArgs, inner_state: Any, params: PyTree, masks: PyTree
+) -> Any:
+    """The state of `inner` with pruned weights as its `init` has them: they may have been pruned just now.
+
+    It is called at every step: under `jit` that fuses into the inner update.
+    """
+    return clear_moments(inner_state, params, masks, inner.init(apply_masks(params, masks)))
 
 
 def masked_update(
@@ -81,21 +102,30 @@ def masked_update(
 ) -> tuple[PyTree, Any]:
     """One step of `inner` on the sparse network; the update of a pruned weight w is -w."""
     check_given(params)
-    keep = jax.tree.leaves(masks)
 
-    def prune(tree: PyTree) -> PyTree:
+    def prune(tree: PyTree, masks: PyTree) -> PyTree:
         leaves, treedef = jax.tree.flatten(tree)
+        keep = jax.tree.leaves(masks)
         pruned = [
-            jnp.where(m, leaf, jnp.zeros((), leaf.dtype)) if jnp.ndim(m) else leaf
+            masked_leaf(leaf, m) if _is_masked(m, leaf) else leaf
             for m, leaf in zip(keep, leaves, strict=True)
         ]
         return jax.tree.unflatten(treedef, pruned)
 
-    updates, inner_state = inner.update(prune(updates), inner_state, prune(params), **extra_args)
+    # Lookahead takes the gradients of the fast weights and gives updates of the pair.
+    of_updates = masks if is_pair(updates) else weights_of(masks)
+    sparse = prune(updates, of_updates), inner_state, prune(params, masks)
+    updates, inner_state = inner.update(*sparse, **extra_args)
     leaves, treedef = jax.tree.flatten(updates)
     # where() promotes, so -w is never rounded: w + (-w) is exactly zero, and +0.0, in any dtype.
     exact = [
-        jnp.where(m, u, -w) if jnp.ndim(m) else u
-        for m, u, w in zip(keep, leaves, jax.tree.leaves(params), strict=True)
+        jnp.where(m, u, -w) if _is_masked(m, w) and _is_masked(m, u) else u
+        for m, u, w in zip(jax.tree.leaves(masks), leaves, jax.tree.leaves(params), strict=True)
     ]
     return jax.tree.unflatten(treedef, exact), inner_state
+
+
+def _is_masked(mask: Any, leaf: Any) -> bool:
+    """Whether a mask may prune: a scalar of unknown value may, but not keys and what else is no number."""
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    return jnp.ndim(mask) > 0 or jnp.issubdtype(dtype, jnp.number)

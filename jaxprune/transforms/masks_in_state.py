@@ -6,14 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from jaxprune.params import PyTree, aligned, mask_leaves
+from jaxprune.holes import check_hidden, filled, is_hole, without_hidden
+from jaxprune.lookahead import paired
+from jaxprune.params import PyTree, aligned, is_kept_whole, mask_leaves
 from jaxprune.units import placed_like
 
 
 def holds_masks(node: Any) -> bool:
-    """Whether a node of an optimizer state is one of ours: a NamedTuple with a field `masks`."""
-    return "masks" in getattr(node, "_fields", ())
+    """Whether a node of an optimizer state is one of ours: a NamedTuple with `masks` and `inner_state`."""
+    return {"masks", "inner_state"} <= set(getattr(node, "_fields", ()))
 
 
 def has_masks(opt_state: PyTree) -> bool:
@@ -25,7 +28,7 @@ def has_masks(opt_state: PyTree) -> bool:
       >>> jp.has_masks(optax.adam(1e-3).init({"w": jnp.ones((2, 2))}))
       False
     """
-    return any(holds_masks(node) for node in jax.tree.leaves(opt_state, is_leaf=holds_masks))
+    return bool(_wrappers(opt_state))
 
 
 def get_masks(opt_state: PyTree) -> PyTree:
@@ -35,10 +38,12 @@ def get_masks(opt_state: PyTree) -> PyTree:
       opt_state: an optimizer state: of optax, or the `opt_state` of an `nnx.Optimizer`.
 
     Returns:
-      Tree like the parameters; leaves that are not prunable hold a scalar True.
+      Tree like the parameters; leaves that are not prunable hold a scalar True. So do parameters that
+      `optax.partition` or `optax.masked` gives to other optimizers (one True for all of a subtree that a
+      prefix of labels hides as a whole). The masks of several groups of a partition come as one tree.
 
     Raises:
-      ValueError: no masks in it, or those of more than one wrapper.
+      ValueError: no masks in it, or those of more than one wrapper for one parameter.
 
     Example:
       >>> import optax, jax.numpy as jnp
@@ -48,7 +53,7 @@ def get_masks(opt_state: PyTree) -> PyTree:
       >>> jp.get_masks(tx.init(params))
       {'w': Array([[ True, False]], dtype=bool)}
     """
-    return _only(opt_state).masks
+    return filled(_merged(opt_state), jnp.array(True))
 
 
 def replace_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
@@ -56,13 +61,15 @@ def replace_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
 
     Args:
       opt_state: an optimizer state with masks, unchanged by this.
-      masks: tree like the parameters of bool arrays.
+      masks: tree like the parameters of bool arrays, or a prefix of one with scalars.
 
     Returns:
       The new state.
 
     Raises:
-      ValueError: no masks in `opt_state`, those of more than one wrapper, or trees that don't match.
+      ValueError: no masks in `opt_state`, those of more than one wrapper for one parameter, trees that don't
+        match, masks that prune a parameter that no wrapper holds, or a wrapper inside `optax.lookahead` or
+        `schedule_free`, which would average the weights that are pruned now back into the network.
 
     Example:
       >>> import optax, jax.numpy as jnp
@@ -72,49 +79,96 @@ def replace_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
       >>> jp.get_masks(jp.replace_masks(state, {"w": jnp.array([[True, False]])}))
       {'w': Array([[ True, False]], dtype=bool)}
     """
-    held = _only(opt_state).masks
-    leaves = [stored(mask, None) for mask in mask_leaves_of_masks(held, masks)]
-    new = jax.tree.unflatten(jax.tree.structure(held), leaves)
-    return jax.tree.map(
-        lambda node: node._replace(masks=new) if holds_masks(node) else node, opt_state, is_leaf=holds_masks
-    )
+    averaging = (optax.LookaheadState, optax.contrib.ScheduleFreeState)
+    for node in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, averaging) or holds_masks(x)):
+        if isinstance(node, averaging) and has_masks(node):
+            raise ValueError(
+                f"`opt_state` has its masks inside a {type(node).__name__}, whose average would bring pruned "
+                "weights back: put the wrapper around, as in jp.masked(optax.lookahead(...))."
+            )
+    return with_masks(opt_state, masks)
 
 
-def mask_leaves_of_masks(held: PyTree, masks: PyTree) -> list[Any]:
-    """Leaves of new masks in the order of the held ones; only bools pass."""
-    found = aligned(held, masks, "masks")
-    for mask in found:
-        if not isinstance(mask, bool) and getattr(mask, "dtype", None) != jnp.bool_:
-            raise TypeError(f"`masks` must hold bool arrays (True = keep), got {mask!r}.")
-    return found
+def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
+    """`replace_masks` where the weights and all memory of them are masked too."""
+    merged = _merged(opt_state)
+    masks = paired(masks, merged)
+    _, hidden = without_hidden(merged, masks)
+    check_hidden(hidden)
 
+    def renewed(node: Any) -> Any:
+        if not holds_masks(node):
+            return node
+        new, _ = without_hidden(node.masks, masks)
+        leaves, treedef = jax.tree.flatten(node.masks)
+        pairs = zip(leaves, aligned(node.masks, new, "masks"), strict=True)
+        return node._replace(masks=jax.tree.unflatten(treedef, [_in_place_of(*pair) for pair in pairs]))
 
-def stored(mask: Any, ndim: int | None) -> jax.Array:
-    """A mask as the state keeps it: an array of its own, so that donating the state leaves the user's alone.
-
-    A scalar stands for a leaf that is not prunable, which costs nothing in an update. So a scalar False, a
-    leaf pruned as a whole, is kept with the parameter's axes.
-    """
-    if isinstance(mask, bool) and not mask and ndim:
-        return jnp.zeros((1,) * ndim, bool)
-    return jnp.array(mask, bool, copy=True)
+    return jax.tree.map(renewed, opt_state, is_leaf=holds_masks)
 
 
 def stored_masks(params: PyTree, masks: PyTree | None) -> PyTree:
-    """Checked copies of `masks`; None stands for nothing pruned."""
+    """Checked copies of `masks`, so that donating the state leaves the user's alone; None prunes nothing.
+
+    A scalar True stands for a leaf that is not prunable, which costs nothing in an update. So a scalar False,
+    a leaf pruned as a whole, is kept with the parameter's axes.
+    """
     leaves, treedef = jax.tree.flatten(params)
     found = [True] * len(leaves) if masks is None else mask_leaves(params, masks)
-    held = [placed_like(stored(mask, jnp.ndim(w)), w) for w, mask in zip(leaves, found, strict=True)]
+    held = []
+    for w, mask in zip(leaves, found, strict=True):
+        is_false = jnp.ndim(mask) == 0 and not isinstance(mask, jax.core.Tracer) and not is_kept_whole(mask)
+        stored = jnp.zeros((1,) * jnp.ndim(w), bool) if is_false else jnp.array(mask, bool, copy=True)
+        held.append(placed_like(stored, w))
     return jax.tree.unflatten(treedef, held)
 
 
-def _only(opt_state: PyTree) -> Any:
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=holds_masks) if holds_masks(node)]
+def check_not_optax_mask(masks: PyTree) -> None:
+    """Raises ValueError for what `optax.masked` calls a mask: Python bools that say which leaves to train."""
+    leaves = jax.tree.leaves(masks)
+    if leaves and all(isinstance(leaf, bool) for leaf in leaves) and not all(leaves):
+        raise ValueError(
+            "`masks` holds Python bools only. In optax.masked, False leaves a parameter alone; in jp.masked, "
+            "it would prune all of it. To train and prune some parameters only, put one around the other: "
+            "optax.masked(jp.masked(inner, masks), bools), with masks from make_masks(..., where=bools). To "
+            "prune whole parameters, say so with arrays: jnp.zeros((1,) * w.ndim, bool)."
+        )
+
+
+def _in_place_of(held: jax.Array, mask: Any) -> jax.Array:
+    """A new mask in the shape of the held one where it fits, so that nothing is traced anew."""
+    if not isinstance(mask, bool) and getattr(mask, "dtype", None) != jnp.bool_:
+        raise TypeError(f"`masks` must hold bool arrays (True = keep), got {mask!r}.")
+    if jnp.ndim(mask) == 0 and held.ndim:
+        return jnp.full_like(held, mask)
+    new = jnp.array(mask, bool, copy=True)
+    fits = new.ndim == held.ndim and all(n in (1, m) for n, m in zip(new.shape, held.shape, strict=True))
+    return jnp.broadcast_to(new, held.shape) if fits and new.shape != held.shape else new
+
+
+def _wrappers(opt_state: PyTree) -> list[Any]:
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=holds_masks) if holds_masks(node)]
+
+
+def _merged(opt_state: PyTree) -> PyTree:
+    """The masks of all wrappers as one tree, with holes where none has any."""
+    found = [node.masks for node in _wrappers(opt_state)]
     if not found:
         raise ValueError(
             "`opt_state` holds no masks: wrap the optimizer, as in jp.masked(optax.adam(1e-3), masks), "
             f"before its init. Got {type(opt_state).__name__}."
         )
-    if len(found) > 1:
-        raise ValueError(f"`opt_state` holds the masks of {len(found)} wrappers: use one, around the others.")
-    return found[0]
+
+    def merge(trees: list[PyTree]) -> PyTree:
+        seen = [tree for tree in trees if not is_hole(tree)]
+        if len(seen) < 2:
+            return (seen or trees)[0]
+        nodes = [jax.tree.flatten(tree, is_leaf=lambda x, tree=tree: x is not tree) for tree in seen]
+        children, treedefs = zip(*nodes, strict=True)
+        if jax.tree_util.all_leaves(seen) or len(set(treedefs)) > 1:
+            raise ValueError(
+                f"`opt_state` holds the masks of {len(found)} wrappers: use one, around the others."
+            )
+        return jax.tree.unflatten(treedefs[0], [merge(list(each)) for each in zip(*children, strict=True)])
+
+    return merge(found)

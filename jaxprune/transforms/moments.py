@@ -1,4 +1,4 @@
-"""Parts of an optimizer state that mirror the parameters."""
+"""The optimizer's memory of pruned weights."""
 
 from __future__ import annotations
 
@@ -6,50 +6,60 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from jaxprune.params import PyTree
+from jaxprune.lookahead import is_pair, weights_of
+from jaxprune.opt_state import flat_arrays, owners
+from jaxprune.params import PyTree, flatten_with_paths, is_kept_whole
 
 
 def clear_moments(opt_state: PyTree, params: PyTree, masks: PyTree, fresh: PyTree | None = None) -> PyTree:
     """Resets the optimizer's memory of pruned weights: moments, accumulated gradients, averages.
 
-    It finds them in the state of any optimizer, by shape and not by name: every subtree with the tree
-    structure of the parameters (leaves may be missing, as muon has them) is one, leaf by leaf where the
-    shapes are equal.
+    It finds them in the state of any optimizer by their paths (see `owners`), where their shape is that of
+    the parameter, also with axes before it (a history, as L-BFGS keeps one), and where they have all weights
+    in one row (`optax.flatten`). Memory of other shapes is left as it is: Adafactor's and SM3's statistics of
+    rows and columns, GaLore's projections.
 
     Args:
       opt_state: state of the inner optimizer.
       params: the parameters.
-      masks: leaves that broadcast to them; scalars leave their parameter alone.
+      masks: leaves that broadcast to them.
       fresh: state whose values to take for pruned weights, `inner.init(params)`; None for zeros.
 
     Returns:
       The state with the kept weights' entries as they were.
     """
-    structure = jax.tree.structure(params)
-    param_leaves, mask_leaves = jax.tree.leaves(params), jax.tree.leaves(masks)
+    paths, weights, _ = flatten_with_paths(params)
+    of_path = dict(zip(paths, zip(weights, jax.tree.leaves(masks), strict=True), strict=True))
+    leaves, treedef = jax.tree.flatten(opt_state)
+    news = [jnp.zeros((), leaf.dtype) if _is_float(leaf) else leaf for leaf in leaves]
+    if fresh is not None and len(jax.tree.leaves(fresh)) == len(leaves):  # the first step may add some
+        news = jax.tree.leaves(fresh)
 
-    def is_hole(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)
+    def clear(leaf: Any, owner: Any, new: Any) -> Any:
+        if owner is None or owner.axis is not None or not _is_float(leaf):
+            return leaf
+        w, mask = of_path[owner.path]
+        before = leaf.ndim - jnp.ndim(w)
+        if is_kept_whole(mask) or leaf.shape[before:] != jnp.shape(w):
+            return leaf
+        mask = jnp.expand_dims(mask, tuple(range(before))) if before and jnp.ndim(mask) else mask
+        return jnp.where(mask, leaf, new.astype(leaf.dtype))
 
-    def mirrors(node: Any) -> bool:
-        return jax.tree.structure(node, is_leaf=is_hole) == structure
+    found = owners(opt_state, paths)
+    new_leaves = [clear(*each) for each in zip(leaves, found, news, strict=True)]
+    flat = flat_arrays(opt_state, found, sum(jnp.size(w) for w in weights))
+    if flat:
+        in_a_row = [jnp.broadcast_to(mask, jnp.shape(w)).ravel() for w, mask in of_path.values()]
+        mask = jnp.concatenate(in_a_row)
+        for i in flat:
+            row = mask if leaves[i].ndim == 1 else mask[None]
+            new_leaves[i] = jnp.where(row, leaves[i], news[i].astype(leaves[i].dtype))
+    cleared = jax.tree.unflatten(treedef, new_leaves)
+    if is_pair(params):  # most of the state mirrors the fast weights only
+        return clear_moments(cleared, weights_of(params), weights_of(masks), fresh)
+    return cleared
 
-    def clear(node: Any, new: Any) -> Any:
-        if not mirrors(node):
-            return node
-        leaves = jax.tree.leaves(node, is_leaf=is_hole)
-        news = [None] * len(leaves) if new is None else jax.tree.leaves(new, is_leaf=is_hole)
-        cleared = []
-        for leaf, other, w, mask in zip(leaves, news, param_leaves, mask_leaves, strict=True):
-            same = hasattr(leaf, "shape") and leaf.shape == w.shape and jnp.ndim(mask) > 0
-            value = jnp.zeros((), leaf.dtype) if other is None and same else other
-            cleared.append(jnp.where(mask, leaf, value) if same else leaf)
-        return jax.tree.unflatten(structure, cleared)
 
-    parts, treedef = jax.tree.flatten(opt_state, is_leaf=mirrors)
-    others = [None] * len(parts) if fresh is None else jax.tree.leaves(fresh, is_leaf=mirrors)
-    return jax.tree.unflatten(
-        treedef, [clear(part, other) for part, other in zip(parts, others, strict=True)]
-    )
+def _is_float(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.inexact)

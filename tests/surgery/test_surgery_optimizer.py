@@ -26,6 +26,7 @@ OPTIMIZERS = {
         {"a": optax.adam(1e-2), "b": optax.sgd(1e-2, momentum=0.9)},
         lambda params: {name: "b" if name.startswith("b") else "a" for name in params},
     ),
+    "flatten": optax.flatten(optax.adam(1e-2)),
     "masked": optax.masked(optax.adam(1e-2), lambda params: {name: name != "w1" for name in params}),
     "ema": optax.chain(optax.adam(1e-2), optax.ema(0.9)),
     "schedule_free": optax.contrib.schedule_free_adamw(1e-2),
@@ -124,3 +125,77 @@ def test_says_which_array_of_the_state_is_not_understood(model):
     params, plan = model
     with pytest.raises(ValueError, match=r"array of shape \(5,\) at 'mu/w1'"):
         plan.shrink_opt_state({"mu": {**params, "w1": jnp.ones(5)}})
+
+
+# Whose steps mix the weights of a parameter, or all of them: the shapes are right and the kept slices are there.
+MIXING = {
+    "sm3": optax.sm3(1e-2),
+    "lbfgs": optax.scale_by_lbfgs(3),
+    "muon": optax.contrib.muon(1e-2),
+    "prodigy": optax.contrib.prodigy(),
+    "mechanize": optax.contrib.mechanize(optax.adam(1e-2)),
+    "prefix of labels": optax.partition(
+        {"a": optax.adam(1e-2), "b": optax.sm3(1e-2)}, {"up": "a", "mu": "b", "down": "b"}
+    ),
+    "movement": jp.sparse_training.movement(optax.adam(1e-2), jp.schedules.constant(0.5)),
+}
+
+
+@pytest.fixture(scope="module")
+def nested():
+    params = {"up": jnp.ones((3, 4)), "mu": {"up": jnp.ones((3, 6))}, "down": jnp.ones((10, 2))}
+
+    def fn(p, x):
+        return jnp.tanh(jnp.concatenate([x @ p["up"], x @ p["mu"]["up"]], 1)) @ p["down"]
+
+    groups = jp.find_groups(fn, params, jnp.ones((1, 3)))
+    keep = {"up[1]": [True, False, True, False], "mu/up[1]": [True] * 5 + [False]}
+    return params, jp.surgery.plan_units(groups, keep)
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_states_of_optimizers_that_mix_weights(nested, name):
+    params, plan = nested
+    tx, small = MIXING[name], plan.shrink(params)
+    state = tx.init(params)
+    numbered = jax.tree.map(
+        lambda x: jnp.arange(1.0 * x.size).reshape(x.shape) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        state,
+    )
+    found = plan.shrink_opt_state(numbered)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, jax.eval_shape(tx.init, small))
+    rows = jnp.arange(20.0).reshape(10, 2)[plan.kept["down"][0]]
+    whole = [x for x in jax.tree.leaves(found) if x.shape[-2:] == (7, 2) and x.dtype == rows.dtype]
+    assert whole and all((x.reshape(-1, 7, 2)[0] == rows).all() for x in whole)
+
+
+def test_one_statistic_for_each_entry_of_each_axis(nested):
+    params, plan = nested
+    state = optax.sm3(1e-2).init(params)
+    state = (state[0]._replace(mu={**state[0].mu, "down": [jnp.arange(10.0), jnp.arange(2.0)]}), *state[1:])
+    rows, columns = plan.shrink_opt_state(state)[0].mu["down"]
+    assert rows.tolist() == [0, 2, 4, 5, 6, 7, 8] and columns.tolist() == [0, 1]
+
+
+def test_moments_of_projected_gradients_are_not_sliced(nested):
+    params, plan = nested
+    with pytest.raises(ValueError, match="GaLore's low-rank memory of 'down'"):
+        plan.shrink_opt_state(optax.contrib.galore(1e-2).init(params))
+
+
+def test_fields_and_modules_of_one_name():
+    params = {
+        "w": jnp.ones((2, 4)),
+        "v": jnp.ones((4, 1)),
+        "trace": {"w": jnp.ones((2, 4)), "v": jnp.ones((4, 1))},
+    }
+
+    def fn(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["v"] + jnp.tanh(x @ p["trace"]["w"]) @ p["trace"]["v"]
+
+    groups = jp.find_groups(fn, params, jnp.ones((1, 2)))
+    keep = {"v[0]": [True, False, False, False], "trace/v[0]": [True, True, False, False]}
+    plan = jp.surgery.plan_units(groups, keep)
+    state = optax.sgd(1e-2, momentum=0.9).init(params)
+    trace = plan.shrink_opt_state(state)[0].trace
+    assert jax.tree.map(jnp.shape, trace) == jax.tree.map(jnp.shape, plan.shrink(params))
