@@ -130,7 +130,7 @@ def _scores(size: int, consumers: Sequence[Consumer], arrays: dict[str, Any], da
 
 def _rows(consumers: Sequence[Consumer], arrays: dict[str, Any], damping: float) -> _Rows:
     first = consumers[0]
-    gram, norms = unit_norm(first.moments.second[first.place])
+    gram, norms = unit_norm(first.moments.xtx()[first.place])
     inverse = _inverse(SparseGPT(damping=damping).factorize(gram))
     weights = [c.matrix.of(np.asarray(arrays[c.path], np.float32))[c.place] for c in consumers]
     scaled = jnp.concatenate([_unit_output(jnp.asarray(w), gram, norms) for w in weights], axis=1)
