@@ -6,6 +6,7 @@ else in the package imports from `jax._src` (a test holds the list).
 | what | JAX 0.10 | JAX 0.12 |
 |---|---|---|
 | a closed jaxpr | `ClosedJaxpr(jaxpr, consts)` | a `Jaxpr` whose leading inputs have values |
+| a closed call | `closed_call` | `eval_jaxpr` |
 | a scan's constants and carry | `num_consts`, `num_carry` | the lengths of the parts of `ft_in` |
 """
 
@@ -19,6 +20,16 @@ from jax._src import source_info_util  # no public way to the frames of an equat
 from jax._src.interpreters import partial_eval  # no public dead-code elimination
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.extend.source_info_util import current_name_stack, user_context
+
+# Calls whose body is evaluated as it stands, by every name that a supported version gives them.
+PLAIN_CALLS = ("jit", "pjit", "closed_call", "core_call", "eval_jaxpr")
+REMATERIALIZED = ("remat2", "checkpoint")
+CUSTOM_DERIVATIVES = ("custom_jvp_call", "custom_vjp_call")
+
+
+def body_of(eqn: JaxprEqn) -> Any:
+    """The jaxpr of a plain, rematerialized or custom-derivative call, closed or open."""
+    return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
 
 
 def opened(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from jaxprune.jax_compat import opened, scan_counts
+from jaxprune.jax_compat import CUSTOM_DERIVATIVES, PLAIN_CALLS, REMATERIALIZED, body_of, opened, scan_counts
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.tracing import is_array_leaf, shape_of, trace
 
@@ -49,16 +49,7 @@ def weight_flops(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> PyTree
 
 # Where a value comes from: the numbers of the parameters it is made of, or None if an input has a part in it.
 Origin = frozenset[int] | None
-_CALLS = (
-    "jit",
-    "pjit",
-    "closed_call",
-    "remat2",
-    "checkpoint",
-    "core_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-)
+_CALLS = frozenset((*PLAIN_CALLS, *REMATERIALIZED, *CUSTOM_DERIVATIVES))
 _PICKS = ("gather", "dynamic_slice")  # a weight picked by the input, an expert's, is a weight
 
 
@@ -81,7 +72,7 @@ def _walk(jaxpr: Jaxpr, ins: Sequence[Origin], sizes: Sequence[int]) -> tuple[li
 def _equation(eqn: JaxprEqn, ins: list[Origin], sizes: Sequence[int]) -> tuple[list[float], list[Origin]]:
     name, p = eqn.primitive.name, eqn.params
     if name in _CALLS:
-        return _walk(opened(p["jaxpr"] if "jaxpr" in p else p["call_jaxpr"])[0], ins, sizes)
+        return _walk(opened(body_of(eqn))[0], ins, sizes)
     if name == "cond":
         found = [_walk(opened(branch)[0], ins[1:], sizes) for branch in p["branches"]]
         outs = [_join([ins[0], *origins]) for origins in zip(*(outs for _, outs in found), strict=True)]

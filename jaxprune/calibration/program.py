@@ -18,7 +18,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jaxprune.calibration.rows import Rows, weight_product
 from jaxprune.calibration.signature import signature
 from jaxprune.calibration.view import Matrix, View, follow, index, whole
-from jaxprune.jax_compat import opened, scan_counts
+from jaxprune.jax_compat import CUSTOM_DERIVATIVES, PLAIN_CALLS, REMATERIALIZED, body_of, opened, scan_counts
 from jaxprune.tracing import Traced, shape_of
 
 
@@ -128,9 +128,8 @@ class _Flat:
         ins = tuple(a for a in atoms if not isinstance(a, Literal))
         views = [None if isinstance(a, Literal) else self.views.get(a) for a in atoms]
         if any(view is not None for view in views):
-            body = eqn.params.get(_CALLS.get(name, ""))
-            if body is not None:
-                return self.inline(*opened(body), [self._number(a) for a in atoms])
+            if name in _CALLS:
+                return self.inline(*opened(body_of(eqn)), [self._number(a) for a in atoms])
             if name == "scan":
                 return self._scan(eqn, [self._number(a) for a in atoms])
         values = [a.val if isinstance(a, Literal) else self.known.get(a) for a in atoms]
@@ -190,10 +189,7 @@ class _Flat:
         return out
 
 
-_CALLS = {
-    **dict.fromkeys(("jit", "pjit", "remat2", "checkpoint"), "jaxpr"),
-    **dict.fromkeys(("closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
-}
+_CALLS = frozenset((*PLAIN_CALLS, *REMATERIALIZED, *CUSTOM_DERIVATIVES))
 
 
 def bind(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:

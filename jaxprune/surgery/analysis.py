@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from jaxprune.jax_compat import opened, scan_counts
+from jaxprune.jax_compat import CUSTOM_DERIVATIVES, PLAIN_CALLS, REMATERIALIZED, body_of, opened, scan_counts
 from jaxprune.surgery.axes import Axes, Reason, freeze, fresh, leaves_of, size_of, unify
 from jaxprune.surgery.rules import RULES
 from jaxprune.tracing import Source, shape_of
@@ -194,7 +194,7 @@ def _copied(axes: Axes) -> Axes:
 def _call(frame, index, eqn, ins, reason, depth):
     """jit, remat and closed calls: the body's values are the caller's."""
     del reason
-    jaxpr, consts = opened(eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"])
+    jaxpr, consts = opened(body_of(eqn))
     positions = [_is_position(frame, v) for v in eqn.invars]
     whole = passes_whole(eqn)
     constant = [whole and frame.is_constant(v) for v in eqn.invars]
@@ -210,10 +210,7 @@ def _call(frame, index, eqn, ins, reason, depth):
 
 def passes_whole(eqn: JaxprEqn) -> bool:
     """Whether a call takes and gives constants whole; others cut them at their border."""
-    return eqn.primitive.name in _PLAIN_CALLS
-
-
-_PLAIN_CALLS = ("jit", "pjit", "closed_call", "core_call")
+    return eqn.primitive.name in PLAIN_CALLS
 
 
 def _custom(frame, index, eqn, ins, reason, depth):
@@ -293,8 +290,8 @@ def _with_ins(branch: ClosedJaxpr, ins: Sequence[Axes]) -> tuple[Jaxpr, Sequence
 
 
 CALLS = {
-    **dict.fromkeys((*_PLAIN_CALLS, "remat2", "checkpoint"), _call),
-    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), _custom),
+    **dict.fromkeys((*PLAIN_CALLS, *REMATERIALIZED), _call),
+    **dict.fromkeys(CUSTOM_DERIVATIVES, _custom),
     "scan": _scan,
     "while": _while,
     "cond": _cond,

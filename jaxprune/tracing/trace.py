@@ -83,7 +83,7 @@ def as_abstract(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=True)
     return jax.ShapeDtypeStruct(
         leaf.shape,
-        leaf.dtype,
+        jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True),
         weak_type=getattr(leaf, "weak_type", False) and not isinstance(leaf, np.ndarray),
     )
 
