@@ -37,7 +37,8 @@ def make_masks(
         tree of floats like `scores` (an allocation: each leaf its own share, whatever the scope).
       scope: "global" compares the units of all leaves, "local" takes the same share of each leaf.
       structure: what a unit is: `Unstructured()`, `NM(n, m)`, `Block(shape)`, `Channels()` or `Layers()`.
-      where: tree of bools, the leaves to prune; None for `prunable(scores)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(scores)`.
       prior: masks whose pruned units stay pruned.
       minimum: units that every leaf to prune keeps at least (a leaf with fewer keeps all): a whole number, or a
         float in (0, 1) for that share of each leaf, rounded up. The highest scores of each leaf stay, the

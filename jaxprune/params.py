@@ -15,6 +15,8 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 PyTree = Any
 Pattern = str | Callable[[str, Any], bool] | EllipsisType
+# Which leaves to prune: None for the default, a tree of bools (or a prefix of one), or a function that gives it.
+Where = PyTree | Callable[[PyTree], PyTree] | None
 
 # Names of leaves that hold no weights of a linear map, whatever their rank: attention biases are 2-D,
 # stacked (scanned or vmapped) layers add a leading axis to every bias, scale and statistic.
@@ -114,11 +116,11 @@ def prunable(
     return jax.tree.unflatten(treedef, chosen)
 
 
-def prunable_leaves(tree: PyTree, where: PyTree | None) -> list[int]:
+def prunable_leaves(tree: PyTree, where: Where) -> list[int]:
     """Positions, in `jax.tree.leaves(tree)`, of the leaves to prune."""
     where = prunable(tree) if where is None else where
     paths, leaves, _ = flatten_with_paths(tree)
-    flags = aligned(tree, where, "where")
+    flags = aligned(tree, resolved(tree, where, "where"), "where")
     chosen = []
     for i, (path, leaf, flag) in enumerate(zip(paths, leaves, flags, strict=True)):
         if not isinstance(flag, bool | np.bool_):
@@ -139,30 +141,65 @@ def prunable_leaves(tree: PyTree, where: PyTree | None) -> list[int]:
 
 
 def aligned(tree: PyTree, other: PyTree, argument: str) -> list[Any]:
-    """Leaves of `other`, which must have the paths of `tree`, in the order of `tree`."""
+    """Leaves of `other` for each leaf of `tree`, in the order of `tree`.
+
+    `other` has the paths of `tree`, or is a prefix of it: a scalar stands for all that `tree` has below it.
+    """
     paths, _, treedef = flatten_with_paths(tree)
     other_paths, other_leaves, other_treedef = flatten_with_paths(other)
     if treedef == other_treedef or paths == other_paths:
         return other_leaves
-    missing = [path for path in paths if path not in set(other_paths)]
-    extra = [path for path in other_paths if path not in set(paths)]
-    if not missing and not extra:
-        by_path = dict(zip(other_paths, other_leaves, strict=True))
-        if len(by_path) == len(paths):
-            return [by_path[path] for path in paths]
+    scalar = {
+        path for path, leaf in zip(other_paths, other_leaves, strict=True) if not getattr(leaf, "ndim", 0)
+    }
+    if len(scalar) == len(other_leaves):
+        try:
+            return jax.tree.leaves(jax.tree.broadcast(other, tree))
+        except ValueError:
+            pass  # containers of another kind, which may hold the same paths
+    by_path = dict(zip(other_paths, other_leaves, strict=True))
+    found = [_stand_in(path, by_path, scalar) for path in paths]
+    missing = [path for path, name in zip(paths, found, strict=True) if name is None]
+    extra = [path for path in other_paths if path not in set(found)]
+    if not missing and not extra and len(by_path) == len(other_paths):
+        return [by_path[name] for name in found if name is not None]
     difference = (
         f"it lacks {missing[0]!r}" if missing else f"it has {extra[0]!r} besides" if extra else "it differs"
     )
     raise ValueError(
         f"`{argument}` must have the tree structure of the parameters, but {difference} "
-        f"({len(other_paths)} leaves against {len(paths)})."
+        f"({len(other_paths)} leaves against {len(paths)}; a scalar may stand for all below its path)."
     )
+
+
+def resolved(tree: PyTree, given: PyTree | Callable[[PyTree], PyTree], argument: str) -> PyTree:
+    """`given(tree)` where `given` is a function, else `given` (a module that can be called is a tree)."""
+    is_function = callable(given) and (
+        jax.tree_util.all_leaves([given]) or isinstance(given, jax.tree_util.Partial)
+    )
+    if not is_function:
+        return given
+    result = given(tree)
+    if result is None or (callable(result) and jax.tree_util.all_leaves([result])):
+        raise TypeError(
+            f"`{argument}` is a function of the parameters and must return a tree like them, got {result!r}."
+        )
+    return result
+
+
+def _stand_in(path: str, known: Container[str], scalar: Container[str]) -> str | None:
+    """The path itself if it is known, or else the longest leading part of it that holds a scalar."""
+    if path in known:
+        return path
+    parts = path.split("/")
+    leading = ("/".join(parts[:length]) for length in range(len(parts) - 1, -1, -1))
+    return next((part for part in leading if part in scalar), None)
 
 
 def mask_leaves(params: PyTree, masks: PyTree, argument: str = "masks") -> list[Any]:
     """Leaves of `masks` in the order of those of `params`, checked against them."""
     paths, leaves, _ = flatten_with_paths(params)
-    found = aligned(params, masks, argument)
+    found = aligned(params, resolved(params, masks, argument), argument)
     for path, w, mask in zip(paths, leaves, found, strict=True):
         if isinstance(mask, bool | np.bool_):
             continue

@@ -169,3 +169,75 @@ def test_bad_arguments():
         jp.prunable({})
     with pytest.raises(TypeError, match="must hold path patterns"):
         jp.prunable(PARAMS, exclude=(3,))
+
+
+def test_where_is_a_tree_of_bools_or_a_prefix_of_one_or_a_function_that_gives_either():
+    w = jnp.arange(1.0, 17).reshape(4, 4)
+    params = {"body": {"a": {"kernel": w, "bias": w[0]}, "none": None}, "head": {"kernel": w}}
+    scores = jp.scores.magnitude(params)
+    full = {"body": {"a": {"kernel": True, "bias": True}, "none": None}, "head": {"kernel": False}}
+    want = jp.make_masks(scores, 0.5, where=full)
+    prefix = {"body": True, "head": False}
+    for where in (prefix, lambda _: full, lambda p: dict.fromkeys(p, True) | {"head": False}):
+        assert jax.tree.all(
+            jax.tree.map(lambda a, b: jnp.array_equal(a, b), want, jp.make_masks(scores, 0.5, where=where))
+        )
+    by_default = jp.make_masks(scores, 0.5)
+    assert jnp.array_equal(
+        jp.make_masks(scores, 0.5, where=jp.prunable)["head"]["kernel"], by_default["head"]["kernel"]
+    )
+    assert jax.tree.leaves(jp.allocate.uniform(params, 0.5, where={"body": False, "head": True})) == [
+        0.0,
+        0.0,
+        0.5,
+    ]
+
+
+def test_a_prefix_reaches_over_containers_of_another_kind():
+    state = nnx.state(NNXNet(nnx.Rngs(0)), nnx.Param)
+    where = {"layers": {"0": {"kernel": True, "bias": False}, "1": False}, "norm": False, "embed": False}
+    masks = jp.make_masks(jp.scores.magnitude(state), 0.5, where=where)
+    assert jnp.sum(jax.tree.leaves(masks["layers"][0]["kernel"])[0]) == 6
+    assert jax.tree.leaves(masks["layers"][1]) == [True, True]
+
+
+def test_masks_are_a_tree_or_a_prefix_of_one_or_a_function_that_gives_either():
+    params = {"body": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "head": {"kernel": jnp.ones((2, 2))}}
+    column = jnp.array([[True, False]])
+    for masks in (
+        {"body": True, "head": {"kernel": column}},
+        lambda p: jax.tree.map(lambda _: True, p) | {"head": {"kernel": column}},
+    ):
+        pruned = jp.apply_masks(params, masks)
+        assert pruned["head"]["kernel"].tolist() == [[1, 0], [1, 0]]
+        assert pruned["body"]["kernel"].tolist() == [[1, 1], [1, 1]]
+        assert jp.sparsity(params, masks) == 0.5
+
+
+def test_a_module_that_can_be_called_is_a_tree_and_no_function():
+    layer = eqx.nn.Linear(4, 4, key=key())
+    params = eqx.filter(layer, eqx.is_array)
+    where = jp.prunable(params)
+    assert callable(where)
+    assert jp.sparsity(params, jp.make_masks(jp.scores.magnitude(params), 0.5, where=where)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "message"),
+    [
+        ({"body": True}, ValueError, "`where` must have the tree structure .* lacks 'head/kernel'"),
+        ({"body": True, "head": True, "tail": True}, ValueError, "`where` .* it has 'tail' besides"),
+        (lambda p: None, TypeError, "`where` is a function of the parameters and must return a tree"),
+        (lambda p: jp.prunable, TypeError, "must return a tree like them, got <function prunable"),
+        (
+            lambda p: {"body": 1, "head": True},
+            TypeError,
+            "`where` must hold Python bools, got 1 at 'body/kernel'",
+        ),
+        (False, ValueError, "there is nothing to prune"),
+    ],
+)
+def test_a_where_that_does_not_fit_is_an_error_that_says_why(where, error, message):
+    params = {"body": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2))}}
+    with pytest.raises(error, match=message):
+        jp.make_masks(params, 0.5, where=where)

@@ -30,7 +30,8 @@ def from_scores(
     Args:
       scores: pytree of scores, larger = keep.
       sparsity: share of the units to prune in all, in [0, 1).
-      where: tree of bools, the leaves to prune; None for `prunable(scores)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(scores)`.
       structure: what a unit is; `NM` has one sparsity only and none to share out.
       minimum: units that every leaf keeps at least, as in `make_masks`.
 

@@ -89,7 +89,8 @@ def calibrate(
       fn: function of (params, *inputs).
       params: pytree of arrays.
       batches: iterable of batches of one shape: each a tuple of inputs, or one input.
-      where: tree of bools, the weights to look at; None for `prunable(params)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the weights to look at;
+        None for `prunable(params)`.
       moments: "diagonal" for what Wanda and RIA need, "full" for X^T X.
       row_weights: function of the inputs of a batch that gives a weight to each row of activations, such as
         the padding mask (batch, position): rows of weight 0 don't count. Where activations have no such

@@ -78,7 +78,8 @@ def reconstruct(
         dense layers' inputs: at 1, $\min \|X W - X_{dense} W_0\|$, it makes up for all that the layers before
         it lost, and may learn their noise where rows are few. Where the product is added to a residual
         stream, the target is the dense sum. Above 0 it takes a second pass.
-      where: tree of bools, the weights to prune; None for `prunable(params)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the weights to prune;
+        None for `prunable(params)`.
       row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
       on_layer: is called with a `LayerResult` for each weight. `MaskOnly` alone needs no X^T X, only its
         diagonal; the errors reported here do need it.

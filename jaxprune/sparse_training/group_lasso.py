@@ -36,7 +36,8 @@ def group_penalty(
     Args:
       params: pytree of arrays.
       structure: what a unit is.
-      where: tree of bools, the leaves to penalise; None for `prunable(params)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to penalise;
+        None for `prunable(params)`.
 
     Returns:
       float32 scalar.
@@ -84,7 +85,8 @@ def group_lasso(
       strength: lambda, at least 0.
       learning_rate: step size of the proximal step, a number or a schedule, step -> number: that of `inner`.
       structure: what a unit is.
-      where: tree of bools, the leaves to penalise; None for `prunable(params)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to penalise;
+        None for `prunable(params)`.
 
     Returns:
       A transformation whose state is a `GroupLassoState`.

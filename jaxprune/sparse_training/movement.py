@@ -57,7 +57,8 @@ def movement(
       every: with `regrow`, steps from one update of the masks to the next.
       scope: "global" or "local".
       structure: what a unit is; its score is the mean over its weights.
-      where: tree of bools, the leaves to prune; None for `prunable(params)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(params)`.
 
     Returns:
       A transformation whose state is a `MovementState`.

@@ -49,7 +49,8 @@ def rigl(
       fraction: share of the kept weights that moves at first.
       masks: masks to begin with, instead of `sparsity`.
       structure: what a unit is; not `NM`. A unit's magnitude and gradient are the means over its weights.
-      where: tree of bools, the leaves that move; None for `prunable(params)`, or the leaves `masks` prune.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves that move;
+        None for `prunable(params)`, or the leaves `masks` prune.
       key: for the random masks; also a traced one: under `vmap` over replicates build the wrapper inside.
 
     Returns:

@@ -48,7 +48,8 @@ def slimming(
     Args:
       inner: any optax optimizer.
       strength: lambda, at least 0; the paper takes 1e-4 or 1e-5.
-      where: tree of bools, the scales; None for `norm_scales(params)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the scales;
+        None for `norm_scales(params)`.
 
     Returns:
       A transformation whose state is a `SlimmingState`; its masks, one for each scale, prune nothing until

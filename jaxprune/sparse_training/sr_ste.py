@@ -29,7 +29,8 @@ def sr_ste(
       structure: the pattern, such as `jp.NM(2, 4)`.
       decay: lambda_W of the paper, for pruned weights only.
       every: steps from one update of the masks to the next.
-      where: tree of bools, the leaves to prune; None for `prunable(params)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(params)`.
 
     Returns:
       A transformation whose state is an `STEState`.

@@ -29,7 +29,8 @@ def random_masks(
       params: pytree of arrays.
       sparsity: the share s of every leaf, in [0, 1), or a tree of shares (an allocation).
       structure: what a unit is.
-      where: tree of bools, the leaves to prune; None for `prunable(params)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(params)`.
 
     Returns:
       Tree like `params` of masks.
@@ -67,7 +68,8 @@ def static(
       inner: any optax optimizer.
       sparsity: the share of each leaf to prune, in [0, 1), or a tree of shares (an allocation).
       structure: what a unit is.
-      where: tree of bools, the leaves to prune; None for `prunable(params)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(params)`.
       key: a `jax.random.key`, also a traced one: under `vmap` over replicates build the wrapper inside.
 
     Returns:

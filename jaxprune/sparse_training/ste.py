@@ -52,7 +52,8 @@ def ste(
       scope: "global" or "local".
       score: params -> scores, larger = keep.
       structure: what a unit is.
-      where: tree of bools, the leaves to prune; None for `prunable(params)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(params)`.
 
     Returns:
       A transformation whose state is an `STEState`.

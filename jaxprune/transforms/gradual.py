@@ -60,7 +60,8 @@ def gradual(
       score: params -> scores, larger = keep; one that takes `key` gets a fresh key at each update.
       scope: "global" or "local".
       structure: what a unit is.
-      where: tree of bools, the leaves to prune; None for `prunable(params)`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(params)`.
       key: for scores that take a key.
       minimum: units that each leaf keeps at least, as for `make_masks`; a schedule that asks for more stops there.
 
