@@ -91,8 +91,9 @@ def _solve(
     target = multiply(_scaled(gram, norms, method.damping), w0)
 
     def mask_at(i, weights):
-        share = 1 - (1 - jnp.minimum(i + 1, method.ramp) / method.ramp) ** 3
-        count = jnp.minimum(jnp.round(share * n_pruned).astype(jnp.int32), n_pruned)
+        share = 1 - (1 - jnp.minimum(i + 1, method.ramp).astype(jnp.float32) / method.ramp) ** 3
+        count = jnp.round(share * jnp.asarray(n_pruned, jnp.float32)).astype(jnp.int32)
+        count = jnp.minimum(count, n_pruned)
         count = jnp.where(i + 1 >= method.ramp, n_pruned, count)
         return keep_costly(jnp.abs(weights), dense, dead, count, structure)
 

@@ -92,4 +92,4 @@ def keep_highest_per_output(scores: jax.Array, n_pruned: Any) -> jax.Array:
     following = jnp.argmin(jnp.where(kept, scores, jnp.inf), axis=0)
     order = jnp.argsort(following * outputs + jnp.arange(outputs))
     goes = jnp.zeros(outputs, bool).at[order].set(jnp.arange(outputs) < over)
-    return kept & ~(goes & (jnp.arange(inputs)[:, None] == following))
+    return kept & ~(goes[None, :] & (jnp.arange(inputs)[:, None] == following[None, :]))

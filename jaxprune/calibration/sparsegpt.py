@@ -71,7 +71,7 @@ def damped(gram: jax.Array, share: float) -> jax.Array:
     """X^T X with a share of its mean diagonal added, and 1 for inputs that are always 0."""
     diagonal = jnp.diagonal(gram)
     dead = diagonal <= 0
-    return gram + jnp.diag(jnp.where(dead, 1.0, share * jnp.mean(diagonal)))
+    return gram + jnp.diag(jnp.where(dead, 1.0, share * jnp.mean(diagonal)).astype(gram.dtype))
 
 
 @jax.jit
@@ -152,7 +152,7 @@ def _solve(
             row = here[j]
             error = jnp.where(mask[j], 0.0, row) / u_here[j, j]
             after = jnp.where(jnp.arange(block) > j, u_here[j], 0.0)
-            here = here.at[j].set(jnp.where(mask[j], row, 0.0)) - after[:, None] * error
+            here = here.at[j].set(jnp.where(mask[j], row, 0.0)) - after[:, None] * error[None, :]
             return here, mask, errors.at[j].set(error)
 
         here, mask, errors = lax.fori_loop(0, block, prune_input, (here, mask, jnp.zeros_like(here)))

@@ -105,7 +105,7 @@ def _change(w0: jax.Array, gram: jax.Array, wanted: jax.Array) -> jax.Array:
     diagonal = jnp.diagonal(gram)
     scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
     scaled = gram * scale[:, None] * scale[None, :]
-    h = scaled + _DAMPING * jnp.eye(len(scale)) + jnp.diag(jnp.where(diagonal > 0, 0.0, 1.0))
+    h = scaled + jnp.diag(jnp.where(diagonal > 0, 0.0, 1.0).astype(gram.dtype) + _DAMPING)
     pull = wanted - jnp.matmul(gram, w0, precision=lax.Precision.HIGHEST)
     change = scale[:, None] * cho_solve(cho_factor(h), scale[:, None] * pull)
     return jnp.where(jnp.all(jnp.isfinite(change)), change, 0.0)

@@ -278,7 +278,7 @@ def _refitted(
         return jnp.sum(w * (multiply(gram, w) - 2 * wanted), axis=0)
 
     new = left + change
-    return jnp.where(error(new) <= error(left), new, left)
+    return jnp.where((error(new) <= error(left))[None], new, left)
 
 
 @jax.jit

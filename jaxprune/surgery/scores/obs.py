@@ -144,7 +144,7 @@ def unit_norm(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     dead = diagonal <= 0
     norms = jnp.sqrt(jnp.where(dead, 0.0, diagonal))
     scale = jnp.where(dead, 0.0, 1 / jnp.where(dead, 1.0, norms))
-    return gram * scale[:, None] * scale[None, :] + jnp.diag(jnp.where(dead, 1.0, 0.0)), norms
+    return gram * scale[:, None] * scale[None, :] + jnp.diag(dead.astype(gram.dtype)), norms
 
 
 @jax.jit
@@ -190,7 +190,7 @@ def removals(kinds: list[_Rows], size: int, block: int) -> tuple[jax.Array, jax.
         kinds,
         jnp.zeros(size, bool),
         jnp.zeros(size, jnp.int32),
-        jnp.zeros(size),
+        jnp.zeros(size, jnp.float32),
         jnp.zeros((), jnp.int32),
     )
     _, _, order, costs, _ = lax.while_loop(lambda carry: carry[4] < size, remove_block, start)
@@ -202,8 +202,8 @@ def _begin(rows: _Rows, block: int) -> _Changes:
     columns = block * rows.inputs.shape[1]
     of_units = rows.weights[rows.inputs]
     return _Changes(
-        jnp.zeros((n, columns)),
-        jnp.zeros((columns, outputs)),
+        jnp.zeros((n, columns), jnp.float32),
+        jnp.zeros((columns, outputs), jnp.float32),
         rows.inverse[rows.inputs[:, :, None], rows.inputs[:, None, :]],
         jnp.einsum("kio,kjo->kij", of_units, of_units, precision=lax.Precision.HIGHEST),
     )
