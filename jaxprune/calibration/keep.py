@@ -20,7 +20,8 @@ def keep_costly(
 ) -> jax.Array:
     """Keep-mask of a matrix (inputs, outputs): all but the `n_pruned` units of the lowest costs.
 
-    N:M groups run along the inputs, and their pattern alone says how many go. Units of unseen inputs alone are pruned before all others, those of the smallest weights first.
+    N:M groups run along the inputs, and their pattern alone says how many go. Units of unseen inputs alone are
+    pruned before all others, those of the smallest weights first.
 
     Args:
       costs: at least 0, (inputs, outputs); what they are at unseen inputs does not matter.

@@ -94,7 +94,9 @@ class Layers:
         self._dense = {leaf: np.array(model.values[leaf]) for leaf in leaves}
         for leaf, w in self._dense.items():
             if not np.isfinite(w).all():
-                raise ValueError(f"`params` must be finite, got NaN or infinite ones at {model.paths[leaf]!r}.")
+                raise ValueError(
+                    f"`params` must be finite, got NaN or infinite ones at {model.paths[leaf]!r}."
+                )
         start = before or {leaf: (w, np.ones(w.shape, bool)) for leaf, w in self._dense.items()}
         self.weights = {leaf: np.array(w) for leaf, (w, _) in start.items()}
         self.masks = {leaf: np.array(mask) for leaf, (_, mask) in start.items()}

@@ -136,7 +136,11 @@ def _accumulate(
 
 
 def cross_moment(
-    left: Sequence[jax.Array], right: Sequence[jax.Array], rows: Rows, weights: Sequence[Any], scale: Any = 1.0
+    left: Sequence[jax.Array],
+    right: Sequence[jax.Array],
+    rows: Rows,
+    weights: Sequence[Any],
+    scale: Any = 1.0,
 ) -> jax.Array:
     """`left^T right` of both divided by `scale`, over all batches, (groups, inputs, inputs)."""
     total: Any = jnp.zeros((), jnp.float32)

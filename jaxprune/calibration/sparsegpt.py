@@ -161,7 +161,9 @@ def _solve(
         w = w - jnp.matmul(u_after.T, errors, precision=lax.Precision.HIGHEST)
         return (w, pruned), mask
 
-    (w, _), masks = lax.scan(prune_block, (w, jnp.zeros((), jnp.int32)), jnp.arange(0, rows, block, dtype=jnp.int32))
+    (w, _), masks = lax.scan(
+        prune_block, (w, jnp.zeros((), jnp.int32)), jnp.arange(0, rows, block, dtype=jnp.int32)
+    )
     mask = masks.reshape(rows, outputs)[:inputs]
     return jnp.where(mask, w[:inputs], 0.0), mask
 

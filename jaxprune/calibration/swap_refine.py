@@ -87,11 +87,15 @@ def swap_refine(
             )
     chosen = [np.ndim(mask) > 0 for _, mask in given.values()]
     # What has no mask is that of the pruned model: its biases may have been trained since.
-    dense = [x if is_chosen else given[path][0] for path, x, is_chosen in zip(paths, leaves, chosen, strict=True)]
+    dense = [
+        x if is_chosen else given[path][0] for path, x, is_chosen in zip(paths, leaves, chosen, strict=True)
+    ]
     dense, where = (jax.tree.unflatten(treedef, x) for x in (dense, chosen))
     model = open_model(fn, dense, batches, where, row_weights, named=False)
     lost = set(model.lost)
-    values = [jnp.asarray(given[p][0]) if p in lost else x for p, x in zip(model.paths, model.values, strict=True)]
+    values = [
+        jnp.asarray(given[p][0]) if p in lost else x for p, x in zip(model.paths, model.values, strict=True)
+    ]
     model = model._replace(values=values)
     before = {}
     for use in model.program.uses:

@@ -54,15 +54,17 @@ class DenseTargets:
                 )
                 continue
             if cross is None:
-                cross = cross_moment(
-                    site.activations, there.activations, use.rows, self._row_weights, scale
-                )
+                cross = cross_moment(site.activations, there.activations, use.rows, self._row_weights, scale)
             targets[use] = functools.partial(_from_inputs, gram=gram, cross=cross, strength=self._strength)
         return targets
 
 
 def _output_moment(
-    activations: Sequence[Any], wanted: Sequence[Any], rows: Rows, row_weights: Sequence[Any], scale: jax.Array
+    activations: Sequence[Any],
+    wanted: Sequence[Any],
+    rows: Rows,
+    row_weights: Sequence[Any],
+    scale: jax.Array,
 ) -> Any:
     """X^T (dense product + dense stream - pruned stream) over all batches, (1, inputs, outputs).
 

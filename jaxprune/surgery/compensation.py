@@ -213,7 +213,9 @@ class _Refit:
         w = over_groups(_refitted)(w0, of.here, of.cross, jnp.asarray(rows), factor, norms)
         lost = np.asarray(of.unseen) & rows
         self.unseen[use.leaf] = self.unseen.get(use.leaf, 0) + int(lost.sum()) * use.matrix.shape[2]
-        new = np.where(np.asarray(w == w0), use.matrix.of(weights), np.asarray((w * size).astype(weights.dtype)))
+        new = np.where(
+            np.asarray(w == w0), use.matrix.of(weights), np.asarray((w * size).astype(weights.dtype))
+        )
         use.matrix.put(weights, new)
         use.matrix.put(self._open[use.leaf], np.zeros(use.matrix.shape, bool))
         if self.on_layer is not None:

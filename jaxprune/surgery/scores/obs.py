@@ -175,7 +175,7 @@ def removals(kinds: list[_Rows], size: int, block: int) -> tuple[jax.Array, jax.
             changes, gone, order, costs = carry
             each = [over_groups(_costs)(rows, change) for rows, change in zip(kinds, changes, strict=True)]
             cost = jnp.where(gone, jnp.inf, sum(jnp.sum(e, axis=0) for e in each))
-            unit = jnp.argmin(cost)
+            unit = jnp.argmin(cost).astype(jnp.int32)
             without = functools.partial(_without, unit=unit, step=step)
             changes = [over_groups(without)(rows, c) for rows, c in zip(kinds, changes, strict=True)]
             at = done + step
