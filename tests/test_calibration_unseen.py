@@ -371,6 +371,9 @@ def test_what_a_pattern_does_not_fit_stays_dense_and_is_named():
     for named in ({"where": both}, {"where": lambda p: both}, {"sparsity": {"rgb": 0.5, "hidden": 0.5}}):
         with pytest.raises(ValueError, match="'rgb' with 3"):
             jp.reconstruct(images, params, batches, structure=jp.NM(2, 4), **named)
+    wide = {"rgb": draw(3, 4, 4, 3, 8)}  # 48 inputs, but groups of four would mix the channels of neighbours
+    with pytest.raises(ValueError, match="'rgb' with 3"):
+        jp.reconstruct(images, params | wide, batches, structure=jp.NM(2, 4), where=both)
     alone = lambda p, x: images(p | {"hidden": params["hidden"]}, x)  # noqa: E731
     with pytest.raises(ValueError, match="'rgb' with 3"):
         jp.reconstruct(alone, {"rgb": params["rgb"]}, batches, structure=jp.NM(2, 4))

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.calibration.view import Matrix
+from jaxprune.calibration.program import Use
+from jaxprune.calibration.rows import ConvRows
 from jaxprune.selection import nm_keep, select
 from jaxprune.structures import NM, Block, Structure, Unstructured
 
@@ -59,21 +60,24 @@ def check_structure(structure: Structure) -> None:
         raise ValueError(f"`structure` must be a block of (inputs, outputs), got Block({structure.shape}).")
 
 
-def fits(structure: Structure, matrix: Matrix) -> bool:
-    """Whether a structure cuts a matrix: N:M groups must not run across the ends of the inputs' last axis."""
-    return not isinstance(structure, NM) or _innermost(matrix) % structure.m == 0
+def fits(structure: Structure, use: Use) -> bool:
+    """Whether a structure cuts the weight of a product: N:M groups must not run across an input axis's ends."""
+    return not isinstance(structure, NM) or _innermost(use) % structure.m == 0
 
 
-def misfit(structure: NM, path: str, matrix: Matrix) -> str:
-    """Says that N:M does not fit the matrix of a parameter."""
+def misfit(structure: NM, path: str, use: Use) -> str:
+    """Says that N:M does not fit the weight of a product."""
     return (
         f"NM({structure.n}, {structure.m}): `m` must divide the input axis, got {path!r} with "
-        f"{_innermost(matrix)} (a matrix of {matrix.shape[1]} inputs). Leave it out of `where`."
+        f"{_innermost(use)} (a matrix of {use.matrix.shape[1]} inputs). Leave it out of `where`."
     )
 
 
-def _innermost(matrix: Matrix) -> int:
-    return matrix.inputs[-1][0] if matrix.inputs else 1
+def _innermost(use: Use) -> int:
+    """Length of the axis that neighbouring inputs lie on: for a convolution its channels, of one group."""
+    if isinstance(use.rows, ConvRows):
+        return use.matrix.shape[1] // math.prod(use.rows.window)
+    return use.matrix.inputs[-1][0] if use.matrix.inputs else 1
 
 
 def n_units(structure: Structure, shape: tuple[int, int]) -> int:

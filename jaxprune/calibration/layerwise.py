@@ -91,7 +91,7 @@ class Layers:
         self.model, self.structure = model, structure
         self._parts, self._fisher = parts, fisher or {}
         leaves = sorted({use.leaf for use in model.program.uses})
-        self._dense = {leaf: np.array(model.values[leaf]) for leaf in leaves}
+        self._dense = {leaf: np.asarray(model.values[leaf]) for leaf in leaves}
         for leaf, w in self._dense.items():
             if not np.isfinite(w).all():
                 raise ValueError(

@@ -227,14 +227,10 @@ def _without_uncut(
     model: Model, structure: NM, shares: dict[int, float], named: bool
 ) -> tuple[Model, list[str]]:
     """The model without the weights that stay dense with N:M, and the paths of those that it doesn't fit."""
-    wrong = {
-        use.leaf: use
-        for use in model.program.uses
-        if shares[use.leaf] > 0 and not fits(structure, use.matrix)
-    }
+    wrong = {use.leaf: use for use in model.program.uses if shares[use.leaf] > 0 and not fits(structure, use)}
     dense = {leaf for leaf, share in shares.items() if share == 0} | wrong.keys()
     uses = [use for use in model.program.uses if use.leaf not in dense]
     if wrong and (named or not uses):
         leaf, use = next(iter(wrong.items()))
-        raise ValueError(misfit(structure, model.paths[leaf], use.matrix))
+        raise ValueError(misfit(structure, model.paths[leaf], use))
     return model._replace(program=model.program._replace(uses=uses)), [model.paths[leaf] for leaf in wrong]

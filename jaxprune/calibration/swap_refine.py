@@ -120,8 +120,8 @@ def _check_pattern(structure: Structure, path: str, use: Use, mask: np.ndarray) 
     """Raises ValueError for a mask that is not N:M along the inputs, unless it keeps all."""
     if not isinstance(structure, NM):
         return
-    if not fits(structure, use.matrix):
-        raise ValueError(misfit(structure, path, use.matrix))
+    if not fits(structure, use):
+        raise ValueError(misfit(structure, path, use))
     kept = use.matrix.of(mask)
     most = int(kept.reshape(kept.shape[0], -1, structure.m, kept.shape[2]).sum(axis=2).max(initial=0))
     if most > structure.n and not kept.all():

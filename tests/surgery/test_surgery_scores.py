@@ -397,5 +397,5 @@ def test_mean_scores_by_hand_and_its_mistakes():
     ):
         with pytest.raises(error, match=message):
             jp.surgery.mean_scores(score, batches)
-    with pytest.raises(ValueError, match="`weight` must give positive numbers, got 0.0"):
+    with pytest.raises(ValueError, match=r"`weight` must give positive numbers, got 0.0"):
         jp.surgery.mean_scores(lambda i: scores[i], [0], weight=lambda i: 0)
