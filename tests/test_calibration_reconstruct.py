@@ -132,6 +132,7 @@ def test_swaps_with_dense_values_by_hand():
     assert after.ravel().tolist() == [0, 2] and mask.ravel().tolist() == [False, True]
 
 
+@pytest.mark.filterwarnings("ignore:`batches` say nothing about weights")
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
 def test_counts_are_exact_pruned_is_zero_and_refinements_never_hurt(method, structure):
@@ -180,6 +181,7 @@ def test_singular_inputs_give_finite_weights_and_small_errors(method, rows):
     assert error(got, w, x) < 0.05 * error(0 * got, w, x)
 
 
+@pytest.mark.filterwarnings("ignore:`batches` say nothing about weights")
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_inputs_that_are_all_zero_are_pruned_without_nan(method):
     got, mask = prune(draw(0, 24, 10), jnp.zeros((4, 24)), 0.5, method=method, refine=(jp.Swaps(10),))

@@ -232,3 +232,11 @@ def test_gradual_with_a_minimum_prunes_as_many_and_leaves_each_layer_its_largest
     assert kept[1] == kept[0.5] == {"a": [1, 0], "b": [1, 0]}
     with pytest.raises(ValueError, match="`minimum` keeps 4 of 4 units in all, but `sparsity` prunes 2"):
         jp.gradual(optax.sgd(0.0), jp.schedules.constant(0.5), minimum=2).init(params)
+
+
+def test_a_pattern_takes_its_own_sparsity_only():
+    for make in (jp.recipes.one_shot, jp.recipes.gmp, jp.recipes.imp):
+        assert make(0.5, structure=jp.NM(2, 4)).sparsity == 0.5
+        for sparsity in (0.25, 0.9):
+            with pytest.raises(ValueError, match=r"`sparsity` must be 0.5 for NM\(2, 4\)"):
+                make(sparsity, structure=jp.NM(2, 4))

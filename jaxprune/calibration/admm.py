@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from jaxprune.calibration.keep import keep_highest
+from jaxprune.calibration.keep import keep_costly
 from jaxprune.calibration.moments import Kind
 from jaxprune.structures import Structure
 
@@ -83,17 +83,19 @@ def _scaled(gram: jax.Array, norms: jax.Array, damping: float) -> jax.Array:
 def _solve(
     w: jax.Array, gram: jax.Array, inverse: jax.Array, n_pruned: Any, method: ADMM, structure: Structure
 ) -> tuple[jax.Array, jax.Array]:
-    dead = (jnp.diagonal(gram) <= 0)[:, None]
+    dead = jnp.diagonal(gram) <= 0
     norms = _norms(gram)
-    w0 = jnp.where(dead, 0.0, w * norms[:, None])
+    dense = w
+    w0 = jnp.where(dead[:, None], 0.0, w * norms[:, None])
     multiply = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     target = multiply(_scaled(gram, norms, method.damping), w0)
 
     def mask_at(i, weights):
-        share = 1 - (1 - jnp.minimum(i + 1, method.ramp) / method.ramp) ** 3
-        count = jnp.minimum(jnp.round(share * n_pruned).astype(jnp.int32), n_pruned)
+        share = 1 - (1 - jnp.minimum(i + 1, method.ramp).astype(jnp.float32) / method.ramp) ** 3
+        count = jnp.round(share * jnp.asarray(n_pruned, jnp.float32)).astype(jnp.int32)
+        count = jnp.minimum(count, n_pruned)
         count = jnp.where(i + 1 >= method.ramp, n_pruned, count)
-        return keep_highest(jnp.where(dead, -1.0, jnp.abs(weights)), count, structure)
+        return keep_costly(jnp.abs(weights), dense, dead, count, structure)
 
     def one_round(i, carry):
         w, u, mask, _ = carry
@@ -106,4 +108,5 @@ def _solve(
 
     carry = (w0, jnp.zeros_like(w0), jnp.ones(w0.shape, bool), w0)
     w, u, mask, _ = lax.fori_loop(0, method.rounds, one_round, carry)
-    return jnp.where(mask, (w + u) / norms[:, None], 0.0), mask
+    found = jnp.where(dead[:, None], dense, (w + u) / norms[:, None])
+    return jnp.where(mask, found, 0.0), mask

@@ -9,8 +9,9 @@ from typing import Any, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.calibration.model import RowWeights, open_model, walk
+from jaxprune.calibration.model import Model, RowWeights, open_model, walk
 from jaxprune.calibration.moments import Kind, Moments
+from jaxprune.calibration.unseen import warn_of_unseen
 from jaxprune.calibration.view import Matrix
 from jaxprune.params import PyTree
 
@@ -32,13 +33,14 @@ class WeightStatistics:
     @property
     def input_norms(self) -> np.ndarray:
         """||X_i||_2 of the input that each weight multiplies, in the parameter's shape; float32."""
-        return np.sqrt(self.spread([np.asarray(m.squares)[:, :, None] for m in self.moments]))
+        squares = [np.asarray(m.norms, np.float64)[:, :, None] ** 2 for m in self.moments]
+        return np.sqrt(self.spread(squares)).astype(np.float32)
 
     @property
     def input_means(self) -> np.ndarray:
         """Mean of the input that each weight multiplies, in the parameter's shape; float32."""
-        means = [np.asarray(m.sums / jnp.maximum(m.total, 1e-30))[:, :, None] for m in self.moments]
-        return self.spread(means)
+        means = [np.asarray(m.sums * m.scale / m.total)[:, :, None] for m in self.moments]
+        return self.spread(means).astype(np.float32)
 
     def output_moments(self, w: Any) -> list[tuple[Any, Any]]:
         """Mean and second moment of each output, (groups, outputs), for the parameter's value `w`.
@@ -50,16 +52,15 @@ class WeightStatistics:
         for matrix, m in zip(self.matrices, self.moments, strict=True):
             if not m.is_full:
                 raise ValueError("output moments need X^T X: calibrate with `moments='full'`.")
-            weights = jnp.asarray(matrix.of(np.asarray(w, np.float32)))
-            total = jnp.maximum(m.total, 1e-30)
-            mean = jnp.einsum("gi,gio->go", m.sums, weights, precision="highest") / total
-            second = jnp.einsum("gio,gij,gjo->go", weights, m.second, weights, precision="highest") / total
-            found.append((mean, second))
+            weights = jnp.asarray(matrix.of(np.asarray(w, np.float32))) * m.scale[:, :, None]
+            mean = jnp.einsum("gi,gio->go", m.sums, weights, precision="highest")
+            second = jnp.einsum("gio,gij,gjo->go", weights, m.second, weights, precision="highest")
+            found.append((mean / m.total, second / m.total))
         return found
 
     def spread(self, values: list[Any]) -> np.ndarray:
         """Values that broadcast to each matrix's (groups, inputs, outputs), summed in the parameter's shape."""
-        out = np.zeros(self.shape, np.float32)
+        out = np.zeros(self.shape)
         for matrix, value in zip(self.matrices, values, strict=True):
             matrix.put(out, matrix.of(out) + value)
         return out
@@ -101,8 +102,12 @@ def calibrate(
 
     Raises:
       ValueError: no batch, or batches that differ in shape; a weight of `where` that multiplies nothing;
-        row weights that fit no activations; inputs of a weight that are NaN or infinite.
+        row weights that fit no activations; a weight whose inputs have no row, or are NaN or infinite.
       TypeError: parameters that are tracers.
+
+    Warns:
+      UserWarning: matrices whose inputs are all 0, such as those of an expert that no row reaches: scores by
+        these statistics know nothing of them.
 
     Example:
       >>> import jax.numpy as jnp
@@ -126,10 +131,23 @@ def calibrate(
             of_leaf[use.matrix] = of_leaf[use.matrix] + here if use.matrix in of_leaf else here
     if not fits:
         check_row_weights(model.row_weights)
+    warn_of_unseen(_unseen_matrices(model, found), "Scores by these statistics are 0 there", stacklevel=2)
     return {
         model.paths[leaf]: WeightStatistics(model.values[leaf].shape, tuple(parts), tuple(parts.values()))
         for leaf, parts in sorted(found.items())
     }
+
+
+def _unseen_matrices(model: Model, found: dict[int, dict[Matrix, Moments]]) -> dict[str, tuple[int, int]]:
+    """Path -> how many weights lie in matrices that see no input but 0, and how many there are."""
+    counts = {}
+    for leaf, of_leaf in found.items():
+        n = sum(
+            int(moments.unseen.all(axis=1).sum()) * matrix.shape[1] * matrix.shape[2]
+            for matrix, moments in of_leaf.items()
+        )
+        counts[model.paths[leaf]] = n, model.values[leaf].size
+    return counts
 
 
 def check_row_weights(weights: list[Any]) -> None:

@@ -8,35 +8,76 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune.calibration.program import Use
+from jaxprune.calibration.rows import ConvRows
 from jaxprune.selection import nm_keep, select
 from jaxprune.structures import NM, Block, Structure, Unstructured
 
+_SMALLEST = 1.2e-38  # about the smallest normal float32
 
-def keep_highest(scores: jax.Array, n_pruned: Any, structure: Structure) -> jax.Array:
-    """Keep-mask of a matrix (inputs, outputs): all but the `n_pruned` units of the lowest scores.
 
-    N:M groups run along the inputs, and their pattern alone says how many go.
+def keep_costly(
+    costs: jax.Array, w: jax.Array, unseen: jax.Array, n_pruned: Any, structure: Structure
+) -> jax.Array:
+    """Keep-mask of a matrix (inputs, outputs): all but the `n_pruned` units of the lowest costs.
+
+    N:M groups run along the inputs, and their pattern alone says how many go. Units of unseen inputs alone are
+    pruned before all others, those of the smallest weights first.
+
+    Args:
+      costs: at least 0, (inputs, outputs); what they are at unseen inputs does not matter.
+      w: the weights, of the same shape.
+      unseen: which inputs are always 0, (inputs,).
+      n_pruned: units to prune.
+      structure: what the units are.
     """
+    units = unit_costs(costs, w, unseen, structure)
+    return keep_units(units, n_pruned, structure, costs.shape)
+
+
+def unit_costs(costs: jax.Array, w: jax.Array, unseen: jax.Array, structure: Structure) -> jax.Array:
+    """Costs of units: at least 0, and below 0 for those of unseen inputs alone, in the order of their sizes."""
+    unseen = jnp.broadcast_to(unseen[:, None], costs.shape)
+    units = structure.unit_scores(jnp.where(unseen, 0.0, costs))
+    sizes = structure.unit_scores(jnp.abs(w))
+    nothing_known = structure.unit_scores(unseen.astype(jnp.float32)) == 1
+    return jnp.where(nothing_known, -1 / jnp.maximum(sizes, _SMALLEST), units)
+
+
+def keep_units(units: jax.Array, n_pruned: Any, structure: Structure, shape: tuple[int, ...]) -> jax.Array:
+    """Keep-mask of a matrix of this shape from the scores of its units."""
     if isinstance(structure, NM):
-        return nm_keep(scores, structure.n, structure.m, axis=0)
-    (kept,) = select([structure.unit_scores(scores)], n_pruned)
-    return jnp.broadcast_to(structure.expand(kept, scores.shape), scores.shape)
+        return nm_keep(units, structure.n, structure.m, axis=0)
+    (kept,) = select([units], n_pruned)
+    return jnp.broadcast_to(structure.expand(kept, shape), shape)
 
 
-def check_structure(structure: Structure, path: str, shape: tuple[int, int], innermost: int) -> None:
-    """Raises for a structure that a matrix (inputs, outputs) can't be cut by.
-
-    `innermost` is the length of the inputs' last axis: N:M groups must not run across its ends.
-    """
+def check_structure(structure: Structure) -> None:
+    """Raises for a structure that matrices (inputs, outputs) can't be cut by."""
     if not isinstance(structure, NM | Block | Unstructured):
         raise TypeError(f"`structure` must be Unstructured(), NM(n, m) or Block((a, b)), got {structure!r}.")
     if isinstance(structure, Block) and len(structure.shape) != 2:
         raise ValueError(f"`structure` must be a block of (inputs, outputs), got Block({structure.shape}).")
-    if isinstance(structure, NM) and innermost % structure.m:
-        raise ValueError(
-            f"NM({structure.n}, {structure.m}): `m` must divide the input axis, got {path!r} with {innermost} "
-            f"(a matrix of {shape[0]} inputs). Leave it out of `where`."
-        )
+
+
+def fits(structure: Structure, use: Use) -> bool:
+    """Whether a structure cuts the weight of a product: N:M groups must not run across an input axis's ends."""
+    return not isinstance(structure, NM) or _innermost(use) % structure.m == 0
+
+
+def misfit(structure: NM, path: str, use: Use) -> str:
+    """Says that N:M does not fit the weight of a product."""
+    return (
+        f"NM({structure.n}, {structure.m}): `m` must divide the input axis, got {path!r} with "
+        f"{_innermost(use)} (a matrix of {use.matrix.shape[1]} inputs). Leave it out of `where`."
+    )
+
+
+def _innermost(use: Use) -> int:
+    """Length of the axis that neighbouring inputs lie on: for a convolution its channels, of one group."""
+    if isinstance(use.rows, ConvRows):
+        return use.matrix.shape[1] // math.prod(use.rows.window)
+    return use.matrix.inputs[-1][0] if use.matrix.inputs else 1
 
 
 def n_units(structure: Structure, shape: tuple[int, int]) -> int:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.calibration.keep import check_structure, n_units
 from jaxprune.calibration.least_squares import errors
 from jaxprune.calibration.model import Model
-from jaxprune.calibration.moments import Kind, Moments, moments_of
-from jaxprune.calibration.program import Program, Use
+from jaxprune.calibration.moments import Kind, Moments, safe_scale
+from jaxprune.calibration.parts import Part
+from jaxprune.calibration.program import Use
+from jaxprune.calibration.unseen import warn_of_unseen
 from jaxprune.calibration.view import Matrix
 from jaxprune.params import PyTree, flatten_with_paths
-from jaxprune.selection import count_to_prune
 from jaxprune.structures import Structure
 
 _FLOOR = 1e-3  # of the mean: what an output that the loss doesn't mind counts
@@ -63,29 +63,50 @@ class LayerResult(NamedTuple):
     sparsity: float
 
 
-# (use, dense matrices, X^T X, what the uses of these inputs share) -> pruned matrices and masks.
-Start = Callable[[Use, jax.Array, jax.Array, dict[str, Any]], tuple[jax.Array, jax.Array]]
+# (use, matrices to come near to, X^T X, weights and masks so far, what the uses of these inputs share)
+# -> pruned matrices and masks.
+Pair = tuple[jax.Array, jax.Array]
+Start = Callable[[Use, jax.Array, jax.Array, Pair, dict[str, Any]], Pair]
 
 
 class Layers:
-    """Host copies of the weights, their masks, and which of their entries are done."""
+    """Host copies of the weights, their masks, and which of their entries are done.
 
-    def __init__(self, model: Model, structure: Structure, fisher: dict[int, np.ndarray] | None = None):
+    Args:
+      model: the dense model.
+      structure: what the masks have.
+      parts: the matrices to prune by; None for all, of those that overlap the first.
+      fisher: scores of each leaf.
+      before: leaf -> weights and mask to start from; the dense weights and no mask where there are none.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        structure: Structure,
+        parts: Collection[Part] | None = None,
+        fisher: dict[int, np.ndarray] | None = None,
+        before: dict[int, tuple[np.ndarray, np.ndarray]] | None = None,
+    ):
         self.model, self.structure = model, structure
-        self._fisher = fisher or {}
-        leaves = {use.leaf for use in model.program.uses}
-        self.weights = {leaf: np.array(model.values[leaf]) for leaf in leaves}
-        self.masks = {leaf: np.ones(w.shape, bool) for leaf, w in self.weights.items()}
-        self._done = {leaf: np.zeros(w.shape, bool) for leaf, w in self.weights.items()}
-        for use in model.program.uses:
-            _, inputs, outputs = use.matrix.shape
-            innermost = use.matrix.inputs[-1][0] if use.matrix.inputs else 1
-            check_structure(structure, model.paths[use.leaf], (inputs, outputs), innermost)
+        self._parts, self._fisher = parts, fisher or {}
+        leaves = sorted({use.leaf for use in model.program.uses})
+        self._dense = {leaf: np.asarray(model.values[leaf]) for leaf in leaves}
+        for leaf, w in self._dense.items():
+            if not np.isfinite(w).all():
+                raise ValueError(
+                    f"`params` must be finite, got NaN or infinite ones at {model.paths[leaf]!r}."
+                )
+        start = before or {leaf: (w, np.ones(w.shape, bool)) for leaf, w in self._dense.items()}
+        self.weights = {leaf: np.array(w) for leaf, (w, _) in start.items()}
+        self.masks = {leaf: np.array(mask) for leaf, (_, mask) in start.items()}
+        self._done = {leaf: np.zeros(w.shape, bool) for leaf, w in self._dense.items()}
+        self.unseen: dict[int, int] = {}  # weights of a leaf whose inputs are always 0
 
     def prune(
         self,
         uses: Sequence[Use],
-        gram: jax.Array,
+        moments: Moments,
         targets: dict[Use, Callable[[jax.Array], jax.Array]],
         start: Start,
         refine: Sequence[Refinement],
@@ -97,39 +118,53 @@ class Layers:
         """
         shared: dict[str, Any] = {}
         changed = {}
+        xtx, unseen = moments.xtx(), int(moments.unseen.sum())
         for use in uses:
-            if use.matrix.of(self._done[use.leaf]).any():
+            if not self._is_open(use):
                 continue
-            w0 = jnp.asarray(use.matrix.of(self.weights[use.leaf]), jnp.float32)
-            scale = self._scale_of_outputs(use, w0, gram)
+            self.unseen[use.leaf] = self.unseen.get(use.leaf, 0) + unseen * use.matrix.shape[2]
+            w0 = use.matrix.of(self._dense[use.leaf]).astype(np.float32)
+            size = safe_scale(np.max(np.abs(w0), initial=0))  # squares of the weights must fit float32 too
+            w0 = jnp.asarray(w0 / size)
+            outputs = self._scale_of_outputs(use, w0, xtx)
             if use in targets:
-                w0 = targets[use](w0)
-            w0 = w0 * scale
-            w, mask = start(use, w0, gram, shared)
+                w0 = targets[use](w0 * size) / size
+            kept = use.matrix.of(self.masks[use.leaf])
+            before = jnp.asarray(use.matrix.of(self.weights[use.leaf]), jnp.float32) / size * outputs
+            w, mask = start(use, w0 * outputs, xtx, (before, jnp.asarray(kept)), shared)
             for refinement in refine:
                 w, mask = over_groups(
                     lambda *each, by=refinement: by.refine(*each, structure=self.structure)
-                )(w0, gram, w, mask)
-            w, w0 = w / scale, w0 / scale
-            self._write(use, w, mask)
+                )(w0 * outputs, xtx, w, mask)
+            self._write(use, w / outputs * size, mask, w == before, diagonal_of(xtx) == 0)
             value = self.model.values[use.leaf]
             changed[use.leaf] = jax.device_put(self.weights[use.leaf].copy(), value.sharding)
             if on_layer is not None:
-                on_layer(LayerResult(self.model.paths[use.leaf], *_quality(w0, gram, w, mask)))
+                on_layer(LayerResult(self.model.paths[use.leaf], *_quality(w0, xtx, w / outputs, mask)))
         return changed
 
-    def result(self, params: PyTree) -> tuple[PyTree, PyTree]:
-        """`params` with the pruned weights, and their masks."""
+    def result(self, params: PyTree, masks: PyTree | None = None) -> tuple[PyTree, PyTree]:
+        """`params` and `masks` (None for the scalar True) with those of the pruned weights."""
         paths, leaves, treedef = flatten_with_paths(params)
         position = {path: leaf for leaf, path in enumerate(self.model.paths)}
-        new, masks = list(leaves), [True] * len(leaves)
+        new, all_masks = list(leaves), [True] * len(leaves) if masks is None else jax.tree.leaves(masks)
         for i, path in enumerate(paths):
             leaf = position.get(path)
             if leaf in self.weights:
                 sharding = self.model.values[leaf].sharding
                 new[i] = jax.device_put(self.weights[leaf], sharding)
-                masks[i] = jax.device_put(self.masks[leaf], sharding)
-        return jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, masks)
+                all_masks[i] = jax.device_put(self.masks[leaf], sharding)
+        return jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, all_masks)
+
+    def warn_of_unseen(self, then: str, stacklevel: int) -> None:
+        """Names the weights about which the batches say nothing, if there are any, and what becomes of them."""
+        found = {self.model.paths[leaf]: (n, self.weights[leaf].size) for leaf, n in self.unseen.items()}
+        warn_of_unseen(found, then, stacklevel + 1)
+
+    def _is_open(self, use: Use) -> bool:
+        if self._parts is not None and (use.leaf, use.matrix) not in self._parts:
+            return False
+        return not use.matrix.of(self._done[use.leaf]).any()
 
     def _scale_of_outputs(self, use: Use, w0: jax.Array, gram: jax.Array) -> Any:
         """Root of how much an error of each output counts, (groups, 1, outputs); 1 where all count alike."""
@@ -138,24 +173,30 @@ class Layers:
         fisher = jnp.asarray(use.matrix.of(self._fisher[use.leaf]), jnp.float32)
         return _scale_of_outputs(fisher, w0, gram)
 
-    def _write(self, use: Use, w: jax.Array, mask: jax.Array) -> None:
-        weights = self.weights[use.leaf]
-        use.matrix.put(weights, np.asarray(w.astype(weights.dtype)))
+    def _write(self, use: Use, w: jax.Array, mask: Any, same: Any, unseen: Any) -> None:
+        """Kept weights that are the same, or that the data say nothing about, keep every bit of their values."""
+        weights, kept = self.weights[use.leaf], use.matrix.of(self.masks[use.leaf])
+        old, dense = use.matrix.of(weights), use.matrix.of(self._dense[use.leaf])
+        mask, same, unseen = np.asarray(mask), np.asarray(same), np.asarray(unseen)[:, :, None]
+        new = np.where(unseen, np.where(kept, old, dense), np.asarray(w.astype(weights.dtype)))
+        new = np.where(same & kept, old, new)
+        use.matrix.put(weights, np.where(mask, new, np.zeros((), weights.dtype)))
         use.matrix.put(self.masks[use.leaf], mask)
         use.matrix.put(self._done[use.leaf], np.ones(use.matrix.shape, bool))
 
 
-def by_method(method: Method, counts: dict[tuple[int, Matrix], np.ndarray], structure: Structure) -> Start:
+def by_method(method: Method, counts: dict[Part, np.ndarray], structure: Structure) -> Start:
     """Starts from what a method gives."""
 
-    def start(use, w0, gram, shared):
+    def start(use, w0, xtx, now, shared):
+        del now
         if "factor" not in shared:
-            shared["factor"] = over_groups(method.factorize)(gram)
+            shared["factor"] = over_groups(method.factorize)(xtx)
 
-        def solve(w, gram, factor, n_pruned):
-            return method.solve(w, gram, factor, n_pruned, structure)
+        def solve(w, xtx, factor, n_pruned):
+            return method.solve(w, xtx, factor, n_pruned, structure)
 
-        return over_groups(solve)(w0, gram, shared["factor"], jnp.asarray(counts[use.leaf, use.matrix]))
+        return over_groups(solve)(w0, xtx, shared["factor"], jnp.asarray(counts[use.leaf, use.matrix]))
 
     return start
 
@@ -172,34 +213,6 @@ def over_groups(fn: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
-def counts_of(
-    program: Program, shares: dict[int, float], structure: Structure
-) -> dict[tuple[int, Matrix], np.ndarray]:
-    """Units to prune in each group of each matrix: round(share * units) over all those of a parameter."""
-    matrices: dict[int, list[Matrix]] = {}
-    for use in program.uses:
-        mine = matrices.setdefault(use.leaf, [])
-        if use.matrix not in mine and not any(_same_entries(use.matrix, other) for other in mine):
-            mine.append(use.matrix)
-    counts = {}
-    for leaf, mine in matrices.items():
-        sizes = [n_units(structure, m.shape[1:]) for m in mine for _ in range(m.shape[0])]
-        ends = np.cumsum(sizes)
-        total = int(count_to_prune(shares[leaf], int(ends[-1])))
-        up_to = [total * int(end) // int(ends[-1]) for end in ends]
-        each = iter(np.diff([0, *up_to]))
-        for m in mine:
-            counts[leaf, m] = np.array([next(each) for _ in range(m.shape[0])], np.int32)
-    return counts
-
-
-def _same_entries(a: Matrix, b: Matrix) -> bool:
-    """Whether two matrices hold the same entries, in whatever order."""
-    return a.offset == b.offset and sorted(a.groups + a.inputs + a.outputs) == sorted(
-        b.groups + b.inputs + b.outputs
-    )
-
-
 def shared_moments(model: Model) -> dict[tuple[int, Matrix], Moments]:
     """Moments in the dense model of the weights that are used more than once: of all their uses together."""
     uses = [(use.leaf, use.matrix) for use in model.program.uses]
@@ -209,17 +222,21 @@ def shared_moments(model: Model) -> dict[tuple[int, Matrix], Moments]:
         for site in model.stream():
             mine = [use for use in site.uses if (use.leaf, use.matrix) in again]
             if mine:
-                moments, _ = moments_of(site.activations, mine[0].rows, "full", model.row_weights)
+                moments, _ = model.moments(site, "full")
                 for use in mine:
                     key = use.leaf, use.matrix
                     found[key] = found[key] + moments if key in found else moments
     return found
 
 
+def diagonal_of(xtx: jax.Array) -> jax.Array:
+    """The diagonal of X^T X, which may be all that there is, (groups, inputs)."""
+    return xtx if xtx.ndim == 2 else jnp.diagonal(xtx, axis1=1, axis2=2)
+
+
 @jax.jit
 def _scale_of_outputs(fisher: jax.Array, w0: jax.Array, gram: jax.Array) -> jax.Array:
-    diagonal = gram if gram.ndim == 2 else jnp.diagonal(gram, axis1=1, axis2=2)
-    squares = jnp.square(w0) * diagonal[:, :, None]
+    squares = jnp.square(w0) * diagonal_of(gram)[:, :, None]
     inputs = jnp.sum(squares, axis=1, keepdims=True)
     minded = jnp.where(inputs > 0, jnp.sum(fisher, axis=1, keepdims=True) / jnp.maximum(inputs, 1e-38), 0.0)
     mean = jnp.mean(minded)

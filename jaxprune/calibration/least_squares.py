@@ -67,16 +67,16 @@ def refit(
         image = applied(direction)
         curvature = jnp.sum(direction * image, axis=0)
         length = jnp.where(curvature > 0, energy / jnp.where(curvature > 0, curvature, 1.0), 0.0)
-        w = w + length * direction
-        residual = jnp.where(mask, residual - length * image, 0.0)
+        w = w + length[None] * direction
+        residual = jnp.where(mask, residual - length[None] * image, 0.0)
         scaled = preconditioner * residual
         new = jnp.sum(residual * scaled, axis=0)
         growth = jnp.where(energy > 0, new / jnp.where(energy > 0, energy, 1.0), 0.0)
-        return w, residual, scaled + growth * direction, new
+        return w, residual, scaled + growth[None] * direction, new
 
     new, *_ = lax.fori_loop(0, steps, step, (w, residual, direction, energy))
     better = errors(w0, gram, new) <= errors(w0, gram, w)  # rounding, on a singular X^T X
-    return jnp.where(better, new, w)
+    return jnp.where(better[None], new, w)
 
 
 def errors(w0: jax.Array, gram: jax.Array, w: jax.Array) -> jax.Array:

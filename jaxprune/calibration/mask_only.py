@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from jaxprune.calibration.keep import keep_highest
+from jaxprune.calibration.keep import keep_units, unit_costs
 from jaxprune.calibration.moments import Kind
 from jaxprune.scores.ria import relative_importance
 from jaxprune.selection import select
@@ -67,16 +67,16 @@ def _solve(
 ) -> tuple[jax.Array, jax.Array]:
     match method.score:
         case "magnitude":
-            score = jnp.abs(w)
+            score = structure.unit_scores(jnp.abs(w))
         case "wanda":
-            score = jnp.abs(w) * norms[:, None]
+            score = unit_costs(jnp.abs(w) * norms[:, None], w, norms == 0, structure)
         case "ria":
-            score = relative_importance(w) * jnp.sqrt(norms)[:, None]
+            score = unit_costs(relative_importance(w) * jnp.sqrt(norms)[:, None], w, norms == 0, structure)
     per_output = method.score == "wanda" if method.per_output is None else method.per_output
     if per_output and isinstance(structure, Unstructured):
         mask = keep_highest_per_output(score, n_pruned)
     else:
-        mask = keep_highest(score, n_pruned, structure)
+        mask = keep_units(score, n_pruned, structure, w.shape)
     return jnp.where(mask, w, 0.0), mask
 
 
@@ -92,4 +92,4 @@ def keep_highest_per_output(scores: jax.Array, n_pruned: Any) -> jax.Array:
     following = jnp.argmin(jnp.where(kept, scores, jnp.inf), axis=0)
     order = jnp.argsort(following * outputs + jnp.arange(outputs))
     goes = jnp.zeros(outputs, bool).at[order].set(jnp.arange(outputs) < over)
-    return kept & ~(goes & (jnp.arange(inputs)[:, None] == following))
+    return kept & ~(goes[None, :] & (jnp.arange(inputs)[:, None] == following[None, :]))

@@ -32,11 +32,17 @@ class Model(NamedTuple):
         return Stream(self.program, self.values, self.batches, wanted)
 
     def moments(self, site: Site, kind: Kind) -> tuple[Moments, bool]:
+        """Moments of a site's inputs, checked, and whether the row weights fit them."""
         moments, fit = moments_of(site.activations, site.uses[0].rows, kind, self.row_weights)
+        path = self.paths[site.uses[0].leaf]
         if not bool(jnp.isfinite(moments.squares).all()):
             raise ValueError(
-                f"`batches` must give finite inputs to every weight, got NaN or infinite ones at "
-                f"{self.paths[site.uses[0].leaf]!r} (or their squares pass the range of float32)."
+                f"`batches` must give finite inputs to every weight, got NaN or infinite ones at {path!r}."
+            )
+        if not float(moments.total) > 0:
+            given = "`batches`" if self.row_weights[0] is None else "`row_weights`"
+            raise ValueError(
+                f"{given} must give every weight at least one row that counts, got none at {path!r}."
             )
         return moments, fit
 
@@ -47,8 +53,12 @@ def open_model(
     batches: Iterable[Any],
     where: PyTree | None,
     row_weights: RowWeights | None,
+    named: bool | None = None,
 ) -> Model:
-    """Traces `fn`, finds the products by the parameters of `where`, and checks everything."""
+    """Traces `fn`, finds the products by the parameters of `where`, and checks everything.
+
+    It is an error where weights of `where` multiply nothing, if they were `named` (None: if `where` is given).
+    """
     paths, leaves, _ = flatten_with_paths(params)
     if any(isinstance(leaf, Tracer) for leaf in leaves):
         raise TypeError(
@@ -66,7 +76,7 @@ def open_model(
     program = flatten(traced, {position[i] for i in tracked if leaves[i].size})
     found = {use.leaf for use in program.uses}
     lost = [paths[i] for i in tracked if leaves[i].size and position[i] not in found]
-    if lost and (where is not None or not found):
+    if lost and ((where is not None if named is None else named) or not found):
         raise ValueError(
             f"`where` names {lost[0]!r}, which no matmul or convolution of `fn` multiplies activations by "
             f"({len(lost)} such of {len(tracked)}). Leave it out of `where`."

@@ -6,6 +6,7 @@ step. Equal steps on equal operands are one step.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from jaxprune.calibration.ragged import ROWS, ragged_product, routed
 from jaxprune.calibration.rows import Rows, weight_product
 from jaxprune.calibration.signature import signature
 from jaxprune.calibration.view import Matrix, View, follow, index, whole
@@ -150,7 +152,20 @@ class _Flat:
                 use = Use(view.leaf, matrix, rows, atoms[operand], outs[0] if operand == 0 else None)
                 if use not in self.uses:
                     self.uses.append(use)
+        ragged = ragged_product(eqn, views) if len(views) == 3 else None
+        if ragged is not None:
+            self._ragged(eqn, atoms, views[1], ragged)
         return outs
+
+    def _ragged(self, eqn: JaxprEqn, atoms: list[Any], view: Any, weight: Matrix) -> None:
+        """A product whose rows are told apart by the sizes of their groups."""
+        (inputs_axis,) = eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers[0][0]
+        x, sizes = self._number(atoms[0]), self._number(atoms[2])
+        key = ("routed", inputs_axis, str(eqn.invars[0].aval), str(eqn.invars[2].aval))
+        (rows,) = self.add(functools.partial(routed, inputs_axis), key, (x, sizes), 1)
+        use = Use(view.leaf, weight, ROWS, rows, None)
+        if use not in self.uses:
+            self.uses.append(use)
 
     def _number(self, atom: Any) -> int:
         """The number of a value or literal."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxprune.allocation import shares_of
 from jaxprune.calibration.calibrate import check_row_weights
+from jaxprune.calibration.keep import check_structure, fits, misfit
 from jaxprune.calibration.layerwise import (
     LayerResult,
     Layers,
@@ -17,16 +18,17 @@ from jaxprune.calibration.layerwise import (
     Refinement,
     Start,
     by_method,
-    counts_of,
     shared_moments,
 )
 from jaxprune.calibration.model import Model, RowWeights, open_model, walk
 from jaxprune.calibration.moments import Kind
+from jaxprune.calibration.parts import counts_of, parts_of
 from jaxprune.calibration.residual import residual_streams
 from jaxprune.calibration.sparsegpt import SparseGPT
 from jaxprune.calibration.targets import DenseTargets
+from jaxprune.masks import check_patterns
 from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
-from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures import NM, Structure, Unstructured
 
 OnLayer = Callable[[LayerResult], None]
 
@@ -35,7 +37,7 @@ def reconstruct(
     fn: Callable[..., Any],
     params: PyTree,
     batches: Iterable[Any],
-    sparsity: Any = 0.5,
+    sparsity: Any = None,
     structure: Structure = Unstructured(),
     method: Method = SparseGPT(),
     *,
@@ -52,14 +54,17 @@ def reconstruct(
     Layer by layer: $X^T X$ of the inputs that the pruned layers before it give, then
     $\min \|X W - X W_0\|_F$ over sparse $W$ by `method`, then on with the pruned weight. Weights of the same
     inputs share one factorization. A weight that is used at several places is pruned at the first of them, on
-    the inputs that all of them have in the dense model.
+    the inputs that all of them have in the dense model. Weights whose inputs are 0 in every row, such as those
+    of an expert that no row reaches, are pruned by their size, as many as asked for; the others keep their
+    values.
 
     Args:
       fn: function of (params, *inputs).
       params: pytree of arrays.
       batches: iterable of batches of one shape: each a tuple of inputs, or one input.
       sparsity: share of each weight's units to prune, in [0, 1): a float, or a tree like `params` (an
-        allocation). N:M has its own.
+        allocation). None for 0.5, and for what its pattern says with N:M, which takes no other (but 0 in a
+        tree: such a weight stays dense).
       structure: `Unstructured()`, `NM(n, m)`, whose groups run along the inputs that the model itself tells,
         or `Block((inputs, outputs))`.
       method: `SparseGPT()`, `ADMM()`, or `MaskOnly(score)`.
@@ -85,12 +90,14 @@ def reconstruct(
       where nothing is pruned.
 
     Raises:
-      ValueError: as `calibrate`; a sparsity outside [0, 1), `dense_targets` outside [0, 1]; a structure that
-        doesn't fit a weight.
+      ValueError: as `calibrate`; a sparsity outside [0, 1), or another than the pattern's with N:M;
+        `dense_targets` outside [0, 1]; a weight of which `fn` multiplies a part only, or slices that overlap;
+        a weight named by `where` or by a tree of sparsities that N:M does not fit; no weight that it fits.
       TypeError: a structure of other kinds; parameters that are tracers.
 
     Warns:
-      UserWarning: weights that multiply no activations, without a `where`.
+      UserWarning: without a `where`, weights that multiply no activations, or that N:M does not fit (the three
+        channels of an image): they stay dense. Weights whose inputs are 0 in every row.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -112,6 +119,7 @@ def reconstruct(
     """
     if not 0 <= dense_targets <= 1:
         raise ValueError(f"`dense_targets` must be in [0, 1], got {dense_targets!r}.")
+    check_structure(structure)
     model = open_model(fn, params, batches, where, row_weights)
     if model.lost:
         warnings.warn(
@@ -119,12 +127,22 @@ def reconstruct(
             f"{', ...' if len(model.lost) > 1 else ''}. Leave them out of `where` to say that this is meant.",
             stacklevel=2,
         )
-    layers = Layers(model, structure, _fisher_scores(model, params, fisher))
+    shares, named = _shares(model, params, sparsity, structure, where)
+    if isinstance(structure, NM):
+        model, uncut = _without_uncut(model, structure, shares, named)
+        if uncut:
+            warnings.warn(
+                f"NM({structure.n}, {structure.m}): `m` does not divide the inputs of {len(uncut)} weights, which "
+                f"stay dense: {', '.join(map(repr, uncut))}. Leave them out of `where` to say that this is meant.",
+                stacklevel=2,
+            )
     method.check(structure)
-    counts = counts_of(model.program, _shares(model, params, sparsity, where), structure)
+    counts = counts_of(parts_of(model), shares, structure)
+    layers = Layers(model, structure, counts, _fisher_scores(model, params, fisher))
     start = by_method(method, counts, structure)
     is_full = method.moments == "full" or refine or dense_targets or on_layer is not None
     send_through(layers, start, refine, dense_targets, on_layer, progress, "full" if is_full else "diagonal")
+    layers.warn_of_unseen("They are pruned by their size, the others keep their values", stacklevel=2)
     return layers.result(params)
 
 
@@ -149,8 +167,8 @@ def send_through(
         changed = {}
         for use in site.uses:
             if (use.leaf, use.matrix) in shared:
-                gram = shared[use.leaf, use.matrix].second
-                changed.update(layers.prune([use], gram, {}, start, refine, on_layer))
+                moments = shared[use.leaf, use.matrix]
+                changed.update(layers.prune([use], moments, {}, start, refine, on_layer))
         own = [use for use in site.uses if (use.leaf, use.matrix) not in shared]
         if own:
             streams = [stream.take(residual[use][1]) for use in own if use in residual]
@@ -159,8 +177,8 @@ def send_through(
             fits = fits or fit
             targets = {}
             if dense is not None:
-                targets = dense.at(site._replace(uses=own), moments.second, passing)
-            changed.update(layers.prune(own, moments.second, targets, start, refine, on_layer))
+                targets = dense.at(site._replace(uses=own), moments, passing)
+            changed.update(layers.prune(own, moments, targets, start, refine, on_layer))
         elif dense is not None:
             dense.skip()
         for leaf, value in changed.items():
@@ -178,20 +196,41 @@ def _fisher_scores(model: Model, params: PyTree, fisher: PyTree | None) -> dict[
     for leaf in {use.leaf for use in model.program.uses}:
         path = model.paths[leaf]
         weight, score = found[path]
-        score = np.asarray(score, np.float32)
+        score = np.asarray(score).astype(np.float64)
         if score.shape != np.shape(weight) or not (np.isfinite(score) & (score >= 0)).all():
             raise ValueError(
                 f"`fisher` must have finite scores of at least 0 in the shape of each weight, got others at "
                 f"{path!r} (shape {score.shape} for {np.shape(weight)}). Take them from `jp.scores.fisher`."
             )
-        scores[leaf] = score
+        # Only their ratios count: whatever their size, they and their sums fit float32.
+        scores[leaf] = (score / max(score.max(initial=0), np.finfo(np.float64).tiny)).astype(np.float32)
     return scores
 
 
-def _shares(model: Model, params: PyTree, sparsity: Any, where: PyTree | None) -> dict[int, float]:
+def _shares(
+    model: Model, params: PyTree, sparsity: Any, structure: Structure, where: PyTree | None
+) -> tuple[dict[int, float], bool]:
+    """The share of each leaf that is multiplied by, and whether the leaves were named one by one."""
+    if sparsity is None:
+        sparsity = structure.sparsity if isinstance(structure, NM) else 0.5
     paths, _, _ = flatten_with_paths(params)
     chosen = prunable_leaves(params, where)
     shares = shares_of(sparsity, params, chosen)
-    shares = shares if isinstance(shares, list) else [shares] * len(chosen)
-    by_path = {paths[i]: float(share) for i, share in zip(chosen, shares, strict=True)}
-    return {use.leaf: by_path[model.paths[use.leaf]] for use in model.program.uses}
+    named = where is not None or isinstance(shares, list)
+    shares = [float(s) for s in (shares if isinstance(shares, list) else [shares] * len(chosen))]
+    check_patterns(structure, shares, [paths[i] for i in chosen])
+    by_path = dict(zip([paths[i] for i in chosen], shares, strict=True))
+    return {use.leaf: by_path[model.paths[use.leaf]] for use in model.program.uses}, named
+
+
+def _without_uncut(
+    model: Model, structure: NM, shares: dict[int, float], named: bool
+) -> tuple[Model, list[str]]:
+    """The model without the weights that stay dense with N:M, and the paths of those that it doesn't fit."""
+    wrong = {use.leaf: use for use in model.program.uses if shares[use.leaf] > 0 and not fits(structure, use)}
+    dense = {leaf for leaf, share in shares.items() if share == 0} | wrong.keys()
+    uses = [use for use in model.program.uses if use.leaf not in dense]
+    if wrong and (named or not uses):
+        leaf, use = next(iter(wrong.items()))
+        raise ValueError(misfit(structure, model.paths[leaf], use))
+    return model._replace(program=model.program._replace(uses=uses)), [model.paths[leaf] for leaf in wrong]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
-from jaxprune.calibration.keep import keep_highest
+from jaxprune.calibration.keep import keep_costly
 from jaxprune.calibration.moments import Kind
 from jaxprune.structures import NM, Block, Structure
 
@@ -71,7 +71,7 @@ def damped(gram: jax.Array, share: float) -> jax.Array:
     """X^T X with a share of its mean diagonal added, and 1 for inputs that are always 0."""
     diagonal = jnp.diagonal(gram)
     dead = diagonal <= 0
-    return gram + jnp.diag(jnp.where(dead, 1.0, share * jnp.mean(diagonal)))
+    return gram + jnp.diag(jnp.where(dead, 1.0, share * jnp.mean(diagonal)).astype(gram.dtype))
 
 
 @jax.jit
@@ -115,7 +115,8 @@ def _solve(
     block = min(block, -(-inputs // _length(structure)) * _length(structure))
     starts = range(0, inputs, block)
     padding = len(starts) * block - inputs
-    w = jnp.pad(jnp.where(dead[:, None], 0.0, w), ((0, padding), (0, 0)))
+    w = jnp.pad(w, ((0, padding), (0, 0)))
+    dead = jnp.pad(dead, (0, padding))
     u = jnp.pad(u, ((0, padding), (0, padding)))
     rows = len(starts) * block
     u = u + jnp.diag((jnp.arange(rows) >= inputs).astype(u.dtype))
@@ -128,30 +129,30 @@ def _solve(
         u_rows = lax.dynamic_slice_in_dim(u, start, block)  # (block, rows)
         u_here = lax.dynamic_slice_in_dim(u_rows, start, block, axis=1)
         scale_here = lax.dynamic_slice_in_dim(scale, start, block)
-        dead_here = lax.dynamic_slice_in_dim(jnp.pad(dead, (0, padding)), start, block)
+        dead_here = lax.dynamic_slice_in_dim(dead, start, block)
         real = start + jnp.arange(block) < inputs
 
-        def scores(weights):
-            cost = jnp.square(weights) * scale_here[:, None]
-            cost = jnp.where(dead_here[:, None], -1.0, cost)
-            return jnp.where(real[:, None], cost, _NEVER)
+        def costs(weights):
+            return jnp.where(real[:, None], jnp.square(weights) * scale_here[:, None], _NEVER)
 
         if isinstance(structure, NM):
             mask = jnp.ones((block, outputs), bool)
         else:
-            mask, pruned = _block_mask(scores(here), start, inputs, n_pruned, pruned, structure)
+            count, pruned = _count_up_to(start, block, outputs, inputs, n_pruned, pruned, structure)
+            mask = keep_costly(costs(here), here, dead_here, count, structure)
 
         def prune_input(j, carry):
             here, mask, errors = carry
             if isinstance(structure, NM):
-                groups = structure
                 mask = lax.cond(
-                    j % groups.m == 0, lambda: _group_mask(scores(here), mask, j, groups), lambda: mask
+                    j % structure.m == 0,
+                    lambda: _group_mask(costs(here), here, dead_here, mask, j, structure),
+                    lambda: mask,
                 )
             row = here[j]
             error = jnp.where(mask[j], 0.0, row) / u_here[j, j]
             after = jnp.where(jnp.arange(block) > j, u_here[j], 0.0)
-            here = here.at[j].set(jnp.where(mask[j], row, 0.0)) - after[:, None] * error
+            here = here.at[j].set(jnp.where(mask[j], row, 0.0)) - after[:, None] * error[None, :]
             return here, mask, errors.at[j].set(error)
 
         here, mask, errors = lax.fori_loop(0, block, prune_input, (here, mask, jnp.zeros_like(here)))
@@ -160,7 +161,9 @@ def _solve(
         w = w - jnp.matmul(u_after.T, errors, precision=lax.Precision.HIGHEST)
         return (w, pruned), mask
 
-    (w, _), masks = lax.scan(prune_block, (w, jnp.zeros((), jnp.int32)), jnp.arange(0, rows, block))
+    (w, _), masks = lax.scan(
+        prune_block, (w, jnp.zeros((), jnp.int32)), jnp.arange(0, rows, block, dtype=jnp.int32)
+    )
     mask = masks.reshape(rows, outputs)[:inputs]
     return jnp.where(mask, w[:inputs], 0.0), mask
 
@@ -172,11 +175,10 @@ def _length(structure: Structure) -> int:
     return structure.shape[0] if isinstance(structure, Block) else 1
 
 
-def _block_mask(
-    scores: jax.Array, start: Any, inputs: int, n_pruned: Any, before: Any, structure: Structure
-) -> tuple[jax.Array, Any]:
-    """Mask of a block of inputs, and how many units went up to its end: a share of `n_pruned` by position."""
-    block, outputs = scores.shape
+def _count_up_to(
+    start: Any, block: int, outputs: int, inputs: int, n_pruned: Any, before: Any, structure: Structure
+) -> tuple[Any, Any]:
+    """Units to prune in a block of inputs, and those up to its end: a share of `n_pruned` by position."""
     length = _length(structure)
     columns = structure.unit_shape((length, outputs))[1]
     total = -(-inputs // length)
@@ -184,11 +186,11 @@ def _block_mask(
     # n_pruned * reached / total, rounded down, without passing 2^31: by quotient and remainder.
     quotient, remainder = n_pruned // total, n_pruned % total
     up_to = quotient * reached + remainder * reached // total
-    kept = keep_highest(scores, jnp.minimum(up_to - before, (reached - start // length) * columns), structure)
-    return kept, up_to
+    return jnp.minimum(up_to - before, (reached - start // length) * columns), up_to
 
 
-def _group_mask(scores: jax.Array, mask: jax.Array, start: Any, structure: NM) -> jax.Array:
-    group = lax.dynamic_slice_in_dim(scores, start, structure.m)
-    kept = keep_highest(group, 0, structure)
-    return lax.dynamic_update_slice_in_dim(mask, kept, start, axis=0)
+def _group_mask(
+    costs: jax.Array, w: jax.Array, dead: jax.Array, mask: jax.Array, start: Any, structure: NM
+) -> jax.Array:
+    costs, w, dead = (lax.dynamic_slice_in_dim(x, start, structure.m) for x in (costs, w, dead))
+    return lax.dynamic_update_slice_in_dim(mask, keep_costly(costs, w, dead, 0, structure), start, axis=0)

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.calibration.keep import check_structure, fits, misfit
 from jaxprune.calibration.layerwise import Layers, Refinement
 from jaxprune.calibration.model import RowWeights, open_model
+from jaxprune.calibration.program import Use
 from jaxprune.calibration.reconstruct import OnLayer, send_through
 from jaxprune.calibration.swaps import Swaps
 from jaxprune.params import PyTree, aligned, flatten_with_paths, is_kept_whole, mask_leaves
-from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures import NM, Structure, Unstructured
 
 
 def swap_refine(
@@ -39,7 +41,8 @@ def swap_refine(
       fn: function of (params, *inputs).
       params: the dense parameters: what the layers should give.
       pruned: the pruned parameters.
-      masks: their masks; leaves that are the scalar True are left alone.
+      masks: their masks. Leaves whose mask is a scalar, and those that multiply no activations, are left as
+        `pruned` has them.
       batches: iterable of batches of one shape: each a tuple of inputs, or one input.
       structure: `Unstructured()`, or the `NM(n, m)` that the masks have.
       swaps: `Swaps(...)`, or another refinement such as `LeastSquares()`.
@@ -52,6 +55,9 @@ def swap_refine(
 
     Raises:
       ValueError: trees that don't match; masks that aren't of the structure; what `reconstruct` raises.
+
+    Warns:
+      UserWarning: weights whose inputs are 0 in every row; the kept ones keep their values.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -69,25 +75,57 @@ def swap_refine(
     References:
       Zimmer et al., SparseSwaps: Tractable LLM Pruning Mask Refinement at Scale, 2025, arXiv:2512.10922.
     """
+    check_structure(structure)
     paths, leaves, treedef = flatten_with_paths(params)
-    by_path = dict(
-        zip(
-            paths,
-            zip(leaves, aligned(params, pruned, "pruned"), mask_leaves(params, masks), strict=True),
-            strict=True,
-        )
-    )
-    chosen = [not is_kept_whole(mask) for _, _, mask in by_path.values()]
-    where = jax.tree.unflatten(treedef, chosen)
-    model = open_model(fn, params, batches, where, row_weights)
-    layers = Layers(model, structure)
+    pairs = zip(aligned(params, pruned, "pruned"), mask_leaves(params, masks), strict=True)
+    given = dict(zip(paths, pairs, strict=True))
+    for path, leaf in zip(paths, leaves, strict=True):
+        if np.shape(given[path][0]) != np.shape(leaf):
+            raise ValueError(
+                f"`pruned` must have the shapes of `params`: {np.shape(leaf)} at {path!r}, "
+                f"got {np.shape(given[path][0])}."
+            )
+    chosen = [not is_kept_whole(mask) for _, mask in given.values()]
+    # What has no mask is that of the pruned model: its biases may have been trained since.
+    dense = [
+        x if is_chosen else given[path][0] for path, x, is_chosen in zip(paths, leaves, chosen, strict=True)
+    ]
+    dense, where = (jax.tree.unflatten(treedef, x) for x in (dense, chosen))
+    model = open_model(fn, dense, batches, where, row_weights, named=False)
+    lost = set(model.lost)
+    values = [
+        jnp.asarray(given[p][0]) if p in lost else x for p, x in zip(model.paths, model.values, strict=True)
+    ]
+    model = model._replace(values=values)
+    before = {}
+    for use in model.program.uses:
+        path = model.paths[use.leaf]
+        w, mask = given[path]
+        mask = np.ascontiguousarray(np.broadcast_to(np.asarray(mask), np.shape(w)))
+        _check_pattern(structure, path, use, mask)
+        before[use.leaf] = np.where(mask, np.array(w), np.zeros((), w.dtype)), mask
+    layers = Layers(model, structure, before=before)
 
-    def start(use, w0, gram, shared):
-        del w0, gram, shared
-        _, w, mask = by_path[model.paths[use.leaf]]
-        mask = np.broadcast_to(np.asarray(mask), w.shape)
-        mask = jnp.asarray(use.matrix.of(np.ascontiguousarray(mask)))
-        return jnp.asarray(use.matrix.of(np.array(w)), jnp.float32), mask
+    def start(use, w0, xtx, now, shared):
+        del use, w0, xtx, shared
+        return now
 
     send_through(layers, start, (swaps,), on_layer=on_layer, progress=progress)
-    return layers.result(params)
+    layers.warn_of_unseen("Those that are kept keep their values", stacklevel=2)
+    start_from, masks = (jax.tree.unflatten(treedef, x) for x in zip(*given.values(), strict=True))
+    return layers.result(start_from, masks)
+
+
+def _check_pattern(structure: Structure, path: str, use: Use, mask: np.ndarray) -> None:
+    """Raises ValueError for a mask that is not N:M along the inputs, unless it keeps all."""
+    if not isinstance(structure, NM):
+        return
+    if not fits(structure, use):
+        raise ValueError(misfit(structure, path, use))
+    kept = use.matrix.of(mask)
+    most = int(kept.reshape(kept.shape[0], -1, structure.m, kept.shape[2]).sum(axis=2).max(initial=0))
+    if most > structure.n and not kept.all():
+        raise ValueError(
+            f"`masks` must be NM({structure.n}, {structure.m}) along the inputs, got {most} kept of "
+            f"{structure.m} at {path!r}. Give the structure that the masks have."
+        )

@@ -76,15 +76,15 @@ def _swap(
         prune = jnp.where(mask, 2 * w * c + w * w * diagonal, jnp.inf)
         alone = jnp.where(mask, jnp.inf, revived(c, w0, diagonal)[1])
         p1, u2 = jnp.argmin(prune, axis=0), jnp.argmin(alone, axis=0)
-        w_p1 = w[p1, columns]
         g1 = gram[p1].T  # (inputs, outputs): column o is G[:, p of o]
-        change1 = jnp.where(mask, jnp.inf, revived(c + w_p1 * g1, w0, diagonal)[1])
+        change1 = jnp.where(mask, jnp.inf, revived(c + w[p1, columns][None] * g1, w0, diagonal)[1])
         u1 = jnp.argmin(change1, axis=0)
         total1 = prune[p1, columns] + change1[u1, columns]
         # The other way round: u first, then the p that is cheapest beside it.
         g2 = gram[u2].T
-        c_u = c[u2, columns] + w * g2
-        change2 = jnp.where(mask, prune + revived(c_u, w0[u2, columns], diagonal[u2, 0])[1], jnp.inf)
+        c_u = c[u2, columns][None] + w * g2
+        change2 = revived(c_u, w0[u2, columns][None], diagonal[u2, 0][None])[1]
+        change2 = jnp.where(mask, prune + change2, jnp.inf)
         p2 = jnp.argmin(change2, axis=0)
         total2 = change2[p2, columns]
         first = total1 <= total2
@@ -120,7 +120,7 @@ def _swap(
         w = w.at[p, columns].add(-w_p).at[u, columns].add(v)
         mask = mask.at[p, columns].set(mask[p, columns] & ~do)
         mask = mask.at[u, columns].set(mask[u, columns] | do)
-        c = c + w_p * gram[p].T - v * gram[u].T
+        c = c + w_p[None] * gram[p].T - v[None] * gram[u].T
         return i + 1, jnp.any(do), w, c, mask
 
     c = jnp.matmul(gram, w0 - w, precision=lax.Precision.HIGHEST)
@@ -128,4 +128,4 @@ def _swap(
     _, _, new, _, new_mask = lax.while_loop(lambda s: (s[0] < steps) & s[1], step, carry)
     new = jnp.where(new_mask, new, 0.0)
     better = errors(w0, gram, new) <= errors(w0, gram, w)
-    return jnp.where(better, new, w), jnp.where(better, new_mask, mask)
+    return jnp.where(better[None], new, w), jnp.where(better[None], new_mask, mask)

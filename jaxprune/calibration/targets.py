@@ -12,7 +12,7 @@ from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
 from jaxprune.calibration.model import Model
-from jaxprune.calibration.moments import cross_moment
+from jaxprune.calibration.moments import Moments, cross_moment
 from jaxprune.calibration.program import Use
 from jaxprune.calibration.rows import Rows, weights_of_rows
 from jaxprune.calibration.stream import Site
@@ -34,46 +34,55 @@ class DenseTargets:
         """Passes a site by."""
         next(self._sites)
 
-    def at(self, site: Site, gram: jax.Array, passing: Sequence[Any] | None) -> dict[Use, Any]:
+    def at(self, site: Site, moments: Moments, passing: Sequence[Any] | None) -> dict[Use, Any]:
         """For each use of a site a function from its dense weights to those that meet the dense outputs.
 
-        `passing` holds the residual stream of the pruned model that the site's product is added to.
+        `moments` are those of the site's inputs in the pruned model, and `passing` holds the residual stream
+        of the pruned model that the site's product is added to.
         """
         there = next(self._sites)
+        gram, scale = moments.xtx(), moments.largest_scale
         cross = None
         targets: dict[Use, Any] = {}
         for use in site.uses:
             if passing is not None:
                 products, streams = map(self._dense.take, self._streams[use])
                 wanted = list(zip(products, streams, passing, strict=True))
-                moment = _output_moment(site.activations, wanted, use.rows, self._row_weights)
+                moment = _output_moment(site.activations, wanted, use.rows, self._row_weights, scale)
                 targets[use] = functools.partial(
                     _from_outputs, gram=gram, moment=moment, strength=self._strength
                 )
                 continue
             if cross is None:
-                cross = cross_moment(site.activations, there.activations, use.rows, self._row_weights)
+                cross = cross_moment(site.activations, there.activations, use.rows, self._row_weights, scale)
             targets[use] = functools.partial(_from_inputs, gram=gram, cross=cross, strength=self._strength)
         return targets
 
 
 def _output_moment(
-    activations: Sequence[Any], wanted: Sequence[Any], rows: Rows, row_weights: Sequence[Any]
+    activations: Sequence[Any],
+    wanted: Sequence[Any],
+    rows: Rows,
+    row_weights: Sequence[Any],
+    scale: jax.Array,
 ) -> Any:
-    """X^T (dense product + dense stream - pruned stream) over all batches, (1, inputs, outputs)."""
-    total: Any = 0.0
+    """X^T (dense product + dense stream - pruned stream) over all batches, (1, inputs, outputs).
+
+    Both sides are divided by `scale`.
+    """
+    total: Any = jnp.zeros((), jnp.float32)
     for x, (product, stream, passing), w in zip(activations, wanted, row_weights, strict=False):
         of_rows = None if w is None else weights_of_rows(w, rows, x.shape)
-        total = _add_output_moment(rows, total, x, product, stream, passing, of_rows)
+        total = _add_output_moment(rows, total, x, product, stream, passing, of_rows, scale)
     return total
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _add_output_moment(
-    rows: Rows, total: Any, x: Any, product: Any, stream: Any, passing: Any, weights: Any
+    rows: Rows, total: Any, x: Any, product: Any, stream: Any, passing: Any, weights: Any, scale: jax.Array
 ) -> jax.Array:
-    x = rows(x).astype(jnp.float32)
-    product, stream, passing = (v.astype(jnp.float32) for v in (product, stream, passing))
+    x = rows(x).astype(jnp.float32) / scale
+    product, stream, passing = (v.astype(jnp.float32) / scale for v in (product, stream, passing))
     wanted = (product + (stream - passing)).reshape(1, x.shape[1], -1)
     if weights is not None:
         counts = weights[None, :, None] != 0
@@ -98,7 +107,7 @@ def _change(w0: jax.Array, gram: jax.Array, wanted: jax.Array) -> jax.Array:
     diagonal = jnp.diagonal(gram)
     scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
     scaled = gram * scale[:, None] * scale[None, :]
-    h = scaled + _DAMPING * jnp.eye(len(scale)) + jnp.diag(jnp.where(diagonal > 0, 0.0, 1.0))
+    h = scaled + jnp.diag(jnp.where(diagonal > 0, 0.0, 1.0).astype(gram.dtype) + _DAMPING)
     pull = wanted - jnp.matmul(gram, w0, precision=lax.Precision.HIGHEST)
     change = scale[:, None] * cho_solve(cho_factor(h), scale[:, None] * pull)
     return jnp.where(jnp.all(jnp.isfinite(change)), change, 0.0)

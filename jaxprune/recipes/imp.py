@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
-from jaxprune.allocation import Scope, check_fraction
+from jaxprune.allocation import Scope
 from jaxprune.imp import IMP
 from jaxprune.imp import imp as imp_of_steps
 from jaxprune.params import PyTree
-from jaxprune.recipes.recipe import check_whole, four_choices
+from jaxprune.recipes.recipe import check_final, check_whole, four_choices
 from jaxprune.rewind import Initialization, Rewind
 from jaxprune.structures import Structure, Unstructured
 
@@ -30,7 +30,7 @@ class IMPRecipe:
     name = "IMP"
 
     def __post_init__(self):
-        check_fraction("sparsity", self.sparsity)
+        check_final(self.sparsity, self.structure, self.name)
         check_whole(rounds=self.rounds)
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxprune.allocation import check_fraction
+from jaxprune.masks import check_patterns
 from jaxprune.params import PyTree
 from jaxprune.structures import Structure, Unstructured
 
@@ -53,7 +54,7 @@ class Recipe:
     needs: tuple[str, ...] = ()
 
     def __post_init__(self):
-        check_fraction("sparsity", self.sparsity)
+        check_final(self.sparsity, self.structure, self.name)
 
     def __str__(self) -> str:
         return four_choices(self)
@@ -126,6 +127,12 @@ def four_choices(recipe: Any) -> str:
             f"  initialization  {recipe.initialization}",
         ]
     )
+
+
+def check_final(sparsity: Any, structure: Structure, name: str) -> None:
+    """Raises unless a recipe can end at a sparsity: in [0, 1), and the pattern's own with N:M."""
+    check_fraction("sparsity", sparsity)
+    check_patterns(structure, float(sparsity), [name])
 
 
 def check_whole(**numbers: Any) -> None:

@@ -61,7 +61,7 @@ def _layer(w: jax.Array, axis: int) -> jax.Array:
 
     # Differences one filter at a time: a product of the filters with each other would lose the small distances.
     def distance(one: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.linalg.norm(filters - one, axis=1))
+        return jnp.mean(jnp.linalg.norm(filters - one[None], axis=1))
 
     distances = unscaled(jax.lax.map(distance, filters), exponent)
     scores = distances.reshape([-1 if i == axis % w.ndim else 1 for i in range(w.ndim)])

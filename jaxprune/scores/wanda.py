@@ -51,11 +51,13 @@ def wanda(params: PyTree, stats: Statistics, per_output: bool = True) -> PyTree:
     """
 
     def score(w: np.ndarray, norms: np.ndarray) -> np.ndarray:
-        plain = np.abs(w) * norms[:, :, None]
+        size = np.abs(w)
+        plain = size * norms[:, :, None]
         if not per_output:
             return plain
-        ranks = np.argsort(np.argsort(plain, axis=1, kind="stable"), axis=1, kind="stable")
-        return (ranks / plain.shape[1]).astype(np.float32)
+        # Where inputs are always 0 the weights themselves say which of them comes first.
+        order = np.lexsort((size, plain), axis=1)
+        return (np.argsort(order, axis=1, kind="stable") / plain.shape[1]).astype(np.float32)
 
     return score_matrices(params, stats, score)
 
@@ -83,8 +85,8 @@ def score_matrices(
             )
         w = np.asarray(leaf, np.float32)
         values = [
-            score(matrix.of(w), np.sqrt(np.asarray(m.squares)))
+            score(matrix.of(w), np.asarray(m.norms))
             for matrix, m in zip(of_leaf.matrices, of_leaf.moments, strict=True)
         ]
-        scores.append(jnp.asarray(of_leaf.spread(values)))
+        scores.append(jnp.asarray(of_leaf.spread(values), jnp.float32))
     return jax.tree.unflatten(treedef, scores)

@@ -88,7 +88,7 @@ def dynamic(
         old = _in_units(weights_of(state.masks), weights, chosen, structure)
 
         def move(old: PyTree) -> PyTree:
-            share = fraction / 2 * (1 + jnp.cos(math.pi * step / max(end, 1)))
+            share = fraction / 2 * (1 + jnp.cos(math.pi * step.astype(jnp.float32) / max(end, 1)))
             leaves, treedef = jax.tree.flatten(old)
             sizes, growth = jax.tree.leaves(magnitude(weights)), jax.tree.leaves(grow(updates, weights, step))
             for i in chosen:

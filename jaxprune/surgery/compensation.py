@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,11 @@ from jaxprune.calibration import LayerResult, SparseGPT
 from jaxprune.calibration.calibrate import check_row_weights
 from jaxprune.calibration.layerwise import over_groups, shared_moments
 from jaxprune.calibration.model import Model, RowWeights, open_model, walk
-from jaxprune.calibration.moments import cross_moment
+from jaxprune.calibration.moments import cross_moment, safe_scale
 from jaxprune.calibration.program import Step, Use
 from jaxprune.calibration.rows import Rows
 from jaxprune.calibration.stream import Site
+from jaxprune.calibration.unseen import warn_of_unseen
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.plan import Plan
 from jaxprune.surgery.scores.obs import unit_norm
@@ -71,6 +72,9 @@ def compensate(
       ValueError: parameters that the plan was not made for; a negative `damping`; what `jp.calibrate` raises.
       TypeError: parameters that are tracers.
 
+    Warns:
+      UserWarning: kept weights whose inputs are 0 in every row: they keep their values.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import jaxprune as jp
@@ -109,6 +113,15 @@ def compensate(
     return jax.tree.unflatten(treedef, new)
 
 
+class _Products(NamedTuple):
+    """Products of a site's inputs in the pruned and refitted model with those that it has with all units there."""
+
+    here: jax.Array  # X_K^T X_K
+    cross: jax.Array  # X_K^T X
+    dense: jax.Array  # X^T X
+    unseen: jax.Array  # which inputs are always 0
+
+
 class _Refit:
     """The weights on their way, and the models that they are seen in."""
 
@@ -134,6 +147,7 @@ class _Refit:
         self.alive = model.stream()  # removed units are still there, but as inputs of refitted weights
         self.pruned = model._replace(values=pruned).stream()
         self.shared = shared_moments(model)
+        self.unseen: dict[int, int] = {}  # kept weights of a leaf whose inputs are always 0
 
     def run(self, progress: bool) -> dict[str, Any]:
         """The refitted parameters by path."""
@@ -143,19 +157,21 @@ class _Refit:
             moments: Any = None
             for use in uses:
                 if (use.leaf, use.matrix) in self.shared:
-                    gram = cross = dense = self.shared[use.leaf, use.matrix].second
-                else:
-                    if moments is None:
-                        moments, fit = self._moments(site, pruned, self._kept(use)[0])
-                        fits, seen = fits or fit, True
-                    gram, cross, dense = moments
-                self._refit(use, gram, cross, dense)
+                    shared = self.shared[use.leaf, use.matrix]
+                    self._refit(use, _Products(*[shared.xtx()] * 3, shared.unseen))
+                    continue
+                if moments is None:
+                    moments, fit = self._moments(site, pruned, self._kept(use)[0])
+                    fits, seen = fits or fit, True
+                self._refit(use, moments)
             for leaf in {use.leaf for use in uses}:
                 value = jax.device_put(self.weights[leaf].copy(), self.model.values[leaf].sharding)
                 self.alive.set_param(leaf, value)
                 self.pruned.set_param(leaf, _masked(value, self.masks[leaf]))
         if seen and not fits:
             check_row_weights(self.model.row_weights)
+        found = {self.model.paths[leaf]: (n, self.weights[leaf].size) for leaf, n in self.unseen.items()}
+        warn_of_unseen(found, "Those that are kept keep their values", stacklevel=3)
         return {
             self.model.paths[leaf]: jax.device_put(w, self.model.values[leaf].sharding)
             for leaf, w in self.weights.items()
@@ -174,30 +190,36 @@ class _Refit:
         rows, outputs = np.any(mask, axis=2, keepdims=True), np.any(mask, axis=1, keepdims=True)
         return rows[:, :, 0], outputs[:, 0, :], bool(np.all(mask == (rows & outputs)))
 
-    def _moments(
-        self, site: Site, pruned: Site, rows: np.ndarray
-    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], bool]:
-        """X_K^T X_K, X_K^T X and X^T X of a site's inputs, and whether the row weights fit."""
+    def _moments(self, site: Site, pruned: Site, rows: np.ndarray) -> tuple[_Products, bool]:
+        """The products of a site's inputs, and whether the row weights fit."""
         dense, fit = self.model.moments(site, "full")
         of = site.uses[0].rows
         pairs = zip(pruned.activations, site.activations, strict=True)
         if all(bool(_equal(of, rows, x, y)) for x, y in pairs):
-            return (dense.second, dense.second, dense.second), fit
-        gram, _ = self.model.moments(pruned, "full")
-        cross = cross_moment(pruned.activations, site.activations, of, self.model.row_weights)
-        return (gram.second, cross, dense.second), fit
+            return _Products(*[dense.xtx()] * 3, dense.unseen), fit
+        here, _ = self.model.moments(pruned, "full")
+        scale = jnp.maximum(here.largest_scale, dense.largest_scale)
+        cross = cross_moment(pruned.activations, site.activations, of, self.model.row_weights, scale)
+        return _Products(here.xtx(scale), cross, dense.xtx(scale), here.unseen), fit
 
-    def _refit(self, use: Use, gram: jax.Array, cross: jax.Array, dense: jax.Array) -> None:
+    def _refit(self, use: Use, of: _Products) -> None:
         rows, outputs, _ = self._kept(use)
         weights = self.weights[use.leaf]
-        w0 = jnp.asarray(use.matrix.of(weights), jnp.float32)
-        unit, norms = over_groups(_kept_unit_norm)(gram, jnp.asarray(rows))
+        w0 = use.matrix.of(weights).astype(np.float32)
+        size = safe_scale(np.max(np.abs(w0), initial=0))
+        w0 = jnp.asarray(w0 / size)
+        unit, norms = over_groups(_kept_unit_norm)(of.here, jnp.asarray(rows))
         factor = over_groups(SparseGPT(damping=self.damping).factorize)(unit)
-        w = over_groups(_refitted)(w0, gram, cross, jnp.asarray(rows), factor, norms)
-        use.matrix.put(weights, np.asarray(w.astype(weights.dtype)))
+        w = over_groups(_refitted)(w0, of.here, of.cross, jnp.asarray(rows), factor, norms)
+        lost = np.asarray(of.unseen) & rows
+        self.unseen[use.leaf] = self.unseen.get(use.leaf, 0) + int(lost.sum()) * use.matrix.shape[2]
+        new = np.where(
+            np.asarray(w == w0), use.matrix.of(weights), np.asarray((w * size).astype(weights.dtype))
+        )
+        use.matrix.put(weights, new)
         use.matrix.put(self._open[use.leaf], np.zeros(use.matrix.shape, bool))
         if self.on_layer is not None:
-            error = _relative_error(w0, w, gram, cross, dense, jnp.asarray(outputs))
+            error = _relative_error(w0, w, of.here, of.cross, of.dense, jnp.asarray(outputs))
             share = 1 - float(rows[outputs.any(1)].mean())
             self.on_layer(LayerResult(self.model.paths[use.leaf], float(error), share))
 
@@ -258,7 +280,7 @@ def _refitted(
         return jnp.sum(w * (multiply(gram, w) - 2 * wanted), axis=0)
 
     new = left + change
-    return jnp.where(error(new) <= error(left), new, left)
+    return jnp.where((error(new) <= error(left))[None], new, left)
 
 
 @jax.jit

@@ -52,6 +52,7 @@ class Groups:
     frozen: tuple[Frozen, ...]
     model: Model = field(repr=False, compare=False)
     state: State | None = field(default=None, repr=False, compare=False)
+    fn: Callable | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -140,7 +141,7 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
             name = _name(of, names)
             names.add(name)
             groups.append(Group(name, atom.size, tuple(of), atom))
-    return Groups(tuple(groups), tuple(Frozen(r, tuple(m)) for r, m in frozen.items()), model, state)
+    return Groups(tuple(groups), tuple(Frozen(r, tuple(m)) for r, m in frozen.items()), model, state, fn)
 
 
 def _name(members: list[Member], taken: set[str]) -> str:

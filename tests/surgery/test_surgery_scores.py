@@ -238,10 +238,10 @@ def test_groups_that_no_product_sums_over_have_no_activations():
 
 def test_activations_say_what_is_wrong(hand):
     params, groups = hand
-    with pytest.raises(
-        ValueError, match=r"shapes that the groups were found with, \[\(1, 2\)\], got \[\(3, 2\)"
-    ):
-        activation_scores(groups, params, [jnp.ones((3, 2))])
+    np.testing.assert_allclose(  # three rows alike, where the groups were found with one
+        activation_scores(groups, params, [jnp.ones((3, 2))])[groups.groups[0].name],
+        activation_scores(groups, params, [jnp.ones((1, 2))])[groups.groups[0].name],
+    )
     with pytest.raises(ValueError, match="has no batch"):
         activation_scores(groups, params, [])
     with pytest.raises(ValueError, match="`statistic` must be"):
@@ -353,3 +353,49 @@ def test_scores_of_bfloat16_parameters_and_of_traced_shapes():
         np.testing.assert_allclose(s, l2_scores(groups, wide)[name])
     with pytest.raises(ValueError, match=r"shapes that the groups were found with: \(3, 8\) at 'w1'"):
         l2_scores(groups, {**half, "w1": half["w1"][:, :7]})
+
+
+def test_activations_at_any_batch_size():
+    params = {
+        "up": jnp.asarray(np.random.default_rng(0).normal(size=(6, 8)), jnp.float32),
+        "down": jnp.ones((8, 3)),
+    }
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(12, 6)), jnp.float32)
+    fn = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]  # noqa: E731
+    hidden = np.maximum(np.asarray(x, np.float64) @ np.asarray(params["up"], np.float64), 0)
+    expected = {"mean_abs": hidden.mean(0), "rms": np.sqrt((hidden**2).mean(0))}
+    for example in (x[:4], jax.ShapeDtypeStruct((6,), jnp.float32)):
+        groups = jp.find_groups(fn, params, example)
+        for statistic, wanted in expected.items():
+            batches = [x[:4], (x[4:5],), x[5:]]  # means over all rows, not of batches
+            scores = jp.surgery.activation_scores(groups, params, batches, statistic)
+            np.testing.assert_allclose(scores["down[0]"], wanted, rtol=1e-5)
+
+
+def test_activations_where_the_groups_are_others_are_an_error():
+    params = {"up": jnp.ones((6, 8)), "down": jnp.ones((8, 3))}
+
+    def fn(p, x):
+        hidden = x @ p["up"]
+        return hidden @ p["down"] if len(x) == 2 else (hidden, hidden @ p["down"])
+
+    groups = jp.find_groups(fn, params, jnp.ones((2, 6)))
+    with pytest.raises(ValueError, match=r"at which `fn` has no group 'down\[0\]'"):
+        jp.surgery.activation_scores(groups, params, [jnp.ones((3, 6))])
+
+
+def test_mean_scores_by_hand_and_its_mistakes():
+    scores = [UnitScores({"a": np.array([1.0, 4.0])}), UnitScores({"a": [3.0, 0.0]})]
+    mean = jp.surgery.mean_scores(lambda i: scores[i], iter([0, 1]))
+    np.testing.assert_array_equal(mean["a"], [2, 2])
+    weighted = jp.surgery.mean_scores(lambda i, n: scores[i], [(0, 1), (1, 3)], weight=lambda i, n: n)
+    np.testing.assert_array_equal(weighted["a"], [2.5, 1])
+    for score, batches, error, message in (
+        (lambda i: scores[i], [], ValueError, "at least one batch"),
+        (lambda i: scores[i].by_group, [0], TypeError, r"must give UnitScores .* batch 0"),
+        (lambda i: UnitScores({"a": np.zeros(i + 1)}), [0, 1], ValueError, "others for batch 1"),
+    ):
+        with pytest.raises(error, match=message):
+            jp.surgery.mean_scores(score, batches)
+    with pytest.raises(ValueError, match=r"`weight` must give positive numbers, got 0.0"):
+        jp.surgery.mean_scores(lambda i: scores[i], [0], weight=lambda i: 0)

@@ -4,6 +4,7 @@ from jaxprune.surgery.scores.activation import activation_scores
 from jaxprune.surgery.scores.batch_norm import batch_norm_scores
 from jaxprune.surgery.scores.fpgm import fpgm_scores
 from jaxprune.surgery.scores.l2 import l2_scores
+from jaxprune.surgery.scores.mean import mean_scores
 from jaxprune.surgery.scores.obs import obs_scores
 from jaxprune.surgery.scores.taylor import taylor_scores
 from jaxprune.surgery.scores.unit_scores import Score, UnitScores, unit_scores
@@ -15,6 +16,7 @@ __all__ = [
     "batch_norm_scores",
     "fpgm_scores",
     "l2_scores",
+    "mean_scores",
     "obs_scores",
     "taylor_scores",
     "unit_scores",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,13 @@ from jax.extend.core import JaxprEqn
 from jaxprune.params import PyTree
 from jaxprune.surgery.analysis import Frame
 from jaxprune.surgery.axes import leaves_of, size_of
-from jaxprune.surgery.groups import Groups
+from jaxprune.surgery.groups import Groups, find_groups
 from jaxprune.surgery.kept import collect
 from jaxprune.surgery.observing import Totals, observed
 from jaxprune.surgery.rules import RULES
 from jaxprune.surgery.scores.entries import arrays_of
 from jaxprune.surgery.scores.unit_scores import UnitScores
-from jaxprune.tracing import is_array_leaf, shape_of
+from jaxprune.tracing import is_array_leaf
 
 _CONTRACTIONS = ("dot_general", "conv_general_dilated")
 
@@ -41,9 +41,11 @@ def activation_scores(
     projection reads it. What is summed over inside `lax.while_loop` is not seen.
 
     Args:
-      groups: what `find_groups` found, at the shapes of the batches.
+      groups: what `find_groups` found, at whatever batch size.
       params: the parameters that were analysed, as arrays.
-      batches: tuples of inputs `(x, ...)` of the analysed function; what is no tuple is its only input.
+      batches: tuples of inputs `(x, ...)` of the analysed function; what is no tuple is its only input. Shapes
+        may differ from those that the groups were found at, and from batch to batch: the function is then
+        analysed at each of them.
       statistic: "mean_abs" or "rms".
 
     Returns:
@@ -51,7 +53,7 @@ def activation_scores(
       activations runs over. `plan_removal` asks for the others to be excluded.
 
     Raises:
-      ValueError: there is no batch, or its shapes are not those that the groups were found with.
+      ValueError: there is no batch, or at the shapes of one the function has not these groups.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -70,12 +72,52 @@ def activation_scores(
     if statistic not in ("mean_abs", "rms"):
         raise ValueError(f"`statistic` must be 'mean_abs' or 'rms', got {statistic!r}.")
     arrays_of(groups, params)  # checks them
+    weights = [x for x in jax.tree.leaves(params) if is_array_leaf(x)]
+    runs: dict[Any, Callable[..., Totals]] = {}
+    sums = {group.name: np.zeros(group.size) for group in groups}
+    counts = dict.fromkeys(sums, 0.0)
+    for batch in batches:
+        inputs = [jnp.asarray(x) for x in jax.tree.leaves(batch) if is_array_leaf(x)]
+        shapes = tuple((x.shape, x.dtype) for x in inputs)
+        if shapes not in runs:
+            runs[shapes] = _totals(_groups_at(groups, params, batch, shapes), len(weights), statistic)
+        for name, (total, count) in runs[shapes](weights, inputs).items():
+            if name in sums:
+                sums[name] += np.asarray(total, np.float64)
+                counts[name] += float(count)
+    means = {name: sums[name] / counts[name] for name in sums if counts[name]}
+    if not means and len(groups):
+        raise ValueError(
+            "`batches` has no batch, or no matrix product or convolution of the model is over units."
+        )
+    return UnitScores({name: np.sqrt(x) if statistic == "rms" else x for name, x in means.items()})
+
+
+def _groups_at(groups: Groups, params: PyTree, batch: Any, shapes: tuple[Any, ...]) -> Groups:
+    """The groups as they are found at a batch of these shapes and dtypes."""
+    traced = groups.model.traced
+    avals = [v.aval for v in traced.jaxpr.invars[len(traced.consts) + len(traced.paths) :]]
+    if shapes == tuple((getattr(a, "shape", ()), getattr(a, "dtype", None)) for a in avals):
+        return groups
+    inputs = batch if isinstance(batch, tuple) else (batch,)
+    there = find_groups(cast(Callable, groups.fn), params, *inputs, state=groups.state)
+    sizes = {group.name: group.size for group in there}
+    lost = [group.name for group in groups if sizes.get(group.name) != group.size]
+    if lost:
+        raise ValueError(
+            f"`batches` have inputs {[shape for shape, _ in shapes]} at which `fn` has no group {lost[0]!r}. "
+            "Call `find_groups` with a calibration batch."
+        )
+    return there
+
+
+def _totals(groups: Groups, n_weights: int, statistic: str) -> Callable[..., Totals]:
+    """A function of (weights, inputs): for each group the sum over its activations, and how many these are."""
     model = groups.model
     names = {group.atom: group.name for group in groups}
-    weights = [x for x in jax.tree.leaves(params) if is_array_leaf(x)]
-    fixed = len(model.traced.consts) + len(weights)
+    fixed = len(model.traced.consts) + n_weights
     flags = [i >= fixed for i in range(len(model.frame.jaxpr.invars))]
-    zeros = {group.name: (jnp.zeros(group.size), jnp.zeros(())) for group in groups}
+    zeros = {group.name: (jnp.zeros(group.size, jnp.float32), jnp.zeros((), jnp.float32)) for group in groups}
 
     def observe(frame: Frame, eqn: JaxprEqn, operands: Sequence[Any], of_inputs: Sequence[bool]) -> Totals:
         found: Totals = {}
@@ -91,22 +133,10 @@ def activation_scores(
         return found
 
     @jax.jit
-    def run(consts, weights, inputs):
-        return observed(model.frame, [*consts, *weights, *inputs], flags, zeros, observe)[1]
+    def run(weights, inputs):
+        return observed(model.frame, [*model.traced.consts, *weights, *inputs], flags, zeros, observe)[1]
 
-    sums = {group.name: np.zeros(group.size) for group in groups}
-    counts = dict.fromkeys(sums, 0.0)
-    for batch in batches:
-        totals = run(model.traced.consts, weights, _inputs(groups, batch))
-        for name, (total, count) in totals.items():
-            sums[name] += np.asarray(total, np.float64)
-            counts[name] += float(count)
-    means = {name: sums[name] / counts[name] for name in sums if counts[name]}
-    if not means and len(groups):
-        raise ValueError(
-            "`batches` has no batch, or no matrix product or convolution of the model is over units."
-        )
-    return UnitScores({name: np.sqrt(x) if statistic == "rms" else x for name, x in means.items()})
+    return run
 
 
 def _summed(array: Any, dim: int, axis: Any, atom: Any, statistic: str) -> tuple[Any, float]:
@@ -117,16 +147,3 @@ def _summed(array: Any, dim: int, axis: Any, atom: Any, statistic: str) -> tuple
     per_entry = values.size // max(size_of(axis), 1)
     places = collect(axis, np.ones(size_of(axis)), atom)
     return collect(axis, along, atom), float(places[0]) * per_entry
-
-
-def _inputs(groups: Groups, batch: Any) -> list[Any]:
-    traced = groups.model.traced
-    arrays = [x for x in jax.tree.leaves(batch) if is_array_leaf(x)]
-    expected = [shape_of(v) for v in traced.jaxpr.invars[len(traced.consts) + len(traced.paths) :]]
-    got = [np.shape(x) for x in arrays]
-    if got != expected:
-        raise ValueError(
-            f"`batches` must have the shapes that the groups were found with, {expected}, got {got}. "
-            "Call `find_groups` with a calibration batch."
-        )
-    return [x if hasattr(x, "dtype") else jnp.asarray(x) for x in arrays]

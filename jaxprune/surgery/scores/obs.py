@@ -130,7 +130,7 @@ def _scores(size: int, consumers: Sequence[Consumer], arrays: dict[str, Any], da
 
 def _rows(consumers: Sequence[Consumer], arrays: dict[str, Any], damping: float) -> _Rows:
     first = consumers[0]
-    gram, norms = unit_norm(first.moments.second[first.place])
+    gram, norms = unit_norm(first.moments.xtx()[first.place])
     inverse = _inverse(SparseGPT(damping=damping).factorize(gram))
     weights = [c.matrix.of(np.asarray(arrays[c.path], np.float32))[c.place] for c in consumers]
     scaled = jnp.concatenate([_unit_output(jnp.asarray(w), gram, norms) for w in weights], axis=1)
@@ -144,7 +144,7 @@ def unit_norm(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     dead = diagonal <= 0
     norms = jnp.sqrt(jnp.where(dead, 0.0, diagonal))
     scale = jnp.where(dead, 0.0, 1 / jnp.where(dead, 1.0, norms))
-    return gram * scale[:, None] * scale[None, :] + jnp.diag(jnp.where(dead, 1.0, 0.0)), norms
+    return gram * scale[:, None] * scale[None, :] + jnp.diag(dead.astype(gram.dtype)), norms
 
 
 @jax.jit
@@ -175,7 +175,7 @@ def removals(kinds: list[_Rows], size: int, block: int) -> tuple[jax.Array, jax.
             changes, gone, order, costs = carry
             each = [over_groups(_costs)(rows, change) for rows, change in zip(kinds, changes, strict=True)]
             cost = jnp.where(gone, jnp.inf, sum(jnp.sum(e, axis=0) for e in each))
-            unit = jnp.argmin(cost)
+            unit = jnp.argmin(cost).astype(jnp.int32)
             without = functools.partial(_without, unit=unit, step=step)
             changes = [over_groups(without)(rows, c) for rows, c in zip(kinds, changes, strict=True)]
             at = done + step
@@ -190,7 +190,7 @@ def removals(kinds: list[_Rows], size: int, block: int) -> tuple[jax.Array, jax.
         kinds,
         jnp.zeros(size, bool),
         jnp.zeros(size, jnp.int32),
-        jnp.zeros(size),
+        jnp.zeros(size, jnp.float32),
         jnp.zeros((), jnp.int32),
     )
     _, _, order, costs, _ = lax.while_loop(lambda carry: carry[4] < size, remove_block, start)
@@ -202,8 +202,8 @@ def _begin(rows: _Rows, block: int) -> _Changes:
     columns = block * rows.inputs.shape[1]
     of_units = rows.weights[rows.inputs]
     return _Changes(
-        jnp.zeros((n, columns)),
-        jnp.zeros((columns, outputs)),
+        jnp.zeros((n, columns), jnp.float32),
+        jnp.zeros((columns, outputs), jnp.float32),
         rows.inverse[rows.inputs[:, :, None], rows.inputs[:, None, :]],
         jnp.einsum("kio,kjo->kij", of_units, of_units, precision=lax.Precision.HIGHEST),
     )

@@ -19,7 +19,7 @@ def taylor_scores(groups: Groups, params: PyTree, gradients: PyTree) -> UnitScor
 
     The sum runs over the entries w of all member slices of unit i and is squared afterwards: to first order this is the
     (squared) change of the loss when all of the unit's parameters go to zero together. Over several batches
-    average the scores, not the gradients, which cancel near a minimum. Weights in front of a normalisation
+    `mean_scores` averages the scores: gradients cancel near a minimum. Weights in front of a normalisation
     add nothing: the loss does not change with their scale.
 
     Args:
