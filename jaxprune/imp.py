@@ -106,7 +106,9 @@ class IMP:
         masks = full_masks(state.params, self.structure, prunable_leaves(state.params, self.where))
         self._counts(state.params)  # raises for a rate tree that doesn't fit, or a minimum that it would pass
         state = under(state, masks)
-        return Carry(jnp.zeros([], jnp.int32), key, state, masks, self.rewind.take(state))
+        carry = Carry(jnp.zeros([], jnp.int32), key, state, masks, self.rewind.take(state))
+        # Each leaf a buffer of its own, neither the caller's nor one of another leaf: so it can be donated.
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), carry)
 
     def step(self, carry: Carry) -> tuple[Carry, Round]:
         """One round: prune and rewind (not in round 0), then train and evaluate.
