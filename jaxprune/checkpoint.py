@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 from jaxprune.params import PyTree
 
 _KIND = "jaxprune"
-_NUMBERS = frozenset({"bool", "int", "float", "complex"})
+# Python's numbers, and how they are stored.
+_NUMBERS = {"bool": np.bool_, "int": np.int64, "float": np.float64, "complex": np.complex128}
 
 
 def save(path: str | os.PathLike[str], tree: PyTree) -> None:
@@ -30,7 +32,7 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
 
     Raises:
       FileExistsError: something is at `path` already.
-      ValueError: no leaves, or two leaves of one name.
+      ValueError: no leaves, two leaves of one name, or a Python int beyond 64 bits.
       TypeError: a leaf that is no array and no number (it is named).
       ImportError: Orbax is missing.
 
@@ -56,6 +58,9 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
         for name, leaf in zip(names, leaves, strict=True)
         if 0 not in np.shape(leaf)  # Orbax takes no empty arrays; their description says all
     }
+    for name, array in arrays.items():
+        if _is_here(array):
+            described[name]["crc32"] = _checksum(array)
     # Orbax takes no empty tree either.
     arrays = arrays or {"": np.zeros(1)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,11 +77,14 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         `jax.ShapeDtypeStruct`s, typed keys, numbers. `jax.eval_shape` makes one without computing it.
 
     Returns:
-      A tree like `like` with the saved values, bit for bit, NumPy arrays and Python numbers as such.
+      A tree like `like` with the saved values, bit for bit, NumPy arrays and Python numbers as such. Where one
+      side has a Python number and the other an array of its kind, such as TrainState's `step`, the value is
+      taken over if the wanted dtype holds it (a float is rounded).
 
     Raises:
       FileNotFoundError: no folder at `path`.
-      ValueError: not written by `save`, or leaves, shapes, dtypes or key types differ (the leaf is named).
+      ValueError: not written by `save`; leaves, shapes, dtypes or key types differ, or a number does not fit the
+        wanted dtype (the leaf is named); a file is damaged or missing. Nothing is restored then.
       ImportError: Orbax is missing.
     """
     path = Path(path).absolute()
@@ -91,9 +99,23 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
             for name, leaf in zip(names, leaves, strict=True)
             if 0 not in described[name]["shape"]
         }
-        found = checkpointer.restore(path, wanted or {"": np.zeros(1)})
+        try:
+            found = checkpointer.restore(path, wanted or {"": np.zeros(1)})
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # Orbax raises what its parts do, down to plain Exception
+            reason = next(iter(str(error).splitlines()), "")[:200]
+            raise ValueError(
+                f"the checkpoint {path} cannot be read: a file in it is damaged or missing "
+                f"({type(error).__name__}: {reason})."
+            ) from error
+    for name in wanted:
+        known = described[name].get("crc32")
+        if known is not None and _is_here(found[name]) and _checksum(found[name]) != known:
+            raise ValueError(f"the checkpoint {path} is damaged: {name!r} is not what was saved.")
     new = [
-        _like(leaf, found[name]) if name in wanted else leaf for name, leaf in zip(names, leaves, strict=True)
+        _like(path, name, leaf, found[name]) if name in wanted else leaf
+        for name, leaf in zip(names, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, new)
 
@@ -134,8 +156,19 @@ def _array(leaf: Any) -> Any:
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
+def _is_here(array: Any) -> bool:
+    """Whether this process holds all of an array."""
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
+
+
+def _checksum(array: Any) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
 def _describe(name: str, leaf: Any) -> dict[str, Any]:
-    if isinstance(leaf, bool | int | float | complex):
+    if isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic):
+        if isinstance(leaf, int) and not -(2**63) <= leaf < 2**63:
+            raise ValueError(f"a checkpoint holds integers of 64 bits, got {leaf} at {name!r}.")
         return {"shape": [], "dtype": type(leaf).__name__}
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         raise TypeError(f"a checkpoint holds arrays and numbers, got {type(leaf).__name__} at {name!r}.")
@@ -178,16 +211,50 @@ def _some(names: dict[str, Any]) -> str:
 
 
 def _abstract(leaf: Any, described: dict[str, Any]) -> Any:
+    if described["dtype"] in _NUMBERS:
+        return np.zeros((), _NUMBERS[described["dtype"]])
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         # The abstract form of a key array is what its data looks like; keys are small and go anywhere.
         data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        sharding = None if _is_key(leaf) else leaf.sharding
-        sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
-    return np.asarray(leaf)
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=None if _is_key(leaf) else _sharding(leaf))
+    return np.zeros(described["shape"], described["dtype"])
 
 
-def _like(leaf: Any, value: Any) -> Any:
+def _sharding(leaf: Any) -> Any:
+    return leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _like(path: Path, name: str, leaf: Any, value: Any) -> Any:
+    """The value that was read, as an array or number of the kind of `leaf`."""
     if _is_key(leaf):
         return jax.random.wrap_key_data(value, impl=_impl(leaf))
-    return type(leaf)(value.item()) if isinstance(leaf, bool | int | float | complex) else value
+    if isinstance(leaf, np.generic):
+        return _in_dtype(path, name, value, leaf.dtype)[()]
+    if isinstance(leaf, bool | int | float | complex):
+        return type(leaf)(value.item())
+    value = _in_dtype(path, name, value, leaf.dtype)
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and not isinstance(value, jax.Array):
+        return jax.device_put(value, _sharding(leaf))
+    return value
+
+
+def _in_dtype(path: Path, name: str, value: Any, dtype: Any) -> Any:
+    """The value in the wanted dtype; raises ValueError where that does not hold it."""
+    if value.dtype == dtype:
+        return value
+    with np.errstate(over="ignore", under="ignore"):
+        cast = value.astype(dtype)
+    is_exact = not np.issubdtype(value.dtype, np.inexact)
+    # Floats are rounded, but neither to infinity nor to zero.
+    holds = cast == value if is_exact else _parts(cast) == _parts(value)
+    if not holds:
+        raise ValueError(
+            f"the checkpoint {path} has {value.item()} at {name!r}, but `like` has {np.dtype(dtype)} there, "
+            "which does not hold it."
+        )
+    return cast
+
+
+def _parts(number: Any) -> list[tuple[bool, bool]]:
+    """Whether the real and the imaginary part are finite and not zero."""
+    return [(bool(np.isfinite(x)), bool(x != 0)) for x in (number.real, number.imag)]
