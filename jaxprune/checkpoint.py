@@ -216,7 +216,9 @@ def _abstract(leaf: Any, described: dict[str, Any]) -> Any:
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         # The abstract form of a key array is what its data looks like; keys are small and go anywhere.
         data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=None if _is_key(leaf) else _sharding(leaf))
+        return jax.ShapeDtypeStruct(
+            data.shape, data.dtype, sharding=None if _is_key(leaf) else _sharding(leaf)
+        )
     return np.zeros(described["shape"], described["dtype"])
 
 

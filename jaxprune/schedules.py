@@ -248,7 +248,8 @@ def _for_each(make: Callable[..., Schedule], **shares: PyTree) -> Schedule:
     if not leaves:
         raise ValueError(f"`{first}` has no leaves: pass a number or a tree like the parameters.")
     columns = {first: leaves} | {
-        name: [share] * len(leaves) if is_share(share) else aligned(tree, share, name) for name, share in others
+        name: [share] * len(leaves) if is_share(share) else aligned(tree, share, name)
+        for name, share in others
     }
     parts = []
     for i, path in enumerate(paths):

@@ -174,7 +174,9 @@ def test_a_number_is_restored_only_into_what_holds_it(tmp_path):
     for i, (saved, like, holds) in enumerate(NUMBERS):
         tree = [*likes[:i], {"step": like}, *likes[i + 1 :]]
         if not holds:
-            with pytest.raises(ValueError, match=rf"the checkpoint {tmp_path}/c has .* at '{i}/step', but `like`"):
+            with pytest.raises(
+                ValueError, match=rf"the checkpoint {tmp_path}/c has .* at '{i}/step', but `like`"
+            ):
                 checkpoint.restore(tmp_path / "c", like=tree)
             continue
         found = checkpoint.restore(tmp_path / "c", like=tree)[i]["step"]

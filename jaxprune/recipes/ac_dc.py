@@ -6,7 +6,15 @@ import optax
 
 from jaxprune import sparse_training
 from jaxprune.allocation import Scope
-from jaxprune.recipes.recipe import Allocation, Recipe, Task, allocated, check_part, check_whole, compared_over
+from jaxprune.recipes.recipe import (
+    Allocation,
+    Recipe,
+    Task,
+    allocated,
+    check_part,
+    check_whole,
+    compared_over,
+)
 
 
 def ac_dc(

@@ -15,9 +15,7 @@ from jaxprune.recipes.recipe import Allocation, Recipe, Task, allocated, check_w
 from jaxprune.transforms import masked
 
 
-def magnitude_at_init(
-    sparsity: float, *, scope: Scope = "global", allocation: Allocation = None
-) -> Recipe:
+def magnitude_at_init(sparsity: float, *, scope: Scope = "global", allocation: Allocation = None) -> Recipe:
     """The smallest initial weights go: a control, which loses whole layers where initial scales differ.
 
     Args:
@@ -92,8 +90,9 @@ def snip(sparsity: float, *, rounds: int = 1, allocation: Allocation = None) -> 
     Args:
       sparsity: share of the weights that is pruned, in [0, 1).
       rounds: prunings, each scored anew; 1 is the paper's.
-      allocation: each layer's own share instead of one threshold over all: a tree of shares that come to `sparsity` in all, a
-        function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
+      allocation: each layer's own share instead of one threshold over all: a tree of shares that come to
+        `sparsity` in all, a function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name,
+        "erk" or "uniform".
 
     Example:
       >>> import jaxprune as jp
@@ -185,9 +184,7 @@ def _before_training(
 
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
         shares = allocated(allocation, sparsity, task.params, task.where)
-        masks = prune_at_init(
-            score(task), task.params, shares, rounds=rounds, scope=scope, where=task.where
-        )
+        masks = prune_at_init(score(task), task.params, shares, rounds=rounds, scope=scope, where=task.where)
         return masked(inner, masks)
 
     return Recipe(

@@ -7,7 +7,15 @@ from collections.abc import Callable
 import optax
 
 from jaxprune import sparse_training
-from jaxprune.recipes.recipe import Allocation, Recipe, Task, allocated, check_part, check_whole, compared_over
+from jaxprune.recipes.recipe import (
+    Allocation,
+    Recipe,
+    Task,
+    allocated,
+    check_part,
+    check_whole,
+    compared_over,
+)
 
 
 def rigl(
@@ -67,7 +75,9 @@ def set(
       Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity inspired
       by network science, 2017, arXiv:1707.04780.
     """
-    return _moving("SET", sparsity, until, updates, fraction, allocation, "random to grow", sparse_training.set)
+    return _moving(
+        "SET", sparsity, until, updates, fraction, allocation, "random to grow", sparse_training.set
+    )
 
 
 def _moving(

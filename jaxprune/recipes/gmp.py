@@ -5,7 +5,15 @@ from __future__ import annotations
 import optax
 
 from jaxprune.allocation import Scope
-from jaxprune.recipes.recipe import Allocation, Recipe, Task, allocated, check_part, check_whole, compared_over
+from jaxprune.recipes.recipe import (
+    Allocation,
+    Recipe,
+    Task,
+    allocated,
+    check_part,
+    check_whole,
+    compared_over,
+)
 from jaxprune.schedules import cubic
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms import gradual

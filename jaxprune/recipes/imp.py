@@ -12,7 +12,14 @@ from jaxprune.allocation import Scope, check_fraction
 from jaxprune.imp import IMP
 from jaxprune.imp import imp as imp_of_steps
 from jaxprune.params import PyTree
-from jaxprune.recipes.recipe import Allocation, allocated, check_allocation, check_whole, compared_over, four_choices
+from jaxprune.recipes.recipe import (
+    Allocation,
+    allocated,
+    check_allocation,
+    check_whole,
+    compared_over,
+    four_choices,
+)
 from jaxprune.rewind import Initialization, Rewind
 from jaxprune.structures import Structure, Unstructured
 

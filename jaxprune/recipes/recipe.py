@@ -16,7 +16,6 @@ from jaxprune.allocation import check_fraction
 from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
 from jaxprune.structures import Structure, Unstructured
 
-
 # What `allocation=` takes: a tree of shares, a function (params, sparsity, where=) -> tree, the name of one.
 Allocation = Any
 ALLOCATIONS = {"erk": erk, "uniform": uniform}
@@ -162,7 +161,9 @@ def check_allocation(allocation: Allocation) -> None:
     """Raises for a name that is none, or a single number."""
     if isinstance(allocation, str) and allocation not in ALLOCATIONS:
         names = ", ".join(map(repr, ALLOCATIONS))
-        raise ValueError(f"`allocation` must be one of {names}, a function or a tree of shares, got {allocation!r}.")
+        raise ValueError(
+            f"`allocation` must be one of {names}, a function or a tree of shares, got {allocation!r}."
+        )
     if isinstance(allocation, bool | int | float):
         raise TypeError(f"`allocation` must be a name, a function or a tree of shares, got {allocation!r}.")
 

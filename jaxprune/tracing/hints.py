@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -281,9 +280,7 @@ def _scan(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         start = jax.tree.map(jnp.asarray, parts)
         ends, zeros = jax.lax.scan(body, start, None, length=eqn.params["length"])
         lost = [
-            i
-            for i, x in enumerate(carry)
-            if isinstance(x, Known) and not isinstance(found[-1][i], Known)
+            i for i, x in enumerate(carry) if isinstance(x, Known) and not isinstance(found[-1][i], Known)
         ]
         if not lost:
             break
@@ -291,7 +288,9 @@ def _scan(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
             carry[i] = Hint()
     outs: list[Value] = []
     for x, end in zip(carry, ends, strict=True):
-        outs.append(Known(end) if isinstance(x, Known) else Hint(end[0], (x.same[0], end[1]) if x.same else None))
+        outs.append(
+            Known(end) if isinstance(x, Known) else Hint(end[0], (x.same[0], end[1]) if x.same else None)
+        )
     return [*outs, *(Hint(jnp.all(zero)) for zero in zeros)]
 
 
@@ -305,7 +304,9 @@ def _whole(x: Value, aval: Any) -> Value:
 
 
 _CALLS = frozenset((*jax_compat.PLAIN_CALLS, *jax_compat.REMATERIALIZED, *jax_compat.CUSTOM_DERIVATIVES))
-_IDENTITIES = frozenset(("copy", "copy_p", "stop_gradient", "sharding_constraint", "reshard", "pvary", "reduce_precision"))
+_IDENTITIES = frozenset(
+    ("copy", "copy_p", "stop_gradient", "sharding_constraint", "reshard", "pvary", "reduce_precision")
+)
 _PARTWISE = frozenset(("optimization_barrier", "psum", "psum_invariant"))
 _SPREADS = frozenset(
     ("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "copy", "copy_p", "sharding_constraint",
@@ -326,5 +327,16 @@ _ZERO_FROM_FIRST = frozenset(
 )  # fmt: skip
 _ZERO_FROM_ANY = frozenset(("mul", "dot_general", "conv_general_dilated"))
 _ZERO_FROM_ALL = frozenset(
-    ("add", "add_any", "sub", "max", "min", "concatenate", "pad", "dynamic_update_slice", "scatter-add", "atan2")
+    (
+        "add",
+        "add_any",
+        "sub",
+        "max",
+        "min",
+        "concatenate",
+        "pad",
+        "dynamic_update_slice",
+        "scatter-add",
+        "atan2",
+    )
 )

@@ -15,7 +15,9 @@ from jaxprune.selection import counts as exact
 from jaxprune.structures import NM, Structure
 
 
-def check_schedule(schedule: Any, structure: Structure, params: PyTree = None, chosen: list[int] | None = None):
+def check_schedule(
+    schedule: Any, structure: Structure, params: PyTree = None, chosen: list[int] | None = None
+):
     """Raises for a schedule that is none, or whose final sparsity is known to be wrong.
 
     A tree of final shares is checked with the parameters, on the chosen leaves.
@@ -47,11 +49,15 @@ def final_shares(schedule: Any, params: PyTree, chosen: list[int] | None) -> Any
 
 def nothing_asked(schedule: Callable[[Any], Any], params: PyTree, chosen: list[int]) -> jax.Array:
     """Zeros as `shares_at` gives shares: a scalar, or a vector over the chosen leaves."""
-    shape = jax.eval_shape(lambda step: shares_at(schedule, step, params, chosen), jnp.zeros([], jnp.int32)).shape
+    shape = jax.eval_shape(
+        lambda step: shares_at(schedule, step, params, chosen), jnp.zeros([], jnp.int32)
+    ).shape
     return jnp.zeros(shape, jnp.float32)
 
 
-def shares_at(schedule: Callable[[Any], Any], step: jax.Array, params: PyTree, chosen: list[int]) -> jax.Array:
+def shares_at(
+    schedule: Callable[[Any], Any], step: jax.Array, params: PyTree, chosen: list[int]
+) -> jax.Array:
     """float32: a scalar, or a vector over the chosen leaves where the schedule gives a tree."""
     value = schedule(step)
     if is_share(value):
