@@ -37,7 +37,7 @@ class Schedule:
     """
 
     name: str
-    final: PyTree
+    final: PyTree = dataclasses.field(hash=False)  # a tree has no hash, and `jax.jit(schedule)` wants one
     begin: int
     end: int
     shape: Callable[[Any, Any], Any] = dataclasses.field(repr=False)
