@@ -42,10 +42,15 @@ def check_fraction(name: str, value: Any, path: str | None = None) -> None:
         raise ValueError(f"`{name}` must be in [0, 1), got {value}{at}.{hint}")
 
 
+def is_share(value: Any) -> bool:
+    """Whether a sparsity is one for all leaves (or meant as one), and no tree of them."""
+    is_scalar = isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0
+    return is_scalar or isinstance(value, str) or value is None
+
+
 def shares_of(sparsity: Any, scores: PyTree, chosen: list[int]) -> Any:
     """A scalar share for all leaves, or a list with one for each chosen leaf; checked."""
-    is_scalar = isinstance(sparsity, numbers.Real) or getattr(sparsity, "ndim", None) == 0
-    if is_scalar or isinstance(sparsity, str) or sparsity is None:
+    if is_share(sparsity):
         check_fraction("sparsity", sparsity)
         return sparsity
     paths, _, _ = flatten_with_paths(scores)

@@ -21,7 +21,8 @@ from jaxprune.params import PyTree
 
 _KIND = "jaxprune"
 _DIGESTS = "digests.json"
-_NUMBERS = frozenset({"bool", "int", "float", "complex"})
+# Python's numbers, and how they are stored.
+_NUMBERS = {"bool": np.bool_, "int": np.int64, "float": np.float64, "complex": np.complex128}
 
 
 def save(path: str | os.PathLike[str], tree: PyTree) -> None:
@@ -38,7 +39,7 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
 
     Raises:
       FileExistsError: something is at `path` already.
-      ValueError: no leaves, or two leaves of one name.
+      ValueError: no leaves, two leaves of one name, or a Python int beyond 64 bits.
       TypeError: a leaf that is no array and no number (it is named).
       OSError: the disk is full, or can't be written; nothing is left at `path`.
       ImportError: Orbax is missing.
@@ -91,12 +92,14 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         `jax.ShapeDtypeStruct`s, typed keys, numbers. `jax.eval_shape` makes one without computing it.
 
     Returns:
-      A tree like `like` with the saved values, bit for bit, NumPy arrays and Python numbers as such.
+      A tree like `like` with the saved values, bit for bit, NumPy arrays and Python numbers as such. Where one
+      side has a Python number and the other an array of its kind, such as TrainState's `step`, the value is
+      taken over if the wanted dtype holds it (a float is rounded).
 
     Raises:
       FileNotFoundError: no folder at `path`.
-      ValueError: not written by `save`, a file of it is damaged (it is named), or leaves, shapes, dtypes or key
-        types differ (the leaf is named).
+      ValueError: not written by `save`; leaves, shapes, dtypes or key types differ, or a number does not fit the
+        wanted dtype (the leaf is named); a file is damaged or missing (it is named). Nothing is restored then.
       ImportError: Orbax is missing.
     """
     path = Path(path).absolute()
@@ -114,10 +117,17 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         }
         try:
             found = checkpointer.restore(path, wanted or {"": np.zeros(1)})
-        except Exception as error:
-            raise ValueError(f"the checkpoint {path} can't be read: {str(error).splitlines()[0]}") from error
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # Orbax raises what its parts do, down to plain Exception
+            reason = next(iter(str(error).splitlines()), "")[:200]
+            raise ValueError(
+                f"the checkpoint {path} cannot be read: a file in it is damaged or missing "
+                f"({type(error).__name__}: {reason})."
+            ) from error
     new = [
-        _like(leaf, found[name]) if name in wanted else leaf for name, leaf in zip(names, leaves, strict=True)
+        _like(path, name, leaf, found[name]) if name in wanted else leaf
+        for name, leaf in zip(names, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, new)
 
@@ -207,7 +217,9 @@ def _array(leaf: Any) -> Any:
 
 
 def _describe(name: str, leaf: Any) -> dict[str, Any]:
-    if isinstance(leaf, bool | int | float | complex):
+    if isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic):
+        if isinstance(leaf, int) and not -(2**63) <= leaf < 2**63:
+            raise ValueError(f"a checkpoint holds integers of 64 bits, got {leaf} at {name!r}.")
         return {"shape": [], "dtype": type(leaf).__name__}
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         raise TypeError(f"a checkpoint holds arrays and numbers, got {type(leaf).__name__} at {name!r}.")
@@ -250,16 +262,52 @@ def _some(names: dict[str, Any]) -> str:
 
 
 def _abstract(leaf: Any, described: dict[str, Any]) -> Any:
+    if described["dtype"] in _NUMBERS:
+        return np.zeros((), _NUMBERS[described["dtype"]])
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         # The abstract form of a key array is what its data looks like; keys are small and go anywhere.
         data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        sharding = None if _is_key(leaf) else leaf.sharding
-        sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
-    return np.asarray(leaf)
+        return jax.ShapeDtypeStruct(
+            data.shape, data.dtype, sharding=None if _is_key(leaf) else _sharding(leaf)
+        )
+    return np.zeros(described["shape"], described["dtype"])
 
 
-def _like(leaf: Any, value: Any) -> Any:
+def _sharding(leaf: Any) -> Any:
+    return leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _like(path: Path, name: str, leaf: Any, value: Any) -> Any:
+    """The value that was read, as an array or number of the kind of `leaf`."""
     if _is_key(leaf):
         return jax.random.wrap_key_data(value, impl=_impl(leaf))
-    return type(leaf)(value.item()) if isinstance(leaf, bool | int | float | complex) else value
+    if isinstance(leaf, np.generic):
+        return _in_dtype(path, name, value, leaf.dtype)[()]
+    if isinstance(leaf, bool | int | float | complex):
+        return type(leaf)(value.item())
+    value = _in_dtype(path, name, value, leaf.dtype)
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and not isinstance(value, jax.Array):
+        return jax.device_put(value, _sharding(leaf))
+    return value
+
+
+def _in_dtype(path: Path, name: str, value: Any, dtype: Any) -> Any:
+    """The value in the wanted dtype; raises ValueError where that does not hold it."""
+    if value.dtype == dtype:
+        return value
+    with np.errstate(over="ignore", under="ignore"):
+        cast = value.astype(dtype)
+    is_exact = not np.issubdtype(value.dtype, np.inexact)
+    # Floats are rounded, but neither to infinity nor to zero.
+    holds = cast == value if is_exact else _parts(cast) == _parts(value)
+    if not holds:
+        raise ValueError(
+            f"the checkpoint {path} has {value.item()} at {name!r}, but `like` has {np.dtype(dtype)} there, "
+            "which does not hold it."
+        )
+    return cast
+
+
+def _parts(number: Any) -> list[tuple[bool, bool]]:
+    """Whether the real and the imaginary part are finite and not zero."""
+    return [(bool(np.isfinite(x)), bool(x != 0)) for x in (number.real, number.imag)]

@@ -19,6 +19,7 @@ from jaxprune.allocation import (
     counts_to_prune,
     least_kept,
 )
+from jaxprune.idle_rounds import idle_round, is_over
 from jaxprune.masks import kept_per_leaf, total_count
 from jaxprune.params import PyTree, aligned, flatten_with_paths, mask_leaves, prunable_leaves
 from jaxprune.rewind import Initialization, Rewind
@@ -100,13 +101,29 @@ class IMP:
             see pruned gradients).
 
         Returns:
-          A `Carry`.
+          A `Carry`. Its arrays are its own: it can be donated to `step`, and `key` and `state` stay.
+
+        Raises:
+          ValueError: a later round would train nothing, because the learning rate has run out where `rewind`
+            lets it start. (Step counts of the state that are traced are taken to be 0.)
         """
         state = self._training.settled(key, state)
-        masks = full_masks(state.params, self.structure, prunable_leaves(state.params, self.where))
+        chosen = prunable_leaves(state.params, self.where)
+        masks = full_masks(state.params, self.structure, chosen)
         self._counts(state.params)  # raises for a rate tree that doesn't fit, or a minimum that it would pass
+        idle = idle_round(self._training, key, state, chosen, self.rewind, self.rounds)
+        if idle is not None:
+            raise ValueError(
+                f"`rewind` {self.rewind!r} leaves round {idle} nothing to train: at its step counts every update "
+                "of the weights to prune is 0, as where a learning-rate schedule has run out. Let the schedule "
+                f"end above 0 or cover all {self.rounds + 1} rounds ({(self.rounds + 1) * self.steps} steps) "
+                "with Finetune(), go back to an earlier step, or start it anew in every round with "
+                "Finetune(schedule='restart')."
+            )
         state = under(state, masks)
-        return Carry(jnp.zeros([], jnp.int32), key, state, masks, self.rewind.take(state))
+        carry = Carry(jnp.zeros([], jnp.int32), key, state, masks, self.rewind.take(state))
+        # Each leaf a buffer of its own, neither the caller's nor one of another leaf: so it can be donated.
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), carry)
 
     def step(self, carry: Carry) -> tuple[Carry, Round]:
         """One round: prune and rewind (not in round 0), then train and evaluate.
@@ -171,8 +188,17 @@ class IMP:
 
         Returns:
           The trained state and its row (`round` is -1).
+
+        Raises:
+          ValueError: a state whose step counts are past the end of the learning-rate schedule.
         """
         state = self._training.settled(key, state)
+        chosen = prunable_leaves(state.params, self.where)
+        if is_over(self._training, key, state, chosen):
+            raise ValueError(
+                "`state` must be one before training: at its step counts every update of the weights to prune is "
+                "0, the learning-rate schedule has run out."
+            )
         masks = as_arrays(mask_leaves(state.params, masks), state.params)
         batch_key = jax.random.split(key, 3)[0]
         trained, metrics, _, curve = self._training.run(
@@ -266,7 +292,8 @@ def imp(
         leaf its own, as LeNet's 0.1 on the output layer).
       score: params -> scores, or (params, key) -> scores.
       scope, structure, where: as for `make_masks`.
-      rewind: `Rewind(step)`, `RewindLearningRate(step)`, `Finetune()` or `Reinitialize(init_fn)`.
+      rewind: `Rewind(step)`, `RewindLearningRate(step)`, `Finetune(schedule)` or `Reinitialize(init_fn)`; each
+        says what becomes of the learning-rate schedule.
       evaluate: state -> metrics, at the end of each round.
       every: also evaluate every so many steps, for curves.
       keep_masks: keep each round's masks in the history.

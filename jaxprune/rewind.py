@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +35,11 @@ class Rewind:
     """Back to the state of step `step` of the first round, all of it.
 
     Weights, optimizer state, the schedule's step and every other part of the state (batch statistics, keys)
-    return to what they were; training goes on from there. `step=0` is the original lottery ticket.
+    return to what they were; training goes on from there, with the learning rates that the steps from `step` on
+    had in the first round. `step=0` is the original lottery ticket.
 
     Args:
-      step: the step of the first (dense) round to go back to.
+      step: the step of the first (dense) round to go back to; the learning rate must not have run out there.
 
     Example:
       >>> import jaxprune as jp
@@ -68,10 +69,11 @@ class RewindLearningRate:
 
     The whole optimizer state of that step returns, counts and moments together (a moment without its count
     would break Adam's bias correction), and so does every integer scalar of the state, such as
-    `TrainState.step`. Weights, batch statistics and keys stay.
+    `TrainState.step`: every later round trains with the learning rates that the steps from `step` on had in the
+    first one. Weights, batch statistics and keys stay.
 
     Args:
-      step: the step of the first (dense) round to go back to.
+      step: the step of the first (dense) round to go back to; the learning rate must not have run out there.
 
     Example:
       >>> import jaxprune as jp
@@ -101,30 +103,49 @@ class RewindLearningRate:
 
 @dataclasses.dataclass(frozen=True)
 class Finetune:
-    """Everything stays: values, optimizer state and schedule go on.
+    """Weights and everything else stay as the last round left them; `schedule` says what the optimizer does.
+
+    With "continue" its state goes on, moments and step counts, so that a learning-rate schedule runs once over
+    the whole experiment: make it `(rounds + 1) * steps` long, or let it end above 0. A schedule for one round
+    has run out after round 0; `imp` raises ValueError where a later round would train nothing.
+
+    With "restart" the optimizer starts anew in every round: its state is that of step 0 of the first round,
+    moments and step counts together, and so are the integer scalars of the state. That is
+    `RewindLearningRate(step=0)`.
+
+    Args:
+      schedule: "continue" or "restart".
 
     Example:
       >>> import jaxprune as jp
-      >>> jp.Finetune().step
-      0
+      >>> jp.Finetune()
+      Finetune(schedule='continue')
+
+    References:
+      Renda, Frankle, Carbin, Comparing Rewinding and Fine-tuning in Neural Network Pruning, 2020,
+      arXiv:2003.02389, whose fine-tuning goes on at the last learning rate of the dense training.
     """
+
+    schedule: Literal["continue", "restart"] = "continue"
+
+    def __post_init__(self):
+        if self.schedule not in ("continue", "restart"):
+            raise ValueError(f"`schedule` must be 'continue' or 'restart', got {self.schedule!r}.")
 
     @property
     def step(self) -> int:
         return 0
 
     def take(self, state: Any) -> PyTree:
-        del state
-        return ()
+        return RewindLearningRate().take(state) if self.schedule == "restart" else ()
 
     def restore(self, key: jax.Array, state: Any, snapshot: PyTree) -> Any:
-        del key, snapshot
-        return state
+        return RewindLearningRate().restore(key, state, snapshot) if self.schedule == "restart" else state
 
 
 @dataclasses.dataclass(frozen=True)
 class Reinitialize:
-    """Survivors are drawn anew; the rest of the state is that of step 0.
+    """Survivors are drawn anew; the rest of the state is that of step 0, the learning-rate schedule included.
 
     Args:
       init_fn: key -> parameters (or Linen variables with just `params`); a new key each round.

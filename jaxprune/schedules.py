@@ -3,6 +3,9 @@
 Every schedule maps a step (or a round) to a sparsity. A Python int gives a Python float in double precision;
 an array, also a traced one, gives float32. The value changes only at `begin`, `begin + every`, ..., so that
 `gradual` recomputes its masks at those steps only.
+
+The final sparsity may be a tree of shares like the parameters, an allocation such as `jp.allocate.erk` makes.
+The schedule then gives a tree of shares at every step, and each leaf ends at its own.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.allocation import check_fraction
+from jaxprune.allocation import check_fraction, is_share
+from jaxprune.params import PyTree, aligned, flatten_with_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +29,15 @@ class Schedule:
 
     Args:
       name: which function made it.
-      final: sparsity that it ends at.
+      final: sparsity that it ends at, a float or a tree of floats.
       begin: first step with an update.
       end: step from which on the sparsity is `final`.
-      shape: progress in [0, 1], module (numpy or jax.numpy) -> sparsity.
+      shape: progress in [0, 1], module (numpy or jax.numpy) -> sparsity, in the tree of `final`.
       every: steps between two updates.
     """
 
     name: str
-    final: float
+    final: PyTree = dataclasses.field(hash=False)  # a tree has no hash, and `jax.jit(schedule)` wants one
     begin: int
     end: int
     shape: Callable[[Any, Any], Any] = dataclasses.field(repr=False)
@@ -44,12 +49,16 @@ class Schedule:
         since = step - self.begin
         since = since - since % self.every  # the value holds between updates
         fraction = xp.clip(since / max(self.end - self.begin, 1), 0.0, 1.0)
-        value = xp.where(step >= self.end, self.final, self.shape(fraction, xp))
-        value = xp.where(step < self.begin, 0.0, value)
-        return float(value) if exact else value.astype(jnp.float32)
+
+        def at_step(final: float, value: Any) -> Any:
+            value = xp.where(step >= self.end, final, value)
+            value = xp.where(step < self.begin, 0.0, value)
+            return float(value) if exact else value.astype(jnp.float32)
+
+        return jax.tree.map(at_step, self.final, self.shape(fraction, xp))
 
 
-def constant(sparsity: float) -> Schedule:
+def constant(sparsity: PyTree) -> Schedule:
     """The same sparsity from step 0 on.
 
     Example:
@@ -60,11 +69,11 @@ def constant(sparsity: float) -> Schedule:
     return one_shot(sparsity, step=0, name="constant")
 
 
-def one_shot(sparsity: float, step: int = 0, *, name: str = "one_shot") -> Schedule:
+def one_shot(sparsity: PyTree, step: int = 0, *, name: str = "one_shot") -> Schedule:
     """Nothing before `step`, all of it at once from there on: prune once, then fine-tune.
 
     Args:
-      sparsity: final sparsity, in [0, 1).
+      sparsity: final sparsity, in [0, 1), or a tree of shares.
       step: when to prune.
 
     Example:
@@ -72,16 +81,19 @@ def one_shot(sparsity: float, step: int = 0, *, name: str = "one_shot") -> Sched
       >>> [jp.schedules.one_shot(0.9, step=2)(t) for t in range(4)]
       [0.0, 0.0, 0.9, 0.9]
     """
-    check_fraction("sparsity", sparsity)
     _check_steps(step=step)
-    return Schedule(name, float(sparsity), step, step, lambda p, xp: p * 0 + float(sparsity))
+
+    def make(sparsity: float) -> Schedule:
+        return Schedule(name, sparsity, step, step, lambda p, xp: p * 0 + sparsity)
+
+    return _for_each(make, sparsity=sparsity)
 
 
-def iterative(final: float, rounds: int, begin: int = 0, every: int = 1) -> Schedule:
+def iterative(final: PyTree, rounds: int, begin: int = 0, every: int = 1) -> Schedule:
     """`rounds` equal prunings: `s = final * r / rounds` after round r, at begin, begin + every, ...
 
     Args:
-      final: final sparsity, in [0, 1).
+      final: final sparsity, in [0, 1), or a tree of shares.
       rounds: number of prunings.
       begin: step of the first one.
       every: steps from one to the next.
@@ -91,15 +103,18 @@ def iterative(final: float, rounds: int, begin: int = 0, every: int = 1) -> Sche
       >>> [round(jp.schedules.iterative(0.9, rounds=3)(t), 6) for t in range(4)]
       [0.3, 0.6, 0.9, 0.9]
     """
-    check_fraction("final", final)
-    return _rounds("iterative", final, rounds, begin, every, lambda r, xp: final * r / rounds)
+
+    def make(final: float) -> Schedule:
+        return _rounds("iterative", final, rounds, begin, every, lambda r, xp: final * r / rounds)
+
+    return _for_each(make, final=final)
 
 
-def geometric(rate: float, rounds: int, begin: int = 0, every: int = 1) -> Schedule:
+def geometric(rate: PyTree, rounds: int, begin: int = 0, every: int = 1) -> Schedule:
     """`rounds` prunings that each take `rate` of what remains: `s = 1 - (1 - rate)^r` after round r.
 
     Args:
-      rate: share of the remaining weights that a round prunes, in [0, 1).
+      rate: share of the remaining weights that a round prunes, in [0, 1), or a tree of shares.
       rounds: number of prunings.
       begin: step of the first one.
       every: steps from one to the next.
@@ -113,21 +128,24 @@ def geometric(rate: float, rounds: int, begin: int = 0, every: int = 1) -> Sched
     References:
       Frankle, Carbin, The Lottery Ticket Hypothesis, 2018, arXiv:1803.03635.
     """
-    check_fraction("rate", rate)
     _check_positive("rounds", rounds)
-    final = 1 - (1 - float(rate)) ** rounds
-    return _rounds("geometric", final, rounds, begin, every, lambda r, xp: 1 - (1 - float(rate)) ** r)
+
+    def make(rate: float) -> Schedule:
+        final = 1 - (1 - rate) ** rounds
+        return _rounds("geometric", final, rounds, begin, every, lambda r, xp: 1 - (1 - rate) ** r)
+
+    return _for_each(make, rate=rate)
 
 
-def linear(final: float, begin: int, end: int, every: int = 1, initial: float = 0.0) -> Schedule:
+def linear(final: PyTree, begin: int, end: int, every: int = 1, initial: PyTree = 0.0) -> Schedule:
     """Straight from `initial` to `final`: `s = s_i + (s_f - s_i) p`, p the progress from begin to end.
 
     Args:
-      final: sparsity s_f at `end` and after, in [0, 1).
+      final: sparsity s_f at `end` and after, in [0, 1), or a tree of shares.
       begin: step of the first update; the sparsity before it is 0.
       end: step at which `final` is reached.
       every: steps from one update to the next.
-      initial: sparsity s_i at `begin`.
+      initial: sparsity s_i at `begin`; with a tree `final` a number for all leaves, or a tree too.
 
     Raises:
       ValueError: a schedule that goes backwards (end < begin, final < initial), a sparsity outside [0, 1).
@@ -137,10 +155,10 @@ def linear(final: float, begin: int, end: int, every: int = 1, initial: float = 
       >>> [round(jp.schedules.linear(0.8, begin=0, end=4)(t), 6) for t in range(6)]
       [0.0, 0.2, 0.4, 0.6, 0.8, 0.8]
     """
-    return _ramp("linear", final, begin, end, every, initial, lambda p, xp: p)
+    return _ramp("linear", final, begin, end, every, initial, _rising(lambda p, xp: p))
 
 
-def cubic(final: float, begin: int, end: int, every: int = 1, initial: float = 0.0) -> Schedule:
+def cubic(final: PyTree, begin: int, end: int, every: int = 1, initial: PyTree = 0.0) -> Schedule:
     """Fast first, slow at the end: `s = s_f + (s_i - s_f) (1 - p)^3`, p the progress from begin to end.
 
     Args and Raises: as for `linear`.
@@ -153,10 +171,10 @@ def cubic(final: float, begin: int, end: int, every: int = 1, initial: float = 0
     References:
       Zhu, Gupta, To prune, or not to prune, 2017, arXiv:1710.01878.
     """
-    return _ramp("cubic", final, begin, end, every, initial, lambda p, xp: 1 - (1 - p) ** 3)
+    return _ramp("cubic", final, begin, end, every, initial, _rising(lambda p, xp: 1 - (1 - p) ** 3))
 
 
-def cosine(final: float, begin: int, end: int, every: int = 1, initial: float = 0.0) -> Schedule:
+def cosine(final: PyTree, begin: int, end: int, every: int = 1, initial: PyTree = 0.0) -> Schedule:
     """Slow at both ends: `s = s_i + (s_f - s_i) (1 - cos(pi p)) / 2`, p the progress from begin to end.
 
     Args and Raises: as for `linear`.
@@ -166,10 +184,11 @@ def cosine(final: float, begin: int, end: int, every: int = 1, initial: float = 
       >>> [round(jp.schedules.cosine(0.8, begin=0, end=4)(t), 4) for t in range(6)]
       [0.0, 0.1172, 0.4, 0.6828, 0.8, 0.8]
     """
-    return _ramp("cosine", final, begin, end, every, initial, lambda p, xp: (1 - xp.cos(math.pi * p)) / 2)
+    rising = _rising(lambda p, xp: (1 - xp.cos(math.pi * p)) / 2)
+    return _ramp("cosine", final, begin, end, every, initial, rising)
 
 
-def exponential(final: float, begin: int, end: int, every: int = 1, initial: float = 0.0) -> Schedule:
+def exponential(final: PyTree, begin: int, end: int, every: int = 1, initial: PyTree = 0.0) -> Schedule:
     """The density decays exponentially: `1 - s = (1 - s_i) ((1 - s_f) / (1 - s_i))^p`.
 
     Each update prunes the same share of what remains: `geometric`, told by its end instead of its rate.
@@ -181,11 +200,11 @@ def exponential(final: float, begin: int, end: int, every: int = 1, initial: flo
       >>> [round(jp.schedules.exponential(0.9375, begin=0, end=4)(t), 4) for t in range(6)]
       [0.0, 0.5, 0.75, 0.875, 0.9375, 0.9375]
     """
-    _check_ramp(final, begin, end, every, initial)
-    ratio = (1 - float(final)) / (1 - float(initial))
-    return Schedule(
-        "exponential", float(final), begin, end, lambda p, xp: 1 - (1 - float(initial)) * ratio**p, every
-    )
+
+    def curve(p: Any, first: float, last: float, xp: Any) -> Any:
+        return 1 - (1 - first) * ((1 - last) / (1 - first)) ** p
+
+    return _ramp("exponential", final, begin, end, every, initial, curve)
 
 
 def _rounds(name: str, final: float, rounds: int, begin: int, every: int, after: Callable) -> Schedule:
@@ -197,29 +216,61 @@ def _rounds(name: str, final: float, rounds: int, begin: int, every: int, after:
     def shape(progress: Any, xp: Any) -> Any:
         return after(xp.round(progress * (rounds - 1)) + 1, xp)
 
-    return Schedule(name, float(final), begin, end, shape, every)
+    return Schedule(name, final, begin, end, shape, every)
 
 
 def _ramp(
-    name: str, final: float, begin: int, end: int, every: int, initial: float, curve: Callable
+    name: str, final: PyTree, begin: int, end: int, every: int, initial: PyTree, curve: Callable
 ) -> Schedule:
-    _check_ramp(final, begin, end, every, initial)
-    start, rise = float(initial), float(final) - float(initial)
-    return Schedule(name, float(final), begin, end, lambda p, xp: start + rise * curve(p, xp), every)
-
-
-def _check_ramp(final: float, begin: int, end: int, every: int, initial: float) -> None:
-    check_fraction("final", final)
-    check_fraction("initial", initial)
+    """`curve(progress, initial, final, module)` from begin to end."""
     _check_positive("every", every)
     _check_steps(begin=begin, end=end)
     if end < begin:
         raise ValueError(f"`end` must not be before `begin`, got begin={begin}, end={end}.")
-    if final < initial:
+
+    def make(final: float, initial: float) -> Schedule:
+        return Schedule(name, final, begin, end, lambda p, xp: curve(p, initial, final, xp), every)
+
+    return _for_each(make, final=final, initial=initial)
+
+
+def _rising(curve: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """From the initial to the final sparsity as the curve goes from 0 to 1."""
+    return lambda p, initial, final, xp: initial + (final - initial) * curve(p, xp)
+
+
+def _for_each(make: Callable[..., Schedule], **shares: PyTree) -> Schedule:
+    """The schedule that `make` makes of checked floats, for each leaf where the first share is a tree."""
+    (first, tree), *others = shares.items()
+    if is_share(tree):
+        return make(**{name: _checked(name, share, "", shares) for name, share in shares.items()})
+    paths, leaves, treedef = flatten_with_paths(tree)
+    if not leaves:
+        raise ValueError(f"`{first}` has no leaves: pass a number or a tree like the parameters.")
+    columns = {first: leaves} | {
+        name: [share] * len(leaves) if is_share(share) else aligned(tree, share, name)
+        for name, share in others
+    }
+    parts = []
+    for i, path in enumerate(paths):
+        row = {name: column[i] for name, column in columns.items()}
+        parts.append(make(**{name: _checked(name, share, path, row) for name, share in row.items()}))
+    return dataclasses.replace(
+        parts[0],
+        final=jax.tree.unflatten(treedef, [part.final for part in parts]),
+        shape=lambda p, xp: jax.tree.unflatten(treedef, [part.shape(p, xp) for part in parts]),
+    )
+
+
+def _checked(name: str, share: Any, path: str, shares: dict[str, Any]) -> float:
+    check_fraction(name, share, path)
+    if name == "initial" and shares["final"] < share:
+        at = f" at {path!r}" if path else ""
         raise ValueError(
-            f"`final` must be at least `initial`, got initial={initial}, final={final}: "
+            f"`final` must be at least `initial`, got initial={share}, final={shares['final']}{at}: "
             "a schedule cannot go backwards, what is pruned stays pruned."
         )
+    return float(share)
 
 
 def _check_positive(name: str, value: Any) -> None:

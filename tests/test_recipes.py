@@ -240,3 +240,72 @@ def test_a_pattern_takes_its_own_sparsity_only():
         for sparsity in (0.25, 0.9):
             with pytest.raises(ValueError, match=r"`sparsity` must be 0.5 for NM\(2, 4\)"):
                 make(sparsity, structure=jp.NM(2, 4))
+
+
+ALLOCATED = {
+    "gmp": {}, "one-shot": {"at": 0.0}, "ac-dc": {"begin": 0.0}, "rigl": {}, "static": {}, "magnitude-at-init": {},
+    "snip": {}, "synflow": {"rounds": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALLOCATED)
+def test_an_allocation_gives_each_layer_its_own_share(name):
+    params = fresh(jax.random.key(0))
+    shares = jax.tree.map(lambda w: 0.0, params)
+    shares["layer_0"]["kernel"], shares["layer_1"]["kernel"] = 0.5, 0.875  # 96 and 84 of 192 and 96
+    recipe = MAKE[name](0.625, allocation=shares, **ALLOCATED[name])
+    assert "given allocation" in recipe.scoring
+    tx = recipe.transform(
+        optax.sgd(0.0), params, steps=2, key=jax.random.key(1), loss_fn=loss_fn,
+        batches=[batch_fn(jax.random.key(2), 0)], fn=fn, inputs=(jnp.zeros((1, 8)),),
+    )  # fmt: skip
+
+    def run(params):
+        state = tx.init(params)
+        for _ in range(2):
+            _, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        return jp.get_masks(state)
+
+    assert [int((~m).sum()) for m in jax.tree.leaves(jit(run)(params)) if m.ndim] == [96, 84]
+
+
+def test_an_allocation_of_imp_needs_the_parameters_and_is_reached_in_rounds():
+    params = fresh(jax.random.key(0))
+    recipe = jp.recipes.imp(0.75, rounds=2, allocation=jp.allocate.erk)
+    assert recipe.scoring == "magnitude, ERK allocation"
+    with pytest.raises(ValueError, match="`params` must be given"):
+        recipe.experiment(lambda state, batch: (state, ()), batch_fn, steps=3)
+    imp = recipe.experiment(lambda state, batch: (state, ()), batch_fn, steps=3, params=params)
+    carry = imp.init(jax.random.key(0), TrainState.create(apply_fn=None, params=params, tx=optax.sgd(0.1)))
+    for _ in range(3):
+        carry, _ = imp.step(carry)
+    want = jp.allocate.erk(params, 0.75)
+    for layer in params:
+        assert int((~carry.masks[layer]["kernel"]).sum()) == round(
+            want[layer]["kernel"] * params[layer]["kernel"].size
+        )
+
+
+@pytest.mark.parametrize(
+    ("allocation", "message"),
+    [
+        ("owl", "`allocation` must be one of 'erk', 'uniform', a function or a tree of shares, got 'owl'"),
+        (0.5, "`allocation` must be a name, a function or a tree"),
+        (
+            lambda params, sparsity, where: jax.tree.map(lambda w: 0.5, params),
+            "sparsity of 0.9, but it prunes 0.5 of",
+        ),
+        (lambda params, sparsity, where: {"w": 0.9}, "`allocation` must have the tree structure"),
+        (
+            lambda params, sparsity, where: jax.tree.map(lambda w: 90, params),
+            r"`allocation` must be in \[0, 1\)",
+        ),
+    ],
+)
+def test_an_allocation_that_does_not_fit_is_named(allocation, message):
+    def make():
+        recipe = jp.recipes.gmp(0.9, allocation=allocation)
+        return recipe.transform(optax.sgd(0.1), fresh(jax.random.key(0)), steps=3)
+
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()

@@ -77,3 +77,32 @@ def test_hand_worked_values():
 def test_bad_schedules(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+SHARES = {"a": 0.5, "b": 0.875, "bias": 0.0}
+
+
+@pytest.mark.parametrize("make", [
+    lambda final: S.constant(final), lambda final: S.one_shot(final, step=2),
+    lambda final: S.iterative(final, 3, 1, 2), lambda final: S.linear(final, 1, 9, every=2),
+    lambda final: S.cubic(final, 1, 9), lambda final: S.cosine(final, 0, 8),
+    lambda final: S.exponential(final, 2, 7), lambda final: S.geometric(final, rounds=3, every=2),
+])  # fmt: skip
+def test_a_tree_of_final_shares_gives_what_each_leaf_gets_alone(make):
+    tree = make(SHARES)
+    for step in range(11):
+        assert tree(step) == {name: make(share)(step) for name, share in SHARES.items()}
+        traced = jax.jit(tree)(step)
+        assert {name: float(x) for name, x in traced.items()} == pytest.approx(tree(step), abs=3e-7)
+    assert tree(100) == tree.final
+
+
+def test_a_tree_of_initial_shares():
+    schedule = S.linear(SHARES, 0, 2, initial={"a": 0.25, "b": 0.375, "bias": 0.0})
+    assert schedule(1) == {"a": 0.375, "b": 0.625, "bias": 0.0}
+    with pytest.raises(
+        ValueError, match=r"`final` must be at least `initial`, got initial=0.3, final=0.0 at 'bias'"
+    ):
+        S.linear(SHARES, 0, 2, initial=0.3)
+    with pytest.raises(ValueError, match=r"`final` must be in \[0, 1\), got 90 at 'b'. .* pass 0.9"):
+        S.cubic({"a": 0.1, "b": 90}, 0, 2)

@@ -493,3 +493,71 @@ def test_bad_input_is_named():
         tx.update(params, tx.init(params), params)
     with pytest.raises(TypeError, match="must hold bool arrays"):
         jp.replace_masks(jp.masked(optax.sgd(0.1)).init(params), params)
+
+
+def pruned_of(masks, params):
+    return jax.tree.map(lambda m, w: int((~jnp.broadcast_to(m, w.shape)).sum()), masks, params)
+
+
+@pytest.mark.parametrize("made", ["schedule", "function"])
+@pytest.mark.parametrize("kwargs", [{}, {"scope": "local", "minimum": 1}, {"structure": jp.Block((2, 2))}])
+def test_gradual_with_a_tree_of_shares_brings_each_leaf_to_its_own(made, kwargs):
+    params = params_of()
+    final = {"Dense_0": {"kernel": 0.75, "bias": 0.0}, "Dense_1": {"kernel": 0.25, "bias": 0.0}}
+    ramp = jp.schedules.linear(final, begin=0, end=4)
+    schedule = (
+        ramp if made == "schedule" else lambda s: jax.tree.map(lambda f: f * jnp.minimum(s / 4, 1), final)
+    )
+    tx = jp.gradual(optax.adam(0.01), schedule, **kwargs)
+    state, step = tx.init(params), jax.jit(step_of(tx, inputs()))
+    for t in range(6):
+        params, state = step(params, state)
+        assert_exact_zeros(params, jp.get_masks(state))
+        part = min(t / 4, 1)
+        for layer, size in (("Dense_0", 128), ("Dense_1", 64)):
+            pruned = pruned_of(jp.get_masks(state), params)[layer]
+            exact = part * final[layer]["kernel"] * size
+            assert (
+                abs(pruned["kernel"] - exact) <= (2 if "structure" in kwargs else 0.5) and pruned["bias"] == 0
+            )
+    assert step._cache_size() == 1 and state.sparsity.tolist() == [0.75, 0.25]
+
+
+def test_an_allocation_that_grows_under_vmap_in_bfloat16_and_with_nm():
+    final = {"a": 0.5, "b": 0.25}
+    params = {
+        name: jax.random.normal(jax.random.key(i), (2, 8, 4), jnp.bfloat16) for i, name in enumerate(final)
+    }
+    tx = jp.gradual(optax.sgd(0.0), jp.schedules.one_shot(final, step=1), structure=jp.NM(2, 4))
+    state = jax.vmap(tx.init)(params)
+    for want in ({"a": 0, "b": 0}, {"a": 32, "b": 16}):
+        _, state = jax.jit(jax.vmap(tx.update))(params, state, params)
+        assert pruned_of(jp.get_masks(state), params) == want
+
+
+def test_the_final_count_is_exact_beyond_what_float32_holds():
+    """0.9 of 3 * 2^24 is 45298483.2; the float32 nearest to 0.9 is 1.2 units too much."""
+    from jaxprune.transforms.scheduled import counts_at
+
+    n = 3 * 2**24
+    assert int(jax.jit(lambda s: counts_at(s, 0.9, [n], "global"))(jnp.float32(0.9))) == round(0.9 * n)
+    by_leaf = jax.jit(lambda s: counts_at(s, [0.9, 0.3], [n, n], "global"))(jnp.float32([0.9, 0.2]))
+    assert [int(count) for count in by_leaf] == [round(0.9 * n), round(float(np.float32(0.2)) * n)]
+
+
+@pytest.mark.parametrize(
+    ("final", "kwargs", "message"),
+    [
+        ({"a": 0.5}, {}, "`schedule` must have the tree structure of the parameters, but it lacks 'b'"),
+        (
+            {"a": 0.5, "b": 0.75},
+            {"structure": jp.NM(2, 4)},
+            "must not pass 0.5, the sparsity of .* got 0.75 at 'b'",
+        ),
+        ({"a": 0.5, "b": 0.9}, {"minimum": 0.25}, "`minimum` asks for 8 of the 32 units at 'b'"),
+    ],
+)
+def test_a_tree_of_shares_that_cannot_be_is_an_error_at_init(final, kwargs, message):
+    params = {"a": jnp.ones((8, 4)), "b": jnp.ones((8, 4))}
+    with pytest.raises(ValueError, match=message):
+        jp.gradual(optax.sgd(0.1), jp.schedules.constant(final), **kwargs).init(params)

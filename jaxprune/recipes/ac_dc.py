@@ -6,11 +6,25 @@ import optax
 
 from jaxprune import sparse_training
 from jaxprune.allocation import Scope
-from jaxprune.recipes.recipe import Recipe, Task, check_part, check_whole
+from jaxprune.recipes.recipe import (
+    Allocation,
+    Recipe,
+    Task,
+    allocated,
+    check_part,
+    check_whole,
+    compared_over,
+)
 
 
 def ac_dc(
-    sparsity: float, *, begin: float = 0.1, until: float = 0.7, phases: int = 6, scope: Scope = "global"
+    sparsity: float,
+    *,
+    begin: float = 0.1,
+    until: float = 0.7,
+    phases: int = 6,
+    scope: Scope = "global",
+    allocation: Allocation = None,
 ) -> Recipe:
     """AC/DC: training is sparse and dense by turns, and sparse at the end.
 
@@ -20,6 +34,8 @@ def ac_dc(
       until: share of the training after which it stays sparse.
       phases: sparse and dense ones between the two.
       scope: "global" or "local".
+      allocation: each layer's own share instead of `scope`: a tree of shares that come to `sparsity` in all, a
+        function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
 
     Example:
       >>> import jaxprune as jp
@@ -45,7 +61,7 @@ def ac_dc(
         every = max(int((until - begin) * task.steps) // phases, 1)
         return sparse_training.ac_dc(
             inner,
-            sparsity,
+            allocated(allocation, sparsity, task.params, task.where),
             begin=first,
             end=min(first + phases * every, task.steps - 1),  # sparse at the end, however short the training
             every=every,
@@ -56,7 +72,7 @@ def ac_dc(
     return Recipe(
         "AC/DC",
         sparsity,
-        scoring=f"magnitude, {scope}",
+        scoring=f"magnitude, {compared_over(scope, allocation)}",
         scheduling=(
             f"{phases} phases, sparse and dense by turns, from {begin:g} to {until:g} of the training, then sparse"
         ),

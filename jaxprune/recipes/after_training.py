@@ -10,7 +10,7 @@ import optax
 
 from jaxprune.allocation import Scope
 from jaxprune.params import prunable_leaves
-from jaxprune.recipes.recipe import Recipe, Task, check_part
+from jaxprune.recipes.recipe import Allocation, Recipe, Task, allocated, check_part, compared_over
 from jaxprune.schedules import one_shot as one_shot_schedule
 from jaxprune.scores import lamp as lamp_score
 from jaxprune.scores import magnitude
@@ -24,6 +24,7 @@ def one_shot(
     at: float = 0.5,
     scope: Scope = "global",
     structure: Structure = Unstructured(),
+    allocation: Allocation = None,
 ) -> Recipe:
     """Train, prune the smallest weights at once, fine-tune what is left.
 
@@ -31,6 +32,8 @@ def one_shot(
       sparsity: final sparsity, in [0, 1).
       at: share of the training after which is pruned, in [0, 1).
       scope, structure: as for `make_masks`.
+      allocation: each layer's own share instead of `scope`: a tree of shares that come to `sparsity` in all, a
+        function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
 
     Example:
       >>> import jaxprune as jp
@@ -44,7 +47,8 @@ def one_shot(
     References:
       Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015, arXiv:1506.02626.
     """
-    return _at_once("one-shot", sparsity, at, magnitude, scope, structure, f"magnitude, {scope}")
+    scoring = f"magnitude, {compared_over(scope, allocation)}"
+    return _at_once("one-shot", sparsity, at, magnitude, scope, structure, scoring, allocation=allocation)
 
 
 def lamp(sparsity: float, *, at: float = 0.5) -> Recipe:
@@ -96,11 +100,13 @@ def _at_once(
     structure: Structure,
     scoring: str,
     minimum: Callable[[Task], int] = lambda task: 0,
+    allocation: Allocation = None,
 ) -> Recipe:
     check_part(at=at)
 
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
-        schedule = one_shot_schedule(sparsity, step=int(at * task.steps))
+        final = allocated(allocation, sparsity, task.params, task.where)
+        schedule = one_shot_schedule(final, step=int(at * task.steps))
         return gradual(
             inner,
             schedule,

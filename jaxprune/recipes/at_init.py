@@ -8,20 +8,21 @@ from typing import Any
 import optax
 
 from jaxprune import scores
-from jaxprune.allocate import erk
 from jaxprune.allocation import Scope
 from jaxprune.at_init import prune_at_init
 from jaxprune.masks import make_masks
-from jaxprune.recipes.recipe import Recipe, Task, check_whole
+from jaxprune.recipes.recipe import Allocation, Recipe, Task, allocated, check_whole, compared_over
 from jaxprune.transforms import masked
 
 
-def magnitude_at_init(sparsity: float, *, scope: Scope = "global") -> Recipe:
+def magnitude_at_init(sparsity: float, *, scope: Scope = "global", allocation: Allocation = None) -> Recipe:
     """The smallest initial weights go: a control, which loses whole layers where initial scales differ.
 
     Args:
       sparsity: share of the weights that is pruned, in [0, 1).
       scope: "global" or "local".
+      allocation: each layer's own share instead of `scope`: a tree of shares that come to `sparsity` in all, a
+        function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
 
     Example:
       >>> import jaxprune as jp
@@ -37,15 +38,22 @@ def magnitude_at_init(sparsity: float, *, scope: Scope = "global") -> Recipe:
       arXiv:2009.08576.
     """
     return _before_training(
-        "magnitude at initialization", sparsity, lambda task: scores.magnitude, "magnitude", scope=scope
+        "magnitude at initialization",
+        sparsity,
+        lambda task: scores.magnitude,
+        "magnitude",
+        scope=scope,
+        allocation=allocation,
     )
 
 
-def static(sparsity: float) -> Recipe:
+def static(sparsity: float, *, allocation: Allocation = "erk") -> Recipe:
     """Random masks that stay: the control of every sparse training.
 
     Args:
       sparsity: share of the weights that is pruned, in [0, 1).
+      allocation: each layer's own share: "erk", "uniform", a function (params, sparsity, where=) -> tree, or a tree
+        of shares that come to `sparsity` in all; None for the same share of each.
 
     Example:
       >>> import jaxprune as jp
@@ -62,14 +70,13 @@ def static(sparsity: float) -> Recipe:
 
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
         drawn = scores.random(task.params, task.key)
-        return masked(
-            inner, make_masks(drawn, erk(task.params, sparsity, where=task.where), where=task.where)
-        )
+        shares = allocated(allocation, sparsity, task.params, task.where)
+        return masked(inner, make_masks(drawn, shares, scope="local", where=task.where))
 
     return Recipe(
         "static random",
         sparsity,
-        scoring="random, ERK allocation",
+        scoring=f"random, {compared_over('local', allocation)}",
         scheduling="at once, before training",
         initialization="the initial weights",
         make=make,
@@ -77,12 +84,15 @@ def static(sparsity: float) -> Recipe:
     )
 
 
-def snip(sparsity: float, *, rounds: int = 1) -> Recipe:
+def snip(sparsity: float, *, rounds: int = 1, allocation: Allocation = None) -> Recipe:
     """SNIP: the weights go whose removal changes the loss least, to first order.
 
     Args:
       sparsity: share of the weights that is pruned, in [0, 1).
       rounds: prunings, each scored anew; 1 is the paper's.
+      allocation: each layer's own share instead of one threshold over all: a tree of shares that come to
+        `sparsity` in all, a function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name,
+        "erk" or "uniform".
 
     Example:
       >>> import jaxprune as jp
@@ -99,15 +109,16 @@ def snip(sparsity: float, *, rounds: int = 1) -> Recipe:
         lambda task: lambda params: scores.snip(task.loss_fn, params, *task.batches),
         "SNIP |w g| on given batches",
         rounds=rounds,
+        allocation=allocation,
         needs=("loss_fn", "batches"),
     )
 
 
-def grasp(sparsity: float, *, rounds: int = 1) -> Recipe:
+def grasp(sparsity: float, *, rounds: int = 1, allocation: Allocation = None) -> Recipe:
     """GraSP: the weights go whose removal reduces the gradient flow least.
 
     Args:
-      sparsity, rounds: as for `snip`.
+      sparsity, rounds, allocation: as for `snip`.
 
     Example:
       >>> import jaxprune as jp
@@ -124,16 +135,18 @@ def grasp(sparsity: float, *, rounds: int = 1) -> Recipe:
         lambda task: lambda params: scores.grasp(task.loss_fn, params, *task.batches),
         "GraSP w (H g) on given batches",
         rounds=rounds,
+        allocation=allocation,
         needs=("loss_fn", "batches"),
     )
 
 
-def synflow(sparsity: float, *, rounds: int = 100) -> Recipe:
+def synflow(sparsity: float, *, rounds: int = 100, allocation: Allocation = None) -> Recipe:
     """SynFlow: the weights go through which the least flows, without any data.
 
     Args:
       sparsity: share of the weights that is pruned, in [0, 1).
       rounds: prunings, each scored anew; it is they that keep layers from being lost.
+      allocation: as for `snip`.
 
     Example:
       >>> import jaxprune as jp
@@ -150,6 +163,7 @@ def synflow(sparsity: float, *, rounds: int = 100) -> Recipe:
         lambda task: lambda params: scores.synflow(task.fn, params, *task.inputs),
         "SynFlow |w dR/dw|, no data",
         rounds=rounds,
+        allocation=allocation,
         needs=("fn", "inputs"),
     )
 
@@ -162,21 +176,21 @@ def _before_training(
     *,
     rounds: int = 1,
     scope: Scope = "global",
+    allocation: Allocation = None,
     needs: tuple[str, ...] = (),
 ) -> Recipe:
     check_whole(rounds=rounds)
     when = "at once" if rounds == 1 else f"{rounds} rounds at a constant rate"
 
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
-        masks = prune_at_init(
-            score(task), task.params, sparsity, rounds=rounds, scope=scope, where=task.where
-        )
+        shares = allocated(allocation, sparsity, task.params, task.where)
+        masks = prune_at_init(score(task), task.params, shares, rounds=rounds, scope=scope, where=task.where)
         return masked(inner, masks)
 
     return Recipe(
         name,
         sparsity,
-        scoring=f"{scoring}, {scope}",
+        scoring=f"{scoring}, {compared_over(scope, allocation)}",
         scheduling=f"{when}, before training",
         initialization="the initial weights",
         make=make,

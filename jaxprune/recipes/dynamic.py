@@ -7,11 +7,25 @@ from collections.abc import Callable
 import optax
 
 from jaxprune import sparse_training
-from jaxprune.allocate import erk
-from jaxprune.recipes.recipe import Recipe, Task, check_part, check_whole
+from jaxprune.recipes.recipe import (
+    Allocation,
+    Recipe,
+    Task,
+    allocated,
+    check_part,
+    check_whole,
+    compared_over,
+)
 
 
-def rigl(sparsity: float, *, until: float = 0.75, updates: int = 20, fraction: float = 0.3) -> Recipe:
+def rigl(
+    sparsity: float,
+    *,
+    until: float = 0.75,
+    updates: int = 20,
+    fraction: float = 0.3,
+    allocation: Allocation = "erk",
+) -> Recipe:
     """RigL: the smallest weights make room for those with the largest gradient.
 
     Args:
@@ -19,6 +33,8 @@ def rigl(sparsity: float, *, until: float = 0.75, updates: int = 20, fraction: f
       until: share of the training after which the masks stay.
       updates: how often they move until then.
       fraction: share of the kept weights that moves at first.
+      allocation: each layer's own share: "erk", "uniform", a function (params, sparsity, where=) -> tree, or a tree
+        of shares that come to `sparsity` in all; None for the same share of each.
 
     Example:
       >>> import jaxprune as jp
@@ -32,14 +48,23 @@ def rigl(sparsity: float, *, until: float = 0.75, updates: int = 20, fraction: f
     References:
       Evci et al., Rigging the Lottery: Making All Tickets Winners, 2019, arXiv:1911.11134.
     """
-    return _moving("RigL", sparsity, until, updates, fraction, "|gradient| to grow", sparse_training.rigl)
+    return _moving(
+        "RigL", sparsity, until, updates, fraction, allocation, "|gradient| to grow", sparse_training.rigl
+    )
 
 
-def set(sparsity: float, *, until: float = 0.75, updates: int = 20, fraction: float = 0.3) -> Recipe:
+def set(
+    sparsity: float,
+    *,
+    until: float = 0.75,
+    updates: int = 20,
+    fraction: float = 0.3,
+    allocation: Allocation = "erk",
+) -> Recipe:
     """SET: the smallest weights make room for others at random.
 
     Args:
-      sparsity, until, updates, fraction: as for `rigl`.
+      sparsity, until, updates, fraction, allocation: as for `rigl`.
 
     Example:
       >>> import jaxprune as jp
@@ -50,7 +75,9 @@ def set(sparsity: float, *, until: float = 0.75, updates: int = 20, fraction: fl
       Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity inspired
       by network science, 2017, arXiv:1707.04780.
     """
-    return _moving("SET", sparsity, until, updates, fraction, "random to grow", sparse_training.set)
+    return _moving(
+        "SET", sparsity, until, updates, fraction, allocation, "random to grow", sparse_training.set
+    )
 
 
 def _moving(
@@ -59,6 +86,7 @@ def _moving(
     until: float,
     updates: int,
     fraction: float,
+    allocation: Allocation,
     growth: str,
     wrap: Callable[..., optax.GradientTransformationExtraArgs],
 ) -> Recipe:
@@ -69,7 +97,7 @@ def _moving(
         end = int(until * task.steps)
         return wrap(
             inner,
-            erk(task.params, sparsity, where=task.where),
+            allocated(allocation, sparsity, task.params, task.where),
             end=end,
             every=max(end // updates, 1),
             fraction=fraction,
@@ -80,7 +108,7 @@ def _moving(
     return Recipe(
         name,
         sparsity,
-        scoring=f"magnitude to drop, {growth}, by layer; ERK allocation",
+        scoring=f"magnitude to drop, {growth}, by layer; {compared_over('uniform', allocation)}",
         scheduling=(
             f"sparse from the start; {updates} moves of up to {fraction:g} over the first {until:g} "
             "of the training"

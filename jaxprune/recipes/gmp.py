@@ -5,7 +5,15 @@ from __future__ import annotations
 import optax
 
 from jaxprune.allocation import Scope
-from jaxprune.recipes.recipe import Recipe, Task, check_part, check_whole
+from jaxprune.recipes.recipe import (
+    Allocation,
+    Recipe,
+    Task,
+    allocated,
+    check_part,
+    check_whole,
+    compared_over,
+)
 from jaxprune.schedules import cubic
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms import gradual
@@ -18,6 +26,7 @@ def gmp(
     updates: int = 50,
     scope: Scope = "global",
     structure: Structure = Unstructured(),
+    allocation: Allocation = None,
 ) -> Recipe:
     """Gradual magnitude pruning: the smallest weights go while training goes on.
 
@@ -26,6 +35,8 @@ def gmp(
       until: share of the training after which nothing more is pruned.
       updates: how often masks are made until then.
       scope, structure: as for `make_masks`.
+      allocation: each layer's own share instead of `scope`: a tree of shares that come to `sparsity` in all, a
+        function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
 
     Example:
       >>> import jaxprune as jp
@@ -45,13 +56,14 @@ def gmp(
 
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
         end = int(until * task.steps)
-        schedule = cubic(sparsity, begin=0, end=end, every=max(end // updates, 1))
+        final = allocated(allocation, sparsity, task.params, task.where)
+        schedule = cubic(final, begin=0, end=end, every=max(end // updates, 1))
         return gradual(inner, schedule, scope=scope, structure=structure, where=task.where)
 
     return Recipe(
         "GMP",
         sparsity,
-        scoring=f"magnitude, {scope}",
+        scoring=f"magnitude, {compared_over(scope, allocation)}",
         scheduling=f"cubic in {updates} updates over the first {until:g} of the training",
         initialization="weights go on, none come back",
         make=make,

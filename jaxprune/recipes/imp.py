@@ -12,7 +12,15 @@ from jaxprune.allocation import Scope
 from jaxprune.imp import IMP
 from jaxprune.imp import imp as imp_of_steps
 from jaxprune.params import PyTree
-from jaxprune.recipes.recipe import check_final, check_whole, four_choices
+from jaxprune.recipes.recipe import (
+    Allocation,
+    allocated,
+    check_allocation,
+    check_final,
+    check_whole,
+    compared_over,
+    four_choices,
+)
 from jaxprune.rewind import Initialization, Rewind
 from jaxprune.structures import Structure, Unstructured
 
@@ -26,12 +34,14 @@ class IMPRecipe:
     scope: Scope
     structure: Structure
     rewind: Initialization
+    allocation: Allocation = None
 
     name = "IMP"
 
     def __post_init__(self):
         check_final(self.sparsity, self.structure, self.name)
         check_whole(rounds=self.rounds)
+        check_allocation(self.allocation)
 
     @property
     def rate(self) -> float:
@@ -40,7 +50,7 @@ class IMPRecipe:
 
     @property
     def scoring(self) -> str:
-        return f"magnitude, {self.scope}"
+        return f"magnitude, {compared_over(self.scope, self.allocation)}"
 
     @property
     def scheduling(self) -> str:
@@ -72,6 +82,7 @@ class IMPRecipe:
         where: PyTree | None = None,
         evaluate: Callable[[Any], PyTree] | None = None,
         keep_masks: bool = False,
+        params: PyTree | None = None,
     ) -> IMP:
         """The `jp.imp` of this recipe.
 
@@ -79,20 +90,27 @@ class IMPRecipe:
           train_step, batch_fn, where, evaluate, keep_masks: as for `jp.imp`.
           steps: training steps of all `rounds + 1` trainings together: each has
             `steps // (rounds + 1)`.
+          params: the parameters, or their shapes, for a recipe with an `allocation`.
 
         Returns:
           An `IMP`; `run(key, state)` does all of it.
 
         Raises:
-          ValueError: as `jp.imp` does; fewer steps than trainings.
+          ValueError: as `jp.imp` does; fewer steps than trainings; an `allocation` and no `params`.
         """
         self.check_steps(steps)
+        rate: Any = self.rate
+        if self.allocation is not None:
+            if params is None:
+                raise ValueError("`params` must be given to experiment(): the allocation of IMP needs them.")
+            shares = allocated(self.allocation, self.sparsity, params, where)
+            rate = jax.tree.map(lambda share: 1 - (1 - float(share)) ** (1 / self.rounds), shares)
         return imp_of_steps(
             train_step,
             batch_fn,
             steps=steps // (self.rounds + 1),
             rounds=self.rounds,
-            rate=self.rate,
+            rate=rate,
             scope=self.scope,
             structure=self.structure,
             where=where,
@@ -109,6 +127,7 @@ def imp(
     scope: Scope = "global",
     structure: Structure = Unstructured(),
     rewind: Initialization = Rewind(),
+    allocation: Allocation = None,
 ) -> IMPRecipe:
     """Iterative magnitude pruning: train, prune the smallest of what is left, rewind, and again.
 
@@ -116,6 +135,8 @@ def imp(
       sparsity: after the last round, in [0, 1).
       rounds: prunings; there is one training more.
       scope, structure, rewind: as for `jp.imp`.
+      allocation: each layer's own share instead of `scope`: a tree of shares that come to `sparsity` in all, a
+        function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
 
     Returns:
       A recipe whose `experiment` gives the `jp.imp`.
@@ -132,4 +153,4 @@ def imp(
     References:
       Frankle, Carbin, The Lottery Ticket Hypothesis, 2018, arXiv:1803.03635.
     """
-    return IMPRecipe(sparsity, rounds, scope, structure, rewind)
+    return IMPRecipe(sparsity, rounds, scope, structure, rewind, allocation)

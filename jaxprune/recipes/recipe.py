@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,10 +11,15 @@ import jax
 import numpy as np
 import optax
 
+from jaxprune.allocate import erk, uniform
 from jaxprune.allocation import check_fraction
 from jaxprune.masks import check_patterns
-from jaxprune.params import PyTree
+from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
 from jaxprune.structures import Structure, Unstructured
+
+# What `allocation=` takes: a tree of shares, a function (params, sparsity, where=) -> tree, the name of one.
+Allocation = Any
+ALLOCATIONS = {"erk": erk, "uniform": uniform}
 
 
 class Task(NamedTuple):
@@ -133,6 +139,54 @@ def check_final(sparsity: Any, structure: Structure, name: str) -> None:
     """Raises unless a recipe can end at a sparsity: in [0, 1), and the pattern's own with N:M."""
     check_fraction("sparsity", sparsity)
     check_patterns(structure, float(sparsity), [name])
+
+
+def allocated(allocation: Allocation, sparsity: float, params: PyTree, where: PyTree | None) -> Any:
+    """The share for all leaves, or the tree of shares of an allocation, which must come to that share in all."""
+    if allocation is None:
+        return sparsity
+    check_allocation(allocation)
+    made = ALLOCATIONS[allocation] if isinstance(allocation, str) else allocation
+    shares = made(params, sparsity, where=where) if callable(made) else made
+    paths, leaves, _ = flatten_with_paths(params)
+    found, chosen = aligned(params, shares, "allocation"), prunable_leaves(params, where)
+    for i in chosen:
+        check_fraction("allocation", found[i], paths[i])
+    if any(isinstance(found[i], jax.core.Tracer) for i in chosen):
+        return shares
+    sizes = [math.prod(leaves[i].shape) for i in chosen]
+    pruned = sum(float(found[i]) * n for i, n in zip(chosen, sizes, strict=True))
+    # Half a weight a leaf is rounding, half a percent is what a number with two digits hides.
+    if abs(pruned - sparsity * sum(sizes)) > len(sizes) / 2 + 0.005 * sum(sizes):
+        raise ValueError(
+            f"`allocation` must come to the recipe's sparsity of {sparsity:g}, but it prunes "
+            f"{pruned / max(sum(sizes), 1):.3g} of the weights."
+        )
+    return shares
+
+
+def check_allocation(allocation: Allocation) -> None:
+    """Raises for a name that is none, or a single number."""
+    if isinstance(allocation, str) and allocation not in ALLOCATIONS:
+        names = ", ".join(map(repr, ALLOCATIONS))
+        raise ValueError(
+            f"`allocation` must be one of {names}, a function or a tree of shares, got {allocation!r}."
+        )
+    if isinstance(allocation, bool | int | float):
+        raise TypeError(f"`allocation` must be a name, a function or a tree of shares, got {allocation!r}.")
+
+
+def compared_over(scope: str, allocation: Allocation) -> str:
+    """The scope, or the allocation that takes its place, as a recipe prints it."""
+    if allocation is None:
+        return scope
+    if isinstance(allocation, str):
+        check_allocation(allocation)
+        allocation = ALLOCATIONS[allocation]
+    if not callable(allocation):
+        return "given allocation"
+    name = getattr(allocation, "__name__", type(allocation).__name__)
+    return f"{'ERK' if name == 'erk' else name} allocation"
 
 
 def check_whole(**numbers: Any) -> None:

@@ -7,14 +7,16 @@ import optax
 
 from jaxprune import scores
 from jaxprune.params import PyTree
-from jaxprune.recipes.recipe import Recipe, Task, check_part
+from jaxprune.recipes.recipe import Allocation, Recipe, Task, allocated, check_part, compared_over
 from jaxprune.schedules import one_shot
 from jaxprune.sparse_training import group_penalty
 from jaxprune.structures import Channels
 from jaxprune.transforms import gradual
 
 
-def slimming(sparsity: float, *, strength: float = 1e-4, at: float = 0.5) -> Recipe:
+def slimming(
+    sparsity: float, *, strength: float = 1e-4, at: float = 0.5, allocation: Allocation = None
+) -> Recipe:
     """Slimming: a group lasso makes output channels small, the smallest go at once, the others go on.
 
     Give `where` without the output layer: its channels are what the network is asked for.
@@ -23,6 +25,8 @@ def slimming(sparsity: float, *, strength: float = 1e-4, at: float = 0.5) -> Rec
       sparsity: share of the channels of each layer that is pruned, in [0, 1).
       strength: of the penalty `sum_g sqrt(n_g) ||w_g||`, whose gradient is added to the loss's.
       at: share of the training after which is pruned, in [0, 1).
+      allocation: each layer's own share: "erk", "uniform", a function (params, sparsity, where=) -> tree, or a tree
+        of shares that come to `sparsity` in all; None for the same share of each.
 
     Example:
       >>> import jaxprune as jp
@@ -48,7 +52,7 @@ def slimming(sparsity: float, *, strength: float = 1e-4, at: float = 0.5) -> Rec
 
         return gradual(
             optax.chain(optax.stateless(penalise), inner),
-            one_shot(sparsity, step=int(at * task.steps)),
+            one_shot(allocated(allocation, sparsity, task.params, task.where), step=int(at * task.steps)),
             score=lambda params: scores.l2_norm(params, Channels()),
             scope="local",
             structure=Channels(),
@@ -58,7 +62,7 @@ def slimming(sparsity: float, *, strength: float = 1e-4, at: float = 0.5) -> Rec
     return Recipe(
         "slimming",
         sparsity,
-        scoring=f"L2 norm under a group lasso of {strength:g}, local",
+        scoring=f"L2 norm under a group lasso of {strength:g}, {compared_over('local', allocation)}",
         scheduling=f"at once, after {at:g} of the training",
         initialization="weights go on (fine-tuning)",
         make=make,

@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation import Scope, counts_to_prune
+from jaxprune.allocation import Scope, check_scope
 from jaxprune.lookahead import paired, weights_of
 from jaxprune.masks import apply_masks, masked_leaf
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array, prunable_leaves
-from jaxprune.sparse_training.largest import check_sparsity, check_steps
+from jaxprune.sparse_training.largest import check_steps
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given, masked_update
 from jaxprune.transforms.moments import clear_moments
 from jaxprune.transforms.placeholder import mappable
+from jaxprune.transforms.scheduled import check_schedule, counts_at, final_shares, nothing_asked, shares_at
 from jaxprune.transforms.turn import turn_if
 from jaxprune.units import as_arrays, full_masks, masks_from_counts, unit_counts
 
@@ -54,7 +55,7 @@ def movement(
 
     Args:
       inner: any optax optimizer.
-      schedule: step -> sparsity, such as `jp.schedules.cubic(0.9, begin=0, end=10_000, every=100)`.
+      schedule: step -> sparsity, or a tree of shares, as for `jp.gradual`.
       regrow: whether pruned weights may come back.
       every: with `regrow`, steps from one update of the masks to the next.
       scope: "global" or "local".
@@ -85,27 +86,29 @@ def movement(
       Sanh, Wolf, Rush, Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020, arXiv:2005.07683.
     """
     inner = optax.with_extra_args_support(inner)
-    if not callable(schedule):
-        raise TypeError(f"`schedule` must map a step to a sparsity, got {schedule!r}: see jp.schedules.")
-    check_sparsity(schedule, scope, structure)
+    check_scope(scope, structure)
+    check_schedule(schedule, structure)
     check_steps(every=every)
 
     def init_fn(params: PyTree) -> MovementState:
-        chosen = prunable_leaves(params, where)
-        leaves, treedef = jax.tree.flatten(weights_of(params))
+        weights = weights_of(params)
+        chosen = prunable_leaves(weights, where)
+        leaves, treedef = jax.tree.flatten(weights)
         scores = [
             jnp.zeros_like(w, jnp.float32) if i in chosen else jnp.zeros([], jnp.float32)
             for i, w in enumerate(leaves)
         ]
-        nothing, masks = jnp.zeros([], jnp.float32), full_masks(params, structure, chosen)
+        check_schedule(schedule, structure, weights, chosen)
+        nothing = nothing_asked(schedule, weights, chosen)
+        masks = paired(full_masks(weights, structure, chosen), params)
         count, collected = jnp.zeros([], jnp.int32), jax.tree.unflatten(treedef, scores)
         return MovementState(count, nothing, collected, masks, inner.init(params))
 
     def update_fn(updates: PyTree, state: MovementState, params: PyTree | None = None, **extra_args: Any):
         check_given(params)
-        sparsity = jnp.asarray(schedule(state.count), jnp.float32)
         weights = weights_of(params)
         chosen = prunable_leaves(weights, where)
+        sparsity = shares_at(schedule, state.count, weights, chosen)
 
         def collect(score: jax.Array, w: jax.Array, g: jax.Array, m: jax.Array) -> jax.Array:
             if m.ndim == 0:
@@ -118,14 +121,15 @@ def movement(
 
         def choose(masks: PyTree) -> PyTree:
             _, leaves, _ = flatten_with_paths(weights)
-            counts = counts_to_prune(sparsity, unit_counts(structure, leaves, chosen), scope)
+            units = unit_counts(structure, leaves, chosen)
+            counts = counts_at(sparsity, final_shares(schedule, weights, chosen), units, scope)
             prior = None if regrow else weights_of(masks)
             new = masks_from_counts(collected, counts, structure, chosen, prior)
             return paired(as_arrays(new, weights), masks)
 
-        is_due = sparsity > state.sparsity
+        is_due = jnp.any(sparsity > state.sparsity)
         if regrow:
-            is_due |= (sparsity > 0) & (state.count % every == 0)
+            is_due |= jnp.any(sparsity > 0) & (state.count % every == 0)
         masks = turn_if(is_due, choose, state.masks)
         fresh = inner.init(params if regrow else apply_masks(params, masks))
         inner_state = clear_moments(state.inner_state, params, masks, fresh)

@@ -9,27 +9,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation import (
-    Scope,
-    check_fraction,
-    check_least_kept,
-    check_scope,
-    counts_to_prune,
-    least_kept,
-)
+from jaxprune.allocation import Scope, check_least_kept, check_scope, counts_to_prune, least_kept
 from jaxprune.lookahead import paired, weights_of
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores import magnitude
 from jaxprune.scores.scorer import call_score
-from jaxprune.structures import NM, Structure, Unstructured
+from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given, masked_update, without_past
 from jaxprune.transforms.placeholder import mappable
+from jaxprune.transforms.scheduled import check_schedule, counts_at, final_shares, nothing_asked, shares_at
 from jaxprune.transforms.turn import turn_if
 from jaxprune.units import full_masks, next_masks, unit_counts
 
 
 class GradualState(NamedTuple):
-    """count: steps so far; sparsity: the schedule's at the last update of the masks; masks; inner_state."""
+    """count: steps so far; sparsity: float32, the schedule's at the last update of the masks; masks; inner_state.
+
+    The sparsity is a scalar, or a vector over the leaves to prune where the schedule gives a tree.
+    """
 
     count: jax.Array
     sparsity: jax.Array
@@ -56,7 +53,9 @@ def gradual(
 
     Args:
       inner: any optax optimizer.
-      schedule: step -> sparsity, such as `jp.schedules.cubic(0.9, begin=0, end=10_000, every=100)`.
+      schedule: step -> sparsity, such as `jp.schedules.cubic(0.9, begin=0, end=10_000, every=100)`. It may
+        give a tree of shares, an allocation: each leaf then has its own share, whatever the scope, as with
+        `jp.schedules.cubic(jp.allocate.erk(params, 0.9), begin=0, end=10_000, every=100)`.
       score: params -> scores, larger = keep; one that takes `key` gets a fresh key at each update.
       scope: "global" or "local".
       structure: what a unit is.
@@ -91,44 +90,38 @@ def gradual(
     """
     inner = optax.with_extra_args_support(inner)
     check_scope(scope, structure)
-    if not callable(schedule):
-        raise TypeError(f"`schedule` must map a step to a sparsity, got {schedule!r}: see jp.schedules.")
-    final = getattr(schedule, "final", None)
-    if final is not None:
-        check_fraction("schedule", final)
-        if isinstance(structure, NM) and final > structure.sparsity + 1e-6:
-            raise ValueError(
-                f"`schedule` must not pass {structure.sparsity:g}, the sparsity of {structure}, "
-                f"got {final:g}."
-            )
+    check_schedule(schedule, structure)
 
     def init_fn(params: PyTree) -> GradualState:
-        chosen = prunable_leaves(params, where)
-        masks = full_masks(params, structure, chosen)
+        weights = weights_of(params)
+        chosen = prunable_leaves(weights, where)
+        masks = paired(full_masks(weights, structure, chosen), params)
+        check_schedule(schedule, structure, weights, chosen)
+        final = final_shares(schedule, weights, chosen)
         if final is not None:
-            paths, leaves, _ = flatten_with_paths(params)
+            paths, leaves, _ = flatten_with_paths(weights)
             units = unit_counts(structure, leaves, chosen)
-            counts = counts_to_prune(float(final), units, scope)
+            counts = counts_to_prune(final, units, scope)
             check_least_kept(counts, units, least_kept(minimum, units), [paths[i] for i in chosen])
-        nothing = jnp.zeros([], jnp.float32)
+        nothing = nothing_asked(schedule, weights, chosen)
         return GradualState(jnp.zeros([], jnp.int32), nothing, masks, inner.init(params))
 
     def update_fn(updates: PyTree, state: GradualState, params: PyTree | None = None, **extra_args: Any):
         check_given(params)
-        sparsity = jnp.asarray(schedule(state.count), jnp.float32)
+        weights = weights_of(params)
+        chosen = prunable_leaves(weights, where)
+        sparsity = shares_at(schedule, state.count, weights, chosen)
 
         def prune(masks: PyTree) -> PyTree:
             step_key = None if key is None else jax.random.fold_in(key, state.count)
-            weights = weights_of(params)
             scores = call_score(score, weights, step_key)
-            chosen = prunable_leaves(weights, where)
             _, leaves, _ = flatten_with_paths(weights)
             units = unit_counts(structure, leaves, chosen)
-            counts = counts_to_prune(sparsity, units, scope)
+            counts = counts_at(sparsity, final_shares(schedule, weights, chosen), units, scope)
             least = least_kept(minimum, units)
             return paired(next_masks(scores, counts, structure, chosen, weights_of(masks), least), masks)
 
-        masks = turn_if(sparsity > state.sparsity, prune, state.masks)
+        masks = turn_if(jnp.any(sparsity > state.sparsity), prune, state.masks)
         inner_state = without_past(inner, state.inner_state, params, masks)
         new_updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)
         count = optax.safe_increment(state.count)

@@ -1,0 +1,173 @@
+"""Rounds in which no weight can change, as under a learning rate that has reached 0: found before they run.
+
+A training step is traced, and only what depends on the state's step counts alone is computed: the learning
+rates. Of everything else two things are followed, whether it is surely zero and whether it surely equals a
+parameter of before the step. A round none of whose steps can change a weight is idle. What cannot be told
+counts as training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxprune.params import PyTree
+from jaxprune.tracing.hints import Hint, Known, Value, both, constant, evaluate, negated
+from jaxprune.training import Training
+from jaxprune.transforms.masks_in_state import holds_masks
+
+Counts = tuple[Any, ...]
+
+
+class Clock:
+    """The step counts of a training's state: how a step moves them, and whether it can change a weight."""
+
+    def __init__(self, training: Training, key: jax.Array, state: Any, chosen: list[int]):
+        def step(state: Any, key: jax.Array, number: jax.Array) -> Any:
+            return training.train_step(state, training.batch_fn(key, number))[0]
+
+        self.leaves, treedef = jax.tree.flatten(state)
+        self.step = _Program(step, state, key, jnp.zeros([], jnp.int32))
+        places = jax.tree.unflatten(treedef, range(len(self.leaves)))
+        nodes = jax.tree.leaves(places, is_leaf=holds_masks)
+        self.masks = jax.tree.leaves([node.masks for node in nodes if holds_masks(node)])
+        self.params = jax.tree.leaves(places.params)
+        self.prunable = [self.params[i] for i in chosen]
+        self.counters = [i for i, leaf in enumerate(self.leaves) if _is_counter(leaf)]
+        while True:  # until each of them depends on nothing but them
+            found, self.moves = self._look()
+            if found == self.counters:
+                break
+            self.counters = found
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether the counts decide if a step trains."""
+        return not isinstance(self.moves, bool)
+
+    def start(self) -> Counts:
+        """The counts as they are now; 0 where they are traced."""
+        values = (self.leaves[i] for i in self.counters)
+        return tuple(np.asarray(0 if isinstance(x, Tracer) else x, x.dtype) for x in values)
+
+    def values(self, counts: Counts, params_are_same: bool = False) -> list[Value]:
+        """What is known of the leaves of a state with these counts."""
+        known: list[Value] = [Hint() for _ in self.leaves]
+        for i in self.masks:
+            known[i] = Known(np.True_)  # a kept weight's
+        for i in self.params if params_are_same else ():
+            known[i] = Hint(same=(i, True))
+        for i, count in zip(self.counters, counts, strict=True):
+            known[i] = Known(count)
+        return known
+
+    def advance(self, counts: Counts, number: Any) -> tuple[list[Value], Any]:
+        """What is known of the state after step `number`, and whether a weight can have changed."""
+        before = self.values(counts, params_are_same=True)
+        after = self.step([*before, Hint(), Known(number)])
+        stands: Any = True
+        for i in self.prunable:
+            value = after[i]
+            same = value.same if isinstance(value, Hint) else None
+            stands = both(stands, same[1] if same and same[0] == i else False)
+        return after, negated(stands)
+
+    def _look(self) -> tuple[list[int], Any]:
+        seen: list[Any] = []
+
+        def look(counts: Counts, number: jax.Array) -> None:
+            after, moves = self.advance(counts, number)
+            seen.append(([i for i in self.counters if isinstance(after[i], Known)], moves))
+
+        jax.eval_shape(look, self.start(), jnp.zeros([], jnp.int32))
+        return seen[0]
+
+    def run(self, counts: Counts, start: int, stop: int) -> tuple[Counts, bool]:
+        """The counts after steps start, ..., stop - 1, and whether one of them can train."""
+
+        def body(number: jax.Array, carry: tuple[Counts, jax.Array]) -> tuple[Counts, jax.Array]:
+            after, moves = self.advance(carry[0], number)
+            new = tuple(after[i].value for i in self.counters)  # pyright: ignore[reportAttributeAccessIssue]
+            new = tuple(jnp.asarray(x, old.dtype) for x, old in zip(new, carry[0], strict=True))
+            return new, carry[1] | moves
+
+        if not hasattr(self, "_loop"):
+            self._loop = jax.jit(lambda low, high, carry: jax.lax.fori_loop(low, high, body, carry))
+        carry = tuple(map(jnp.asarray, counts)), jnp.zeros([], bool)
+        counts, trains = self._loop(jnp.int32(start), jnp.int32(stop), carry)
+        return tuple(map(np.asarray, counts)), bool(trains)
+
+
+def idle_round(
+    training: Training, key: jax.Array, state: Any, chosen: list[int], rewind: Any, rounds: int
+) -> int | None:
+    """The first round after the dense one in which no weight to prune can change; None if there is none.
+
+    Args:
+      training: that of a round.
+      key: the experiment's, only its type counts.
+      state: a settled state before the first step. Step counts that are traced are taken to start at 0.
+      chosen: positions of the parameters to prune.
+      rewind: the experiment's.
+      rounds: prunings.
+
+    Returns:
+      The number of the round. A dense training that changes nothing either is left alone.
+    """
+    if not rounds:
+        return None
+    clock = Clock(training, key, state, chosen)
+    if not clock.is_telling:
+        return None
+    restore = _Program(lambda key, s, base: rewind.restore(key, s, rewind.take(base)), key, state, state)
+    with jax.ensure_compile_time_eval():
+        snapshot, early = clock.run(clock.start(), 0, rewind.step)
+        end, late = clock.run(snapshot, rewind.step, training.steps)
+        if not (early or late):
+            return None
+        before = None
+        for number in range(1, rounds + 1):
+            states = [clock.values(counts) for counts in (end, snapshot)]
+            restored = restore([Hint(), *states[0], *states[1]])
+            found = [restored[i] for i in clock.counters]
+            if not all(isinstance(value, Known) for value in found):
+                return None
+            counts = tuple(np.asarray(value.value) for value in found if isinstance(value, Known))
+            if counts == before:
+                return None  # as in the last round, which trained
+            end, trains = clock.run(counts, rewind.step, training.steps)
+            if not trains:
+                return number
+            before = counts
+    return None
+
+
+def is_over(training: Training, key: jax.Array, state: Any, chosen: list[int]) -> bool:
+    """Whether a training from `state` can change no weight to prune, but one from step counts of 0 could."""
+    clock = Clock(training, key, state, chosen)
+    if not clock.is_telling:
+        return False
+    start = clock.start()
+    with jax.ensure_compile_time_eval():
+        fresh = tuple(np.zeros_like(count) for count in start)
+        return not clock.run(start, 0, training.steps)[1] and clock.run(fresh, 0, training.steps)[1]
+
+
+class _Program:
+    """A function of trees as a jaxpr, evaluated on what is known of their leaves."""
+
+    def __init__(self, fn: Callable[..., PyTree], *trees: Any):
+        closed = jax.make_jaxpr(fn)(*jax.eval_shape(lambda *args: args, *trees))
+        self.jaxpr, self.consts = closed.jaxpr, [constant(c) for c in closed.consts]
+
+    def __call__(self, values: list[Value]) -> list[Value]:
+        return evaluate(self.jaxpr, self.consts, values)
+
+
+def _is_counter(leaf: Any) -> bool:
+    return jnp.ndim(leaf) == 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
