@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from jaxprune.jax_compat import CUSTOM_DERIVATIVES, PLAIN_CALLS, REMATERIALIZED, body_of, opened, scan_counts
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.tracing import is_array_leaf, shape_of, trace
 
@@ -48,16 +49,7 @@ def weight_flops(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> PyTree
 
 # Where a value comes from: the numbers of the parameters it is made of, or None if an input has a part in it.
 Origin = frozenset[int] | None
-_CALLS = (
-    "jit",
-    "pjit",
-    "closed_call",
-    "remat2",
-    "checkpoint",
-    "core_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-)
+_CALLS = frozenset((*PLAIN_CALLS, *REMATERIALIZED, *CUSTOM_DERIVATIVES))
 _PICKS = ("gather", "dynamic_slice")  # a weight picked by the input, an expert's, is a weight
 
 
@@ -80,18 +72,19 @@ def _walk(jaxpr: Jaxpr, ins: Sequence[Origin], sizes: Sequence[int]) -> tuple[li
 def _equation(eqn: JaxprEqn, ins: list[Origin], sizes: Sequence[int]) -> tuple[list[float], list[Origin]]:
     name, p = eqn.primitive.name, eqn.params
     if name in _CALLS:
-        return _walk(_open(p["jaxpr"] if "jaxpr" in p else p["call_jaxpr"]), ins, sizes)
+        return _walk(opened(body_of(eqn))[0], ins, sizes)
     if name == "cond":
-        found = [_walk(_open(branch), ins[1:], sizes) for branch in p["branches"]]
+        found = [_walk(opened(branch)[0], ins[1:], sizes) for branch in p["branches"]]
         outs = [_join([ins[0], *origins]) for origins in zip(*(outs for _, outs in found), strict=True)]
         return max((flops for flops, _ in found), key=sum), outs
     if name == "scan":
-        start, stop = p["num_consts"], p["num_consts"] + p["num_carry"]
-        flops, outs = _loop(_open(p["jaxpr"]), ins[:start], ins[start:stop], ins[stop:], sizes)
+        start, carried = scan_counts(eqn)
+        stop = start + carried
+        flops, outs = _loop(opened(p["jaxpr"])[0], ins[:start], ins[start:stop], ins[stop:], sizes)
         return [p["length"] * f for f in flops], outs
     if name == "while":
         start, stop = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
-        return _loop(_open(p["body_jaxpr"]), ins[start:stop], ins[stop:], [], sizes)
+        return _loop(opened(p["body_jaxpr"])[0], ins[start:stop], ins[stop:], [], sizes)
     flops = [0.0] * len(sizes)
     made_of = [o for o in ins[:2] if o] if name in ("dot_general", "conv_general_dilated") else []
     if len(made_of) == 1:
@@ -126,7 +119,3 @@ def _product_flops(eqn: JaxprEqn) -> int:
         return 2 * out * math.prod(left[dim] for dim in contract)
     features = eqn.params["dimension_numbers"].rhs_spec[0]
     return 2 * out * math.prod(n for dim, n in enumerate(right) if dim != features)
-
-
-def _open(jaxpr: Any) -> Jaxpr:
-    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from jaxprune.calibration.rows import Rows, weight_product
 from jaxprune.calibration.signature import signature
 from jaxprune.calibration.view import Matrix, View, follow, index, whole
+from jaxprune.jax_compat import CUSTOM_DERIVATIVES, PLAIN_CALLS, REMATERIALIZED, body_of, opened, scan_counts
 from jaxprune.tracing import Traced, shape_of
 
 
@@ -127,9 +128,8 @@ class _Flat:
         ins = tuple(a for a in atoms if not isinstance(a, Literal))
         views = [None if isinstance(a, Literal) else self.views.get(a) for a in atoms]
         if any(view is not None for view in views):
-            body = eqn.params.get(_CALLS.get(name, ""))
-            if body is not None:
-                return self.inline(*_open(body), [self._number(a) for a in atoms])
+            if name in _CALLS:
+                return self.inline(*opened(body_of(eqn)), [self._number(a) for a in atoms])
             if name == "scan":
                 return self._scan(eqn, [self._number(a) for a in atoms])
         values = [a.val if isinstance(a, Literal) else self.known.get(a) for a in atoms]
@@ -163,9 +163,9 @@ class _Flat:
 
     def _scan(self, eqn: JaxprEqn, ins: list[int]) -> list[int]:
         p = eqn.params
-        n_consts, n_carry, length = p["num_consts"], p["num_carry"], p["length"]
+        (n_consts, n_carry), length = scan_counts(eqn), p["length"]
         consts, carry, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
-        body, body_consts = _open(p["jaxpr"])
+        body, body_consts = opened(p["jaxpr"])
         ys: list[list[int]] = []
         order = range(length - 1, -1, -1) if p["reverse"] else range(length)
         for i in order:
@@ -189,10 +189,7 @@ class _Flat:
         return out
 
 
-_CALLS = {
-    **dict.fromkeys(("jit", "pjit", "remat2", "checkpoint"), "jaxpr"),
-    **dict.fromkeys(("closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
-}
+_CALLS = frozenset((*PLAIN_CALLS, *REMATERIALIZED, *CUSTOM_DERIVATIVES))
 
 
 def bind(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -225,7 +222,3 @@ def _is_small(eqn: JaxprEqn) -> bool:
         shape_of(v) == () and getattr(getattr(v.aval, "dtype", None), "kind", "") in tuple("biu")
         for v in eqn.outvars
     )
-
-
-def _open(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:
-    return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, ())

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
+from jaxprune.jax_compat import CUSTOM_DERIVATIVES
+
 # Derivative rules are objects of their own at every call, and a forward pass does not look at them.
-_BODY_ONLY = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+_BODY_ONLY = dict.fromkeys(CUSTOM_DERIVATIVES, "call_jaxpr")
 
 
 def signature(eqn: JaxprEqn) -> Hashable:

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from jaxprune.jax_compat import CUSTOM_DERIVATIVES, PLAIN_CALLS, REMATERIALIZED, body_of, opened, scan_counts
 from jaxprune.surgery.axes import Axes, Reason, freeze, fresh, leaves_of, size_of, unify
 from jaxprune.surgery.rules import RULES
 from jaxprune.tracing import Source, shape_of
@@ -193,7 +194,7 @@ def _copied(axes: Axes) -> Axes:
 def _call(frame, index, eqn, ins, reason, depth):
     """jit, remat and closed calls: the body's values are the caller's."""
     del reason
-    jaxpr, consts = _open(eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"])
+    jaxpr, consts = opened(body_of(eqn))
     positions = [_is_position(frame, v) for v in eqn.invars]
     whole = passes_whole(eqn)
     constant = [whole and frame.is_constant(v) for v in eqn.invars]
@@ -209,10 +210,7 @@ def _call(frame, index, eqn, ins, reason, depth):
 
 def passes_whole(eqn: JaxprEqn) -> bool:
     """Whether a call takes and gives constants whole; others cut them at their border."""
-    return eqn.primitive.name in _PLAIN_CALLS
-
-
-_PLAIN_CALLS = ("jit", "pjit", "closed_call", "core_call")
+    return eqn.primitive.name in PLAIN_CALLS
 
 
 def _custom(frame, index, eqn, ins, reason, depth):
@@ -249,12 +247,12 @@ def _custom(frame, index, eqn, ins, reason, depth):
 
 def _scan(frame, index, eqn, ins, reason, depth):
     p = eqn.params
-    n_consts, n_carry = p["num_consts"], p["num_carry"]
+    n_consts, n_carry = scan_counts(eqn)
     consts, carry, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
     why = reason._replace(text="scanned over")
     for axes in xs:
         freeze(axes[0], why)
-    jaxpr, body_consts = _open(p["jaxpr"])
+    jaxpr, body_consts = opened(p["jaxpr"])
     body = infer(
         jaxpr, [*consts, *carry, *(axes[1:] for axes in xs)], body_consts, (), depth, frame.source(eqn)
     )
@@ -267,8 +265,8 @@ def _while(frame, index, eqn, ins, reason, depth):
     p = eqn.params
     n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
     cond_consts, body_consts, carry = ins[:n_cond], ins[n_cond : n_cond + n_body], ins[n_cond + n_body :]
-    cond_jaxpr, cond_closed = _open(p["cond_jaxpr"])
-    body_jaxpr, body_closed = _open(p["body_jaxpr"])
+    cond_jaxpr, cond_closed = opened(p["cond_jaxpr"])
+    body_jaxpr, body_closed = opened(p["body_jaxpr"])
     cond = infer(cond_jaxpr, [*cond_consts, *carry], cond_closed, (), depth, frame.source(eqn))
     body = infer(body_jaxpr, [*body_consts, *carry], body_closed, (), depth, frame.source(eqn))
     frame.calls[index] = (cond, body)
@@ -287,17 +285,13 @@ def _cond(frame, index, eqn, ins, reason, depth):
 
 
 def _with_ins(branch: ClosedJaxpr, ins: Sequence[Axes]) -> tuple[Jaxpr, Sequence[Axes], Sequence[Any]]:
-    jaxpr, consts = _open(branch)
+    jaxpr, consts = opened(branch)
     return jaxpr, ins, consts
 
 
-def _open(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:
-    return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, ())
-
-
 CALLS = {
-    **dict.fromkeys((*_PLAIN_CALLS, "remat2", "checkpoint"), _call),
-    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), _custom),
+    **dict.fromkeys((*PLAIN_CALLS, *REMATERIALIZED), _call),
+    **dict.fromkeys(CUSTOM_DERIVATIVES, _custom),
     "scan": _scan,
     "while": _while,
     "cond": _cond,

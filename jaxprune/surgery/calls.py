@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 
+from jaxprune.jax_compat import REMATERIALIZED, scan_counts
 from jaxprune.surgery.analysis import Frame
 
 Evaluate = Callable[[Frame, Sequence[Any], Any], list[Any]]
@@ -37,7 +38,7 @@ def rebuild(
         case "cond":
             branches = [_branch(branch, mode, evaluate) for branch in bodies]
             return list(lax.switch(args[0], branches, *args[1:]))
-        case "remat2" | "checkpoint":
+        case name if name in REMATERIALIZED:
             kept = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
             return list(jax.checkpoint(body, **kept)(*args))
         case "custom_jvp_call" if index in frame.derivatives:
@@ -53,7 +54,7 @@ def _branch(branch: Frame, mode: Any, evaluate: Evaluate) -> Callable[..., list[
 
 def _scan(eqn: JaxprEqn, args: Sequence[Any], body: Callable[..., list[Any]]) -> list[Any]:
     p = eqn.params
-    n_consts, n_carry = p["num_consts"], p["num_carry"]
+    n_consts, n_carry = scan_counts(eqn)
     consts, carry, xs = args[:n_consts], args[n_consts : n_consts + n_carry], args[n_consts + n_carry :]
 
     def step(carry, xs):

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import source_info_util  # keeps the source lines of the user's equations
 from jax.extend.core import JaxprEqn, Literal
 
+from jaxprune.jax_compat import context_of
 from jaxprune.surgery import calls
 from jaxprune.surgery.analysis import Frame, passes_whole
 from jaxprune.surgery.axes import Axes, size_of
@@ -135,8 +135,7 @@ def evaluate(frame: Frame, args: Sequence[Any], mode: Small, whole: bool = False
     """Runs a call's jaxpr in a mode; results that are constant come out cut, or `whole`."""
     values = _Values(frame, args, mode)
     for index, eqn in enumerate(frame.jaxpr.eqns):
-        scope = source_info_util.current_name_stack() + eqn.source_info.name_stack
-        with source_info_util.user_context(eqn.source_info.traceback, name_stack=scope), eqn.ctx.manager:
+        with context_of(eqn):
             bodies = frame.calls.get(index, ())
             touched = any(map(mode.touches, bodies))
             if all(map(frame.is_constant, eqn.invars)):

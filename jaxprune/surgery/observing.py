@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn, Literal
 
+from jaxprune.jax_compat import scan_counts
 from jaxprune.surgery.analysis import Frame
 from jaxprune.surgery.interpreter import bind
 
@@ -101,7 +102,7 @@ def _dependence_of(bodies: Sequence[Frame], eqn: JaxprEqn, ins: list[bool]) -> l
 
 def _scan_dependence(body: Frame, eqn: JaxprEqn, ins: Sequence[bool]) -> list[bool]:
     """The flags of a scan's arguments, those of the carry as they are after any number of steps."""
-    first, count = eqn.params["num_consts"], eqn.params["num_carry"]
+    first, count = scan_counts(eqn)
     flags = list(ins)
     while True:
         depends = dependence(body, flags)
@@ -116,7 +117,7 @@ def _scan(
     body: Frame, eqn: JaxprEqn, args: list[Any], flags: Sequence[bool], totals: Totals, observe: Observe
 ) -> tuple[list[Any], Totals]:
     p = eqn.params
-    first, count = p["num_consts"], p["num_carry"]
+    first, count = scan_counts(eqn)
     flags = _scan_dependence(body, eqn, flags)
     consts, carry, xs = args[:first], args[first : first + count], args[first + count :]
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax._src.interpreters import partial_eval
 from jax.extend.core import ClosedJaxpr, JaxprEqn
+
+from jaxprune.jax_compat import without_dead_code
 
 
 class Derivative(NamedTuple):
@@ -57,10 +58,7 @@ def derivative_of(eqn: JaxprEqn) -> Derivative:
         closed = jax.make_jaxpr(jvp)(ins, [ins[i] for i in inexact_in])
     else:
         closed = jax.make_jaxpr(vjp)(ins, [outs[i] for i in inexact_out])
-    jaxpr = partial_eval.convert_constvars_jaxpr(closed.jaxpr)
-    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
-    jaxpr = partial_eval.convert_invars_to_constvars(jaxpr, len(closed.consts))
-    return Derivative(ClosedJaxpr(jaxpr, closed.consts), inexact_in, inexact_out)
+    return Derivative(without_dead_code(closed), inexact_in, inexact_out)
 
 
 def _abstract(aval: Any) -> jax.ShapeDtypeStruct:

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax._src import source_info_util  # no public way to the source line of an equation
-from jax._src.interpreters import partial_eval
 from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn
 
+from jaxprune.jax_compat import constants_as_inputs, user_frames
 from jaxprune.params import PyTree, flatten_with_paths
 
 
@@ -54,11 +53,9 @@ def trace(fn: Callable, params: PyTree, inputs: tuple[Any, ...]) -> Traced:
 
     abstract = [as_abstract(leaves[i]) for i in dynamic]
     closed, out_shape = jax.make_jaxpr(flat_fn, return_shape=True)(*abstract)
-    jaxpr = partial_eval.convert_constvars_jaxpr(closed.jaxpr)
-    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
     paths, param_leaves, _ = flatten_with_paths(params)
     return Traced(
-        jaxpr,
+        constants_as_inputs(closed),
         list(closed.consts),
         [path for path, leaf in zip(paths, param_leaves, strict=True) if is_array_leaf(leaf)],
         [as_abstract(leaf) for leaf in param_leaves if is_array_leaf(leaf)],
@@ -86,7 +83,7 @@ def as_abstract(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=True)
     return jax.ShapeDtypeStruct(
         leaf.shape,
-        leaf.dtype,
+        jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True),
         weak_type=getattr(leaf, "weak_type", False) and not isinstance(leaf, np.ndarray),
     )
 
@@ -118,8 +115,7 @@ class Source:
 
 def source_of(eqn: JaxprEqn) -> str:
     """`file.py:line` of an equation, in the user's own file where there is one, with its module scope."""
-    frames = list(source_info_util.user_frames(eqn.source_info.traceback))
-    frames = [f for f in frames if not f.file_name.startswith(_OURS)]
+    frames = [f for f in user_frames(eqn) if not f.file_name.startswith(_OURS)]
     own = [f for f in frames if not any(library in f.file_name for library in _LIBRARIES)]
     scope = str(eqn.source_info.name_stack)
     place = next((f"{os.path.basename(f.file_name)}:{f.start_line}" for f in own or frames), "")
