@@ -41,6 +41,11 @@ def check_fraction(name: str, value: Any, path: str | None = None) -> None:
         raise ValueError(f"`{name}` must be in [0, 1), got {value}{at}.{hint}")
 
 
+def pruned_after(rate: Any, rounds: int) -> float:
+    """`1 - (1 - rate)^rounds` for the rate as it is written: one round at 0.1 prunes 0.1, no less."""
+    return float(1 - (1 - as_written(rate)) ** int(rounds))
+
+
 def shares_of(sparsity: Any, scores: PyTree, chosen: list[int]) -> Any:
     """A scalar share for all leaves, or a list with one for each chosen leaf; checked."""
     is_scalar = isinstance(sparsity, numbers.Real) or getattr(sparsity, "ndim", None) == 0

@@ -15,7 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.allocation import check_fraction
+from jaxprune.allocation import check_fraction, pruned_after
+from jaxprune.selection import as_written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,11 @@ def iterative(final: float, rounds: int, begin: int = 0, every: int = 1) -> Sche
       [0.3, 0.6, 0.9, 0.9]
     """
     check_fraction("final", final)
-    return _rounds("iterative", final, rounds, begin, every, lambda r, xp: final * r / rounds)
+
+    def after(r: Any) -> Any:
+        return float(as_written(final) * r / rounds) if isinstance(r, int) else final * r / rounds
+
+    return _rounds("iterative", final, rounds, begin, every, after)
 
 
 def geometric(rate: float, rounds: int, begin: int = 0, every: int = 1) -> Schedule:
@@ -115,8 +120,11 @@ def geometric(rate: float, rounds: int, begin: int = 0, every: int = 1) -> Sched
     """
     check_fraction("rate", rate)
     _check_positive("rounds", rounds)
-    final = 1 - (1 - float(rate)) ** rounds
-    return _rounds("geometric", final, rounds, begin, every, lambda r, xp: 1 - (1 - float(rate)) ** r)
+
+    def after(r: Any) -> Any:
+        return pruned_after(rate, r) if isinstance(r, int) else 1 - (1 - float(rate)) ** r
+
+    return _rounds("geometric", after(int(rounds)), rounds, begin, every, after)
 
 
 def linear(final: float, begin: int, end: int, every: int = 1, initial: float = 0.0) -> Schedule:
@@ -195,7 +203,8 @@ def _rounds(name: str, final: float, rounds: int, begin: int, every: int, after:
     end = begin + (rounds - 1) * every
 
     def shape(progress: Any, xp: Any) -> Any:
-        return after(xp.round(progress * (rounds - 1)) + 1, xp)
+        r = xp.round(progress * (rounds - 1)) + 1
+        return after(int(r) if xp is np else r)
 
     return Schedule(name, float(final), begin, end, shape, every)
 
