@@ -12,7 +12,7 @@ from jaxprune.params import PyTree
 from jaxprune.surgery.analysis import Frame, infer, unknown
 from jaxprune.surgery.axes import Axes, Reason, freeze, unify
 from jaxprune.surgery.kept import Conflict, Keep, assign
-from jaxprune.tracing import Traced, is_array_leaf, trace
+from jaxprune.tracing import Traced, as_abstract, is_array_leaf, trace
 
 State = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 KeptAxes = Mapping[str, tuple[np.ndarray | None, ...]]  # path -> mask of each axis, None = whole
@@ -24,6 +24,7 @@ class Model(NamedTuple):
     traced: Traced
     frame: Frame
     axes: dict[str, Axes]
+    inputs: tuple[Any, ...]  # abstract
 
 
 def analyse(fn: Callable, params: PyTree, inputs: tuple[Any, ...], state: State | None = None) -> Model:
@@ -50,7 +51,8 @@ def analyse(fn: Callable, params: PyTree, inputs: tuple[Any, ...], state: State 
                     axis,
                     Reason(f"axis {dim} of output {i}" if len(outs) > 1 else f"axis {dim} of the output"),
                 )
-    return Model(traced, frame, param_axes)
+    abstract = jax.tree.map(lambda x: as_abstract(x) if is_array_leaf(x) else x, inputs)
+    return Model(traced, frame, param_axes, abstract)
 
 
 def keep_of(model: Model, kept: KeptAxes) -> Keep:

@@ -30,11 +30,13 @@ class Plan:
       shapes: path -> shape of the full parameter.
       kept: path -> a mask for each axis (bool, True = keep), or None where the whole axis is kept.
       state: what `find_groups` was given for a state that goes round; not part of the saved file.
+      inputs: shapes of the inputs that `find_groups` was given; not part of the saved file.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     kept: KeptAxes = field(repr=False)
     state: State | None = field(default=None, repr=False)
+    inputs: tuple[Any, ...] | None = field(default=None, repr=False)
 
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
@@ -170,19 +172,24 @@ class Plan:
         """
         return shrink_opt_state(opt_state, self.shapes, self.kept, min_dim_size_to_factor)
 
-    def verify(self, fn: Callable, params: PyTree, *inputs: Any, tolerance: float = 1e-4) -> Verification:
+    def verify(
+        self, fn: Callable, params: PyTree, *inputs: Any, tolerance: float | None = None
+    ) -> Verification:
         """Runs the small function against two oracles on concrete parameters.
 
         The masked oracle is the full function with every reduction across units at its identity for removed
         ones. The zeroed oracle is `fn` itself on `apply_masks(params, plan.masks(params))`: it shares nothing
         with the analysis, and it may differ where zeroing parameters is not the same as removing units (a
-        softmax over units, a two-pass variance). The report then names these reductions and their lines.
+        softmax over units, a two-pass variance). The report then names these reductions and their lines, and
+        `ok` means that masking them, and no others, makes the original function equal to the small one. An
+        output that is NaN on either side is never equal.
 
         Args:
           fn: the function that was analysed.
           params: the full parameters.
           *inputs: concrete inputs.
-          tolerance: largest error that counts as equal, relative to the largest output.
+          tolerance: largest error that counts as equal, relative to the largest output. By default 1e-4, or
+            8 roundings of the narrowest float that the function computes with (0.06 for bfloat16).
 
         Returns:
           The report; `report.ok` says whether the small function computes what it must.
@@ -210,7 +217,7 @@ class Plan:
             path: tuple(_compose(a, b) for a, b in zip(masks, later.kept[path], strict=True))
             for path, masks in self.kept.items()
         }
-        return Plan(self.shapes, kept, self.state)
+        return Plan(self.shapes, kept, self.state, self.inputs)
 
     def check(self, params: PyTree) -> None:
         """Raises a ValueError for parameters whose paths or shapes are not the plan's."""

@@ -227,4 +227,4 @@ def _plan(groups: Groups, keep: Keep) -> Plan:
         masks = [keep.mask(axis) for axis in axes]
         kept[path] = tuple(None if mask.all() else mask for mask in masks)
         shapes[path] = tuple(aval.shape)
-    return Plan(shapes, kept, groups.state)
+    return Plan(shapes, kept, groups.state, groups.model.inputs)
