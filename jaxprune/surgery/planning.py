@@ -13,6 +13,7 @@ from jaxprune.params import PyTree
 from jaxprune.surgery.budget import Budget, count, first_level
 from jaxprune.surgery.groups import Group, Groups
 from jaxprune.surgery.kept import Keep
+from jaxprune.surgery.model import OUTPUT_STATE
 from jaxprune.surgery.plan import Plan
 from jaxprune.surgery.scores import Score, l2_scores, unit_scores
 
@@ -122,14 +123,16 @@ def plan_removal(
     target, level = counted.target(sparsity, scope, free, lost)
     levels: Sequence[Any] = range(sum(group.size for group in free) + 1)
     if scope == "local":
-        steps = {Fraction(i, group.size) for group in free for i in range(group.size + 1)}
+        steps = {Fraction(i, group.size) for group in free for i in range(1, group.size + 1)}
         levels = sorted({Fraction(0), min(level, Fraction(1)), *steps})
     most = counted.removed(keep_for(levels[-1]))
     if most < target:
+        of_outputs = groups.state is None and any(" of output " in f.reason for f in groups.frozen)
         raise ValueError(
             f"`sparsity` {sparsity} of the {budget} can't be reached: with `minimum`={minimum}, "
             f"`round_to`={round_to} and what is frozen or excluded, at most "
             f"{most / max(counted.whole, 1):.3f} goes."
+            + (f" Axes of an output are frozen.{OUTPUT_STATE}" if of_outputs else "")
         )
     return _plan(groups, keep_for(first_level(levels, lambda i: counted.removed(keep_for(i)) >= target)))
 
@@ -170,6 +173,8 @@ def plan_units(groups: Groups, keep: Mapping[str, Any]) -> Plan:
 
 
 def _normalized(scores: np.ndarray, how: str) -> np.ndarray:
+    if not scores.size:
+        return scores
     by = {"mean": scores.mean, "max": scores.max, "none": lambda: 1.0}[how]()
     return scores / by if by > 0 else scores
 

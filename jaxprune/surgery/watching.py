@@ -179,37 +179,40 @@ class _Run:
         )
         numbers = sorted({*self.watched.inside(cond), *self.watched.inside(body)})
         shape = cast(Any, cond.jaxpr.outvars[0]).aval.shape
-        start = [jnp.zeros(shape, jnp.float32)] * len(numbers)
 
-        def stepped(*values):
-            consts, more, state = values[:n_body], values[n_body : n_body + n_cond], values[n_body + n_cond :]
-            state, before = list(state[: len(carry)]), dict(zip(numbers, state[len(carry) :], strict=True))
-            _, of_cond = self.call(cond, [*more, *state])
-            outs, of_body = self.call(body, [*consts, *state])
-            errors = _larger(_larger(before, of_cond), of_body)
-            return [*outs, *(jnp.broadcast_to(errors[n], shape) for n in numbers)]
+        # A jaxpr of a loop holds no traced values of the outside: flags and level are arguments like the rest.
+        def goes_on(flags, level, consts, state):
+            state, _ = state
+            return _Run(self.watched, flags, level).call(cond, [*consts, *state])[0][0]
 
-        def goes_on(*values):
-            return self.call(cond, [*values[:n_cond], *values[n_cond : n_cond + len(carry)]])[0]
+        def step(flags, level, consts, more, state):
+            run, (state, errors) = _Run(self.watched, flags, level), state
+            _, of_cond = run.call(cond, [*more, *state])
+            outs, of_body = run.call(body, [*consts, *state])
+            errors = _larger(_larger(errors, of_cond), of_body)
+            return outs, {number: jnp.broadcast_to(errors[number], shape) for number in numbers}
 
-        avals = [
+        abstract = [
             jax.ShapeDtypeStruct(np.shape(x), v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False))
             for x, v in zip(args, cast(Any, eqn.invars), strict=True)
         ]
-        of_cond, of_body, of_carry = avals[:n_cond], avals[n_cond : n_cond + n_body], avals[n_cond + n_body :]
-        of_errors = [jax.ShapeDtypeStruct(shape, jnp.float32)] * len(numbers)
+        of_cond, of_body = abstract[:n_cond], abstract[n_cond : n_cond + n_body]
+        start = {number: jnp.zeros(shape, jnp.float32) for number in numbers}
+        state = abstract[n_cond + n_body :], start
+        flags, level = jnp.asarray(self.flags), jnp.asarray(self.level)
         changed = {
-            "cond_jaxpr": jax.make_jaxpr(goes_on)(*of_cond, *of_carry, *of_errors),
-            "body_jaxpr": jax.make_jaxpr(stepped)(*of_body, *of_cond, *of_carry, *of_errors),
-            "body_nconsts": n_body + n_cond,
+            "cond_jaxpr": jax.make_jaxpr(goes_on)(flags, level, of_cond, state),
+            "body_jaxpr": jax.make_jaxpr(step)(flags, level, of_body, of_cond, state),
+            "cond_nconsts": n_cond + 2,
+            "body_nconsts": n_body + n_cond + 2,
         }
-        outs = eqn.primitive.bind(
-            *cond_consts, *body_consts, *cond_consts, *carry, *start, **{**eqn.params, **changed}
-        )
-        results, found = list(outs[: len(carry)]), dict(zip(numbers, outs[len(carry) :], strict=True))
+        consts = [flags, level, *cond_consts, flags, level, *body_consts, *cond_consts]
+        flat = [start[number] for number in numbers]
+        outs = eqn.primitive.bind(*consts, *carry, *flat, **{**eqn.params, **changed})
+        results, found = list(outs[: len(carry)]), outs[len(carry) :]
         _, last = self.call(cond, [*cond_consts, *results])
-        found = {number: jnp.max(error, initial=0.0) for number, error in found.items()}
-        return results, _larger(found, last)
+        errors = {n: jnp.max(error, initial=0.0) for n, error in zip(numbers, found, strict=True)}
+        return results, _larger(errors, last)
 
 
 def _none(numbers: Sequence[int]) -> Errors:
