@@ -15,7 +15,7 @@ from jaxprune.surgery.compact import compact
 from jaxprune.surgery.nnx_sizes import sizes_after
 from jaxprune.surgery.plan import Plan
 from jaxprune.surgery.slicing import shrink_leaf
-from jaxprune.surgery.watching import largest_difference
+from jaxprune.surgery.watching import QUICK_COMPILATION, largest_difference
 from jaxprune.tracing import as_abstract, is_array_leaf
 
 _TOLERANCE = 1e-4
@@ -164,7 +164,7 @@ def _check(plan: Plan, call: Callable, full: Any, small: Any, inputs: tuple[Any,
         )  # type: ignore[return-value]
 
     try:
-        expected, found = jax.jit(outputs)(params)
+        expected, found = jax.jit(outputs, compiler_options=QUICK_COMPILATION)(params)
     except Exception as error:  # the module's own code may raise anything
         raise ValueError(
             "the module can't be shrunk in place: it, or its small form, can't be called with "

@@ -17,7 +17,7 @@ from jaxprune.surgery.interpreter import Masked, Small
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.model import Model, analyse, keep_of
 from jaxprune.surgery.rules import take_kept
-from jaxprune.surgery.watching import Watched, largest_difference
+from jaxprune.surgery.watching import QUICK_COMPILATION, Watched, largest_difference
 from jaxprune.tracing import is_array_leaf
 
 if TYPE_CHECKING:
@@ -114,7 +114,10 @@ def _explain(
     """
     watched = Watched(model, keep)
     function = _compiled(
-        lambda params, *inputs, flags, level: watched(params, inputs, flags, level), zeroed, inputs
+        lambda params, *inputs, flags, level: watched(params, inputs, flags, level),
+        zeroed,
+        inputs,
+        QUICK_COMPILATION,
     )
     none = np.zeros(len(watched.places), bool)
     outs, _ = function(flags=none, level=np.float32(np.inf))
@@ -135,18 +138,20 @@ def _explain(
     return tuple(dict.fromkeys(names)), error
 
 
-def _compiled(function: Callable, params: PyTree, inputs: tuple[Any, ...]) -> Callable[..., Any]:
+def _compiled(
+    function: Callable, params: PyTree, inputs: tuple[Any, ...], options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
     """The function of the arrays among its arguments, compiled; what is no array stays out of `jit`."""
     leaves, treedef = jax.tree.flatten((params, inputs))
     arrays = [x if is_array_leaf(x) else None for x in leaves]
 
-    @jax.jit
     def flat(arrays, more):
         full = [x if array is None else array for x, array in zip(leaves, arrays, strict=True)]
         params, inputs = jax.tree.unflatten(treedef, full)
         return function(params, *inputs, **more)
 
-    return lambda **more: flat(arrays, more)
+    compiled = jax.jit(flat, compiler_options=options)
+    return lambda **more: compiled(arrays, more)
 
 
 def _zeroed(leaf: Any, mask: Any) -> Any:

@@ -21,6 +21,9 @@ from jaxprune.tracing import is_array_leaf
 
 Errors = dict[int, Any]  # number of a reduction -> largest relative change
 
+# A check runs once or twice: it is compiled quickly and not to be fast.
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 class Place(NamedTuple):
     """A reduction over an axis that loses units; each call of a function has its own."""
