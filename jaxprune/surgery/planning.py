@@ -40,7 +40,8 @@ def plan_removal(
     Args:
       groups: what `find_groups` found.
       params: the parameters that were analysed, as arrays.
-      sparsity: share of the budget to remove, in [0, 1).
+      sparsity: share of the budget to remove, in [0, 1). Of n units that cost the same exactly
+        `round(sparsity * n)` go; where units differ, the smallest removal that reaches the share.
       scope: "local" removes the same share of each group's units, "global" the lowest scores of all groups.
       score: `UnitScores` (`jp.surgery.taylor_scores` and its kin), or a tree like `params` of scores that
         broadcast to the parameters (larger = keep; None leaves do not count), or a function of `params` that
