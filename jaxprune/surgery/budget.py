@@ -87,7 +87,7 @@ class Budget:
 
 def count(level: float | Fraction, n: int) -> int:
     """Units of n at a level, as masks count them: `round(level * n)`, half to even."""
-    return count_to_prune(level, n) if isinstance(level, float) else round(level * n)
+    return int(count_to_prune(level, n)) if isinstance(level, float) else round(level * n)
 
 
 def first_level(levels: Sequence[Any], reaches: Callable[[Any], bool]) -> Any:

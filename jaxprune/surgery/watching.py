@@ -29,11 +29,11 @@ class Place(NamedTuple):
     """A reduction over an axis that loses units; each call of a function has its own."""
 
     frame: Frame
-    index: int
+    number: int  # of the equation
 
     @property
     def name(self) -> str:
-        eqn = self.frame.jaxpr.eqns[self.index]
+        eqn = self.frame.jaxpr.eqns[self.number]
         return f"{eqn.primitive.name} at {self.frame.source(eqn)}"
 
 
@@ -47,7 +47,7 @@ class Watched:
         self.model, self.keep = model, keep
         self.masked = Masked(keep)
         self.places = list(_places(model.frame, keep))
-        self._numbers = {(id(place.frame), place.index): i for i, place in enumerate(self.places)}
+        self._numbers = {(id(place.frame), place.number): i for i, place in enumerate(self.places)}
         self._inside: dict[int, tuple[int, ...]] = {}
 
     def __call__(self, params: Any, inputs: Any, flags: Any, level: Any) -> tuple[list[Any], jax.Array]:
