@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -235,20 +236,19 @@ def largest_difference(a: Sequence[Any], b: Sequence[Any]) -> jax.Array:
     What is the same on both sides, infinity and NaN too, is no difference; NaN on one side is infinitely far.
     Whole numbers and bools differ by 1 or not at all.
     """
-    worst = jnp.zeros((), jnp.float32)
-    for x, y in zip(a, b, strict=True):
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x, y = jax.random.key_data(x), jax.random.key_data(y)
-        if not x.size:
-            continue
-        if jnp.issubdtype(x.dtype, jnp.inexact):
-            if jnp.finfo(x.dtype).bits < 32:
-                x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-            same = (x == y) | (jnp.isnan(x) & jnp.isnan(y))
-            scale = jnp.maximum(jnp.max(jnp.where(jnp.isfinite(y), jnp.abs(y), 0)), 1e-30)
-            error = jnp.max(jnp.where(same, 0, jnp.abs(x - y) / scale))
-            error = jnp.where(jnp.isnan(error), jnp.inf, error)
-        else:
-            error = jnp.any(x != y)
-        worst = jnp.maximum(worst, error.astype(jnp.float32))
-    return worst
+    errors = [_difference(x, y) for x, y in zip(a, b, strict=True) if x.size]
+    return functools.reduce(jnp.maximum, errors, jnp.zeros((), jnp.float32))
+
+
+@jax.jit  # traced once for each shape, however many reductions have it
+def _difference(x: Any, y: Any) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x, y = jax.random.key_data(x), jax.random.key_data(y)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.any(x != y).astype(jnp.float32)
+    if jnp.finfo(x.dtype).bits < 32:
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    same = (x == y) | (jnp.isnan(x) & jnp.isnan(y))
+    scale = jnp.maximum(jnp.max(jnp.where(jnp.isfinite(y), jnp.abs(y), 0)), 1e-30)
+    error = jnp.max(jnp.where(same, 0, jnp.abs(x - y) / scale))
+    return jnp.where(jnp.isnan(error), jnp.inf, error).astype(jnp.float32)
