@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
-from fractions import Fraction
 from typing import Any, Literal
 
 import jax
 
 from jaxprune.params import PyTree, aligned, flatten_with_paths
-from jaxprune.selection import count_to_prune
+from jaxprune.selection import as_written, count_to_prune
 from jaxprune.structures import Layers, Structure
 
 Scope = Literal["global", "local"]
@@ -48,6 +47,11 @@ def is_share(value: Any) -> bool:
     return is_scalar or isinstance(value, str) or value is None
 
 
+def pruned_after(rate: Any, rounds: int) -> float:
+    """`1 - (1 - rate)^rounds` for the rate as it is written: one round at 0.1 prunes 0.1, no less."""
+    return float(1 - (1 - as_written(rate)) ** int(rounds))
+
+
 def shares_of(sparsity: Any, scores: PyTree, chosen: list[int]) -> Any:
     """A scalar share for all leaves, or a list with one for each chosen leaf; checked."""
     if is_share(sparsity):
@@ -80,8 +84,7 @@ def least_kept(minimum: int | float, units: list[int]) -> list[int]:
             f"`minimum` must be a whole number or a share in (0, 1), got {minimum!r}. "
             "It counts weights (units) of a leaf if it is an int."
         )
-    # As it is written: 0.07 of 100 is 7, though the float times 100 lies above.
-    share = Fraction(repr(float(minimum)))
+    share = as_written(minimum)
     return [math.ceil(share * n) for n in units]
 
 

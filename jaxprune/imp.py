@@ -18,6 +18,7 @@ from jaxprune.allocation import (
     check_scope,
     counts_to_prune,
     least_kept,
+    pruned_after,
 )
 from jaxprune.idle_rounds import idle_round, is_over
 from jaxprune.masks import kept_per_leaf, total_count
@@ -221,7 +222,9 @@ class IMP:
         rows = []
         for r in range(self.rounds + 1):
             shares = (
-                [1 - (1 - rate) ** r for rate in rates] if isinstance(rates, list) else 1 - (1 - rates) ** r
+                [pruned_after(rate, r) for rate in rates]
+                if isinstance(rates, list)
+                else pruned_after(rates, r)
             )
             rows.append(counts_to_prune(shares, units, self.scope))
         paths, _, _ = flatten_with_paths(params)

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.allocation import check_fraction, is_share
+from jaxprune.allocation import check_fraction, is_share, pruned_after
 from jaxprune.params import PyTree, aligned, flatten_with_paths
+from jaxprune.selection import as_written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,10 @@ def iterative(final: PyTree, rounds: int, begin: int = 0, every: int = 1) -> Sch
     """
 
     def make(final: float) -> Schedule:
-        return _rounds("iterative", final, rounds, begin, every, lambda r, xp: final * r / rounds)
+        def after(r: Any) -> Any:
+            return float(as_written(final) * r / rounds) if isinstance(r, int) else final * r / rounds
+
+        return _rounds("iterative", final, rounds, begin, every, after)
 
     return _for_each(make, final=final)
 
@@ -131,8 +135,10 @@ def geometric(rate: PyTree, rounds: int, begin: int = 0, every: int = 1) -> Sche
     _check_positive("rounds", rounds)
 
     def make(rate: float) -> Schedule:
-        final = 1 - (1 - rate) ** rounds
-        return _rounds("geometric", final, rounds, begin, every, lambda r, xp: 1 - (1 - rate) ** r)
+        def after(r: Any) -> Any:
+            return pruned_after(rate, r) if isinstance(r, int) else 1 - (1 - rate) ** r
+
+        return _rounds("geometric", after(int(rounds)), rounds, begin, every, after)
 
     return _for_each(make, rate=rate)
 
@@ -214,7 +220,8 @@ def _rounds(name: str, final: float, rounds: int, begin: int, every: int, after:
     end = begin + (rounds - 1) * every
 
     def shape(progress: Any, xp: Any) -> Any:
-        return after(xp.round(progress * (rounds - 1)) + 1, xp)
+        r = xp.round(progress * (rounds - 1)) + 1
+        return after(int(r) if xp is np else r)
 
     return Schedule(name, final, begin, end, shape, every)
 
@@ -270,7 +277,7 @@ def _checked(name: str, share: Any, path: str, shares: dict[str, Any]) -> float:
             f"`final` must be at least `initial`, got initial={share}, final={shares['final']}{at}: "
             "a schedule cannot go backwards, what is pruned stays pruned."
         )
-    return float(share)
+    return float(as_written(share))
 
 
 def _check_positive(name: str, value: Any) -> None:

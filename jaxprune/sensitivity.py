@@ -17,6 +17,7 @@ import rich.box
 import rich.table
 
 from jaxprune.allocation import check_scope
+from jaxprune.files import write_whole
 from jaxprune.input_axes import with_input_axes
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array, prunable_leaves
 from jaxprune.report import as_text
@@ -82,24 +83,48 @@ class Sensitivity:
             fields = json.loads(text)
             if fields.pop("format") != _FORMAT:
                 raise ValueError("its format is another")
-            paths, grid = tuple(fields["paths"]), tuple(fields["sparsities"])
+            paths, others = (tuple(map(_text, fields[name])) for name in ("paths", "others"))
+            grid = tuple(map(float, fields["sparsities"]))
+            units, weights = (tuple(map(_count, fields[name])) for name in ("units", "weights"))
+            if len(units) != len(paths) or len(weights) != len(paths):
+                raise ValueError("`paths`, `units` and `weights` are of different lengths")
             rows = [[math.inf if x is None else x for x in row] for row in fields["losses"]]
+            if [len(row) for row in rows] != [len(grid)] * len(paths):
+                raise ValueError("`losses` must have a row for each path, a column for each sparsity")
             losses = np.array(rows, np.float64).reshape(len(paths), len(grid))
-            sizes = tuple(fields["units"]), tuple(fields["weights"])
-            return cls(paths, grid, losses, float(fields["dense"]), *sizes, tuple(fields["others"]))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            return cls(paths, grid, losses, float(fields["dense"]), units, weights, others)
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
             raise ValueError(f"`text` is not a {_FORMAT!r} table: {error}.") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `to_json()` to a file."""
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(self.to_json())
+        """Writes `to_json()` to a file; one that is there is replaced once the new one is whole."""
+        write_whole(path, lambda file: file.write(self.to_json().encode()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Sensitivity:
-        """Reads what `save` wrote."""
-        with open(path, encoding="utf-8") as file:
-            return cls.from_json(file.read())
+        """Reads what `save` wrote.
+
+        Raises:
+          ValueError: the file is no such table. The message names it.
+        """
+        with open(path, "rb") as file:
+            content = file.read()
+        try:
+            return cls.from_json(content.decode("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)!r} is not a {_FORMAT!r} file: {error}") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no path")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no number of units")
+    return value
 
 
 def sensitivity(

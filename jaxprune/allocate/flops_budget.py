@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Literal
 
 import jax
@@ -11,6 +12,7 @@ from jax.core import Tracer
 
 from jaxprune.allocate.exact import known_share, share_of_count
 from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
+from jaxprune.selection import as_written
 
 
 def flops(scores: PyTree, sparsity: float, cost: PyTree, where: PyTree | None = None) -> PyTree:
@@ -42,31 +44,31 @@ def flops(scores: PyTree, sparsity: float, cost: PyTree, where: PyTree | None = 
       >>> jp.allocate.flops(scores, 0.45, {"cheap": 2, "dear": 20})
       {'cheap': 0.0, 'dear': 0.5}
     """
-    sparsity = known_share(sparsity)
+    share = as_written(known_share(sparsity))
     paths, leaves, treedef = flatten_with_paths(scores)
     chosen = prunable_leaves(scores, where)
     costs = aligned(scores, cost, "cost")
     rising, prices = [], []
     for i in chosen:
         values = _known(paths[i], leaves[i])
-        price = float(costs[i]) / max(values.size, 1)
+        price = Fraction(float(costs[i])) / max(values.size, 1)
         prices.append(price)
         # What costs nothing is worth keeping at any score.
-        rising.append(np.sort(values) / price if price else np.full(values.size, np.inf))
-    target = sparsity * sum(price * r.size for price, r in zip(prices, rising, strict=True))
-    if not any(price * r.size for price, r in zip(prices, rising, strict=True)):
+        rising.append(np.sort(values) / float(price) if price else np.full(values.size, np.inf))
+    whole = sum(price * r.size for price, r in zip(prices, rising, strict=True))
+    if not whole:
         raise ValueError("`cost` is 0 for every leaf to prune: there are no FLOPs to remove.")
-    counts = _counts(rising, prices, target)
+    counts = _counts(rising, prices, share * whole)
     shares: list[float] = [0.0] * len(leaves)
     for i, k, r in zip(chosen, counts, rising, strict=True):
         shares[i] = share_of_count(k, r.size)
     return jax.tree.unflatten(treedef, shares)
 
 
-def _counts(rising: list[np.ndarray], prices: list[float], target: float) -> list[int]:
+def _counts(rising: list[np.ndarray], prices: list[Fraction], target: Fraction) -> list[int]:
     """Entries of each array to take, lowest first over all arrays, until the prices reach the target."""
 
-    def spent(counts: list[int]) -> float:
+    def spent(counts: list[int]) -> Fraction | int:
         return sum(price * k for price, k in zip(prices, counts, strict=True))
 
     def up_to(key: int, side: Literal["left", "right"]) -> list[int]:
@@ -81,8 +83,8 @@ def _counts(rising: list[np.ndarray], prices: list[float], target: float) -> lis
     counts = up_to(high, "left")
     for i, ties in enumerate(up_to(high, "right")):
         missing = target - spent(counts)
-        if ties > counts[i] and missing > 1e-9 * target:
-            counts[i] += min(ties - counts[i], math.ceil(missing / prices[i] - 1e-9))
+        if ties > counts[i] and missing > 0:
+            counts[i] += min(ties - counts[i], math.ceil(missing / prices[i]))
     return counts
 
 

@@ -1,7 +1,7 @@
 """Which entries go: the k smallest scores, exactly, without sorting, gathering or concatenating them."""
 
-from jaxprune.selection.counts import Count, count_to_prune
+from jaxprune.selection.counts import Count, as_written, count_to_prune
 from jaxprune.selection.groups import nm_keep
 from jaxprune.selection.smallest import select
 
-__all__ = ["Count", "count_to_prune", "nm_keep", "select"]
+__all__ = ["Count", "as_written", "count_to_prune", "nm_keep", "select"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
-from typing import NamedTuple
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +127,15 @@ def _carry(limbs: list[jax.Array]) -> list[jax.Array]:
         carried.append(limb & 0xFFFF)
         carry = limb >> _LIMB
     return carried
+
+
+def as_written(share: Any) -> Fraction:
+    """A known number as it is written in decimals: 0.9 is 9/10, not the float below it.
+
+    >>> as_written(0.07) * 100, as_written(np.float32(0.7))
+    (Fraction(7, 1), Fraction(7, 10))
+    """
+    return Fraction(share if isinstance(share, numbers.Rational) else str(np.asarray(share)[()]))
 
 
 def count_to_prune(sparsity, n: int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,10 +13,15 @@ from jaxprune.params import PyTree
 from jaxprune.surgery.analysis import Frame, infer, unknown
 from jaxprune.surgery.axes import Axes, Reason, freeze, unify
 from jaxprune.surgery.kept import Conflict, Keep, assign
-from jaxprune.tracing import Traced, is_array_leaf, trace
+from jaxprune.tracing import Traced, as_abstract, is_array_leaf, trace
 
 State = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 KeptAxes = Mapping[str, tuple[np.ndarray | None, ...]]  # path -> mask of each axis, None = whole
+
+OUTPUT_STATE = (
+    " Where that output is a state that also comes in as parameters (BatchNorm statistics in training, a KV "
+    "cache), pass `state=` to `find_groups`: it then loses the same units."
+)
 
 
 class Model(NamedTuple):
@@ -24,6 +30,7 @@ class Model(NamedTuple):
     traced: Traced
     frame: Frame
     axes: dict[str, Axes]
+    inputs: tuple[Any, ...]  # abstract
 
 
 def analyse(fn: Callable, params: PyTree, inputs: tuple[Any, ...], state: State | None = None) -> Model:
@@ -50,7 +57,8 @@ def analyse(fn: Callable, params: PyTree, inputs: tuple[Any, ...], state: State 
                     axis,
                     Reason(f"axis {dim} of output {i}" if len(outs) > 1 else f"axis {dim} of the output"),
                 )
-    return Model(traced, frame, param_axes)
+    abstract = jax.tree.map(lambda x: as_abstract(x) if is_array_leaf(x) else x, inputs)
+    return Model(traced, frame, param_axes, abstract)
 
 
 def keep_of(model: Model, kept: KeptAxes) -> Keep:
@@ -67,8 +75,9 @@ def keep_of(model: Model, kept: KeptAxes) -> Keep:
                 try:
                     assign(axis, mask, masks)
                 except Conflict as conflict:
+                    hint = OUTPUT_STATE if re.search(r"\bof (the )?output\b", str(conflict)) else ""
                     raise ValueError(
-                        f"the plan does not fit this function at {path!r}, axis {dim}: {conflict}."
+                        f"the plan does not fit this function at {path!r}, axis {dim}: {conflict}.{hint}"
                     ) from None
     keep = Keep(masks)
     for path, axes in model.axes.items():
@@ -98,7 +107,14 @@ def _tie_state(
         treedef, [next(numbers) if is_array_leaf(leaf) else leaf for leaf in leaves]
     )
     outputs = jax.tree.unflatten(traced.out_tree, range(len(outs)))
-    state_in, state_out = state(numbered, outputs)
+    try:
+        state_in, state_out = state(numbered, outputs)
+    except Exception as error:  # the user's function, on outputs that it may not be meant for
+        raise ValueError(
+            f"`state` can't be taken from the parameters and outputs of this function ({type(error).__name__}: "
+            f"{error}). It must give (state in, state out). For a function that gives no state back, such as "
+            "the model in evaluation mode, use dataclasses.replace(plan, state=None)."
+        ) from error
     ins, into = jax.tree.flatten(state_in)
     out, outof = jax.tree.flatten(state_out)
     if len(ins) != len(out):

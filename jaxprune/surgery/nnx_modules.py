@@ -1,29 +1,49 @@
-"""NNX modules: slices a module's own variables and the sizes that its layers remember."""
+"""NNX modules: slices a module's own variables and sets the sizes that its layers remember, or does nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.surgery.compact import compact
+from jaxprune.surgery.nnx_sizes import sizes_of
 from jaxprune.surgery.plan import Plan
+from jaxprune.surgery.slicing import shrink_leaf
+from jaxprune.surgery.watching import QUICK_COMPILATION, largest_difference
+from jaxprune.tracing import as_abstract, is_array_leaf
+
+# Both functions run the same equations, mostly to the last bit: what differs by more has another size in it.
+_TOLERANCE = 1e-5
 
 
-def shrink_module(plan: Plan, module: nnx.Module) -> None:
-    """Removes the units of a plan from an NNX module, in place.
+def shrink_module(
+    plan: Plan, module: nnx.Module, *inputs: Any, call: Callable[..., Any] | None = None
+) -> None:
+    """Removes the units of a plan from an NNX module, in place, or raises and leaves it as it was.
 
     The variables are sliced, and the sizes that flax's own layers keep beside them are set anew. Sizes then
-    count anew wherever the layers compute with them: a LayerNorm divides by the new width and attention by
+    count anew wherever the module computes with them: a LayerNorm divides by the new width and attention by
     the root of the new head_dim, where `plan.compact` keeps the old divisors, as the masked model has them.
-    So exclude groups that a norm runs over and the head_dims (flax wants those of queries and values equal).
-    A module that names sizes in its own `__call__` (a reshape to fixed features) needs `plan.compact`.
+    So the small module is run first, on random parameters and inputs, and compared with `plan.compact`. A
+    group that a norm runs over, or a head_dim, must be excluded from the plan, and a module that names sizes
+    in its own `__call__` (a reshape to fixed features) needs `plan.compact`.
 
     Args:
-      plan: a plan for `nnx.state(module)`.
+      plan: a plan for `nnx.state(module)`, or for a part of it (`nnx.state(module, nnx.Param)`).
       module: the full module.
+      *inputs: example inputs of the module, arrays or `jax.ShapeDtypeStruct`s. Without them those of
+        `find_groups`, which a plan that was read from a file does not have.
+      call: how the module is called, `(module, *inputs) -> outputs`. By default `module(*inputs)`.
 
     Raises:
-      ValueError: the plan was made for other variables.
+      ValueError: the plan was made for other variables, the inputs are not known, or the small module can't be
+        called or does not compute what `plan.compact` does.
 
     Example:
       >>> import jax.numpy as jnp
@@ -38,38 +58,167 @@ def shrink_module(plan: Plan, module: nnx.Module) -> None:
       >>> model.layers[0].out_features, model(jnp.ones((5, 3))).shape
       (4, (5, 2))
     """
-    nnx.update(module, plan.shrink(nnx.state(module)))
-    for _, part in nnx.iter_graph(module):
-        for name, size in _sizes(part).items():
-            if hasattr(part, name):
-                setattr(part, name, size)
+    graph, state = nnx.split(module)
+    small_state = _shrunk(plan, state)
+    # A module shares its variables with its state: the copy is to have variables of its own.
+    copy = nnx.merge(graph, jax.tree.map(lambda x: x, small_state))
+    changes = _new_sizes(plan, module, copy)
+    _set(copy, changes)
+    if not inputs and plan.inputs is None:
+        raise ValueError(
+            "`inputs` are needed to check the small module, and this plan does not know any (it was read from "
+            "a file or made by hand): pass example inputs, shrink_module(plan, module, x)."
+        )
+    _check(plan, call or _called, (graph, state), nnx.split(copy), inputs or plan.inputs or ())
+    nnx.update(module, small_state)
+    _set(module, changes)
 
 
-def _sizes(layer: Any) -> dict[str, Any]:
-    """The sizes that a layer of flax keeps, read off its arrays."""
-    match layer:
-        case nnx.Linear():
-            return dict(zip(("in_features", "out_features"), layer.kernel.shape, strict=True))
-        case nnx.LinearGeneral():
-            inner = len(layer.in_features)
-            batch = layer.kernel.ndim - inner - len(layer.out_features)
-            shape = tuple(layer.kernel.shape)[batch:]
-            return {"in_features": shape[:inner], "out_features": shape[inner:]}
-        case nnx.Conv() | nnx.ConvTranspose():
-            *_, features_in, features_out = layer.kernel.shape
-            groups = getattr(layer, "feature_group_count", 1)
-            if groups == 1 or features_in > 1:  # a depthwise kernel has a group for each feature
-                return {"in_features": features_in * groups, "out_features": features_out}
-            per_group = layer.out_features // groups
-            groups = features_out // per_group
-            return {"in_features": groups, "out_features": features_out, "feature_group_count": groups}
-        case nnx.Embed():
-            return dict(zip(("num_embeddings", "features"), layer.embedding.shape, strict=True))
-        case nnx.BatchNorm():
-            return {"num_features": layer.mean.shape[-1]}
-        case nnx.LayerNorm() | nnx.RMSNorm():
-            return {} if layer.scale is None else {"num_features": layer.scale.shape[-1]}
-        case nnx.MultiHeadAttention():
-            features, heads, dim = layer.query.kernel.shape
-            return {"in_features": features, "num_heads": heads, "head_dim": dim, "qkv_features": heads * dim}
-    return {}
+def _called(module: Any, *inputs: Any) -> Any:
+    return module(*inputs)
+
+
+def _shrunk(plan: Plan, state: PyTree) -> PyTree:
+    """The state with the parameters that the plan knows sliced."""
+    paths, leaves, treedef = flatten_with_paths(state)
+    missing = sorted(plan.shapes.keys() - set(paths))
+    if missing:
+        raise ValueError(f"`module` is not what the plan was made for: it lacks {missing[0]!r}.")
+    for path, leaf in zip(paths, leaves, strict=True):
+        if path in plan.shapes and np.shape(leaf) != plan.shapes[path]:
+            raise ValueError(
+                f"`module` must be the full one: {path!r} has shape {np.shape(leaf)}, and "
+                f"{plan.shapes[path]} in the plan."
+            )
+    return jax.tree.unflatten(
+        treedef,
+        [
+            shrink_leaf(path, leaf, plan.shapes[path], plan.kept[path]) if path in plan.shapes else leaf
+            for path, leaf in zip(paths, leaves, strict=True)
+        ],
+    )
+
+
+class _Variables:
+    """The variables of a part of a module, full or small."""
+
+    def __init__(self, part: Any, kept: Callable[[str], np.ndarray | None]):
+        self.part, self.kept = part, kept
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        found = self.part
+        for step in name.split("."):
+            found = getattr(found, step)
+        return tuple(found.shape)
+
+    def groups(self, name: str, number: int) -> int:
+        mask = self.kept(name)
+        return number if mask is None else int(mask.reshape(number, -1).any(axis=1).sum())
+
+
+def _new_sizes(plan: Plan, module: Any, small: Any) -> list[dict[str, Any]]:
+    """For each part of the module the sizes that change; what the full part has otherwise stays as it is."""
+    changes = []
+    for (path, part), (_, small_part) in zip(_parts(module), _parts(small), strict=True):
+
+        def kept(name: str, path: tuple[Any, ...] = path) -> np.ndarray | None:
+            masks = plan.kept.get("/".join(map(str, (*path, name))))
+            return masks[-1] if masks else None
+
+        before = sizes_of(part, _Variables(part, lambda name: None))
+        after = sizes_of(part, _Variables(small_part, kept))
+        changes.append(
+            {name: size for name, size in after.items() if before.get(name) == getattr(part, name)}
+        )
+    return changes
+
+
+def _set(module: Any, changes: list[dict[str, Any]]) -> None:
+    for (_, part), sizes in zip(_parts(module), changes, strict=True):
+        for name, size in sizes.items():
+            setattr(part, name, size)
+
+
+def _parts(module: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The modules inside a module, each once."""
+    return ((path, part) for path, part in nnx.iter_graph(module) if isinstance(part, nnx.Module))
+
+
+def _check(plan: Plan, call: Callable, full: Any, small: Any, inputs: tuple[Any, ...]) -> None:
+    """Raises a ValueError unless the small module computes what the small function does."""
+    (graph, state), (small_graph, small_state) = full, small
+    paths, leaves, treedef = flatten_with_paths(state)
+    _, small_leaves, small_treedef = flatten_with_paths(small_state)
+    known = [i for i, path in enumerate(paths) if path in plan.shapes and is_array_leaf(leaves[i])]
+
+    def function(graph: Any, treedef: Any, leaves: list[Any]) -> Callable:
+        def of(params: dict[str, Any], *inputs: Any) -> Any:
+            values = list(leaves)
+            for i in known:
+                values[i] = params[paths[i]]
+            return call(nnx.merge(graph, jax.tree.unflatten(treedef, values)), *inputs)
+
+        return of
+
+    wanted = compact(function(graph, treedef, leaves), plan.shapes, plan.kept)
+    got = function(small_graph, small_treedef, small_leaves)
+    numbers = np.random.default_rng(0)
+    own = {paths[i]: small_leaves[i] for i in known}
+    drawn = {path: _random(leaf, numbers, is_input=False) for path, leaf in own.items()}
+    inputs = jax.tree.map(lambda x: _random(x, numbers, is_input=True) if is_array_leaf(x) else x, inputs)
+
+    def outputs(params: dict[str, Any]) -> list[list[Any]]:
+        return [list(filter(is_array_leaf, jax.tree.leaves(f(params, *inputs)))) for f in (wanted, got)]
+
+    compiled = jax.jit(outputs, compiler_options=QUICK_COMPILATION)
+    # Parameters as they are may hide a difference (a last layer of zeros), drawn ones may be out of range.
+    for params in (drawn, own):
+        try:
+            with jax.default_matmul_precision("highest"):
+                expected, found = compiled(params)
+        except Exception as error:  # the module's own code may raise anything
+            raise ValueError(
+                "the module can't be shrunk in place: it, or its small form, can't be called with "
+                f"{_described(inputs)} ({type(error).__name__}: {error}). Where the module takes other inputs "
+                "than the function that was analysed, pass example inputs, or call=; where its code names "
+                "sizes, use plan.compact."
+            ) from error
+        _compare(expected, found)
+        if not any(bool(jnp.isnan(x).any()) for x in expected if jnp.issubdtype(x.dtype, jnp.inexact)):
+            return
+    raise ValueError("the module can't be shrunk in place: it gives NaN, so that nothing can be compared.")
+
+
+def _compare(expected: list[Any], found: list[Any]) -> None:
+    same_shapes = [x.shape for x in expected] == [x.shape for x in found]
+    difference = float(largest_difference(found, expected)) if same_shapes else float("inf")
+    roundings = [float(jnp.finfo(x.dtype).eps) for x in expected if jnp.issubdtype(x.dtype, jnp.floating)]
+    if not difference <= max([_TOLERANCE, *roundings]):
+        raise ValueError(
+            f"the module can't be shrunk in place: its outputs would differ by {difference:.1e} from those of "
+            "plan.compact. A size that it computes with is not the old one: the width of a norm, a head_dim, a "
+            "mean over removed units. Exclude these groups from the plan, or use plan.compact."
+        )
+
+
+def _random(leaf: Any, numbers: np.random.Generator, is_input: bool) -> Any:
+    """An array like the leaf: parameters that are no special case, inputs of small numbers."""
+    if is_input and not isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    aval = as_abstract(leaf)
+    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        keys = jax.random.split(jax.random.key(0), int(np.prod(aval.shape)))
+        return leaf if isinstance(leaf, jax.Array) else keys.reshape(aval.shape)
+    if not jnp.issubdtype(aval.dtype, jnp.inexact):
+        if is_input:
+            return jnp.asarray(numbers.integers(0, 2, aval.shape), aval.dtype)
+        return jnp.zeros(aval.shape, aval.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+    if len(aval.shape) < 2 and not is_input:  # scales, biases and variances
+        return jnp.asarray(numbers.uniform(0.5, 1.5, aval.shape), aval.dtype)
+    spread = 1.0 if is_input else max(aval.shape[-2], 1) ** -0.5
+    return jnp.asarray(spread * numbers.standard_normal(aval.shape), aval.dtype)
+
+
+def _described(inputs: tuple[Any, ...]) -> str:
+    leaves = [as_abstract(x) for x in jax.tree.leaves(inputs) if is_array_leaf(x)]
+    return ", ".join(f"{x.dtype}{list(x.shape)}" for x in leaves) or "no inputs"

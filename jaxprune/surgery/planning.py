@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
 
 from jaxprune.params import PyTree
-from jaxprune.surgery import cost
+from jaxprune.surgery.budget import Budget, count, first_level
 from jaxprune.surgery.groups import Group, Groups
 from jaxprune.surgery.kept import Keep
+from jaxprune.surgery.model import OUTPUT_STATE
 from jaxprune.surgery.plan import Plan
 from jaxprune.surgery.scores import Score, l2_scores, unit_scores
 
@@ -38,7 +40,8 @@ def plan_removal(
     Args:
       groups: what `find_groups` found.
       params: the parameters that were analysed, as arrays.
-      sparsity: share of the budget to remove, in [0, 1).
+      sparsity: share of the budget to remove, in [0, 1). Of n units that cost the same exactly
+        `round(sparsity * n)` go; where units differ, the smallest removal that reaches the share.
       scope: "local" removes the same share of each group's units, "global" the lowest scores of all groups.
       score: `UnitScores` (`jp.surgery.taylor_scores` and its kin), or a tree like `params` of scores that
         broadcast to the parameters (larger = keep; None leaves do not count), or a function of `params` that
@@ -81,7 +84,7 @@ def plan_removal(
             raise ValueError(
                 f"`overrides` must be in [0, 1), got {share!r} at {pattern!r}. It is a fraction."
             )
-        fixed.update(dict.fromkeys(_named(groups, (pattern,), "overrides"), share))
+        fixed.update(dict.fromkeys(_named(groups, (pattern,), "overrides"), float(share)))
     scores = unit_scores(groups, params, l2_scores(groups, params) if score is None else score)
     order = {name: _normalized(s, normalize) for name, s in scores.by_group.items()}
     unscored = [g.name for g in groups if g.name not in order and fixed.get(g.name) != 0]
@@ -91,56 +94,48 @@ def plan_removal(
             f"exclude={unscored[:5]}{' and so on' if len(unscored) > 5 else ''}, or score them too."
         )
 
-    def width(group: Group, removed: int) -> int:
-        kept = max(min(minimum, group.size), group.size - removed)
-        return min(group.size, -(-kept // round_to) * round_to)
+    def removable(group: Group, number: int) -> int:
+        kept = max(min(minimum, group.size), group.size - number)
+        return group.size - min(group.size, -(-kept // round_to) * round_to)
 
-    def keep_for(level: float) -> Keep:
+    by_name = {group.name: group for group in groups}
+    lost = {
+        by_name[name]: removable(by_name[name], count(share, by_name[name].size))
+        for name, share in fixed.items()
+    }
+    free = [group for group in groups if group.name not in fixed]
+    ranks = _ranks(free, order) if scope == "global" else {}
+
+    def keep_for(level: Any) -> Keep:
+        numbers = dict(lost)
+        for group in free:
+            number = (
+                count(level, group.size) if scope == "local" else np.searchsorted(ranks[group.name], level)
+            )
+            numbers[group] = removable(group, int(number))
         masks = {}
-        for group in groups:
-            if fixed.get(group.name) == 0:
-                continue
-            if group.name in fixed:
-                removed = round(fixed[group.name] * group.size)
-            elif scope == "local":
-                removed = round(level * group.size)
-            else:
-                removed = int(np.searchsorted(ranks[group.name], level))
-            mask = np.ones(group.size, bool)
-            mask[np.argsort(order[group.name], kind="stable")[: group.size - width(group, removed)]] = False
-            masks[group.atom] = mask
+        for group, number in numbers.items():
+            if number:
+                masks[group.atom] = np.ones(group.size, bool)
+                masks[group.atom][np.argsort(order[group.name], kind="stable")[:number]] = False
         return Keep(masks)
 
-    free = [group for group in groups if group.name not in fixed]
-    ranks = _ranks(free, order)
-    steps = sorted({i / g.size for g in free for i in range(g.size + 1)}) if scope == "local" else None
-    levels: Sequence[float] = steps or range(sum(g.size for g in free) + 1)
-    if scope == "local" and budget == "units":
-        return _plan(groups, keep_for(sparsity))
-
-    def spent(keep: Keep) -> float:
-        if budget == "params":
-            return cost.parameters(groups.model, keep)
-        if budget == "flops":
-            return cost.flops(groups.model.frame, keep)
-        return sum(keep.size((group.atom,)) for group in groups)
-
-    target = (1 - sparsity) * spent(Keep()) if sparsity else np.inf
-    low, high = 0, len(levels) - 1
-    least = spent(keep_for(levels[high]))
-    if least > target:
+    counted = Budget(groups, budget)
+    target, level = counted.target(sparsity, scope, free, lost)
+    levels: Sequence[Any] = range(sum(group.size for group in free) + 1)
+    if scope == "local":
+        steps = {Fraction(i, group.size) for group in free for i in range(1, group.size + 1)}
+        levels = sorted({Fraction(0), min(level, Fraction(1)), *steps})
+    most = counted.removed(keep_for(levels[-1]))
+    if most < target:
+        of_outputs = groups.state is None and any(" of output " in f.reason for f in groups.frozen)
         raise ValueError(
             f"`sparsity` {sparsity} of the {budget} can't be reached: with `minimum`={minimum}, "
             f"`round_to`={round_to} and what is frozen or excluded, at most "
-            f"{1 - least / spent(Keep()):.3f} goes."
+            f"{most / max(counted.whole, 1):.3f} goes."
+            + (f" Axes of an output are frozen.{OUTPUT_STATE}" if of_outputs else "")
         )
-    while low < high:
-        middle = (low + high) // 2
-        if spent(keep_for(levels[middle])) <= target:
-            high = middle
-        else:
-            low = middle + 1
-    return _plan(groups, keep_for(levels[low]))
+    return _plan(groups, keep_for(first_level(levels, lambda i: counted.removed(keep_for(i)) >= target)))
 
 
 def plan_units(groups: Groups, keep: Mapping[str, Any]) -> Plan:
@@ -179,6 +174,8 @@ def plan_units(groups: Groups, keep: Mapping[str, Any]) -> Plan:
 
 
 def _normalized(scores: np.ndarray, how: str) -> np.ndarray:
+    if not scores.size:
+        return scores
     by = {"mean": scores.mean, "max": scores.max, "none": lambda: 1.0}[how]()
     return scores / by if by > 0 else scores
 
@@ -225,9 +222,9 @@ def _check(sparsity: Any, scope: str, round_to: int, minimum: int, budget: str, 
     ):
         if value not in allowed:
             raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-    for name, count in (("round_to", round_to), ("minimum", minimum)):
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"`{name}` must be a positive whole number, got {count!r}.")
+    for name, number in (("round_to", round_to), ("minimum", minimum)):
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"`{name}` must be a positive whole number, got {number!r}.")
 
 
 def _plan(groups: Groups, keep: Keep) -> Plan:
@@ -236,4 +233,4 @@ def _plan(groups: Groups, keep: Keep) -> Plan:
         masks = [keep.mask(axis) for axis in axes]
         kept[path] = tuple(None if mask.all() else mask for mask in masks)
         shapes[path] = tuple(aval.shape)
-    return Plan(shapes, kept, groups.state)
+    return Plan(shapes, kept, groups.state, groups.model.inputs)

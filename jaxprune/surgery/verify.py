@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.extend.core import JaxprEqn
 
 from jaxprune.params import PyTree
 from jaxprune.surgery.analysis import Frame
 from jaxprune.surgery.compact import run
-from jaxprune.surgery.interpreter import Masked, Small, bind
-from jaxprune.surgery.model import analyse, keep_of
+from jaxprune.surgery.interpreter import Masked, Small
+from jaxprune.surgery.kept import Keep
+from jaxprune.surgery.model import Model, analyse, keep_of
 from jaxprune.surgery.rules import take_kept
+from jaxprune.surgery.watching import QUICK_COMPILATION, Watched, largest_difference
 from jaxprune.tracing import is_array_leaf
 
 if TYPE_CHECKING:
     from jaxprune.surgery.plan import Plan
+
+_TOLERANCE = 1e-4
+_ROUNDINGS = 8  # of the narrowest float that a model computes with, by which it may be wrong
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,20 @@ class Verification:
     """What `plan.verify` saw.
 
     Attributes:
-      masked: largest difference between the small and the masked function, relative to the largest output.
+      masked: largest difference between the small and the masked function, relative to the largest output;
+        infinite where an output is NaN on either side.
       zeroed: the same against the original function on zeroed parameters.
       tolerance: what counts as equal.
       differences: the reductions, with their source lines, that see something else than their identity at
         removed units when parameters are only zeroed.
+      explained: the same as `zeroed`, with these reductions masked in the original function, and no others.
     """
 
     masked: float
     zeroed: float
     tolerance: float
     differences: tuple[str, ...]
+    explained: float = float("inf")
 
     @property
     def zeroing_is_removal(self) -> bool:
@@ -48,8 +54,8 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether it equals the masked function, and the zeroed one or it is known why not."""
-        return self.masked <= self.tolerance and (self.zeroing_is_removal or bool(self.differences))
+        """Whether it equals the masked function, and the zeroed one where the named reductions are masked."""
+        return self.masked <= self.tolerance and min(self.zeroed, self.explained) <= self.tolerance
 
     def __str__(self) -> str:
         lines = [
@@ -58,47 +64,94 @@ class Verification:
             f"{'ok' if self.ok else 'NOT EQUAL'} at tolerance {self.tolerance:.0e}",
         ]
         if self.differences:
+            lines.insert(2, f"  the same, masked where named  {self.explained:.1e}")
             lines.append("zeroing is not removal in")
             lines += [f"  {difference}" for difference in self.differences]
         return "\n".join(lines)
 
 
 def verify(
-    plan: Plan, fn: Callable, params: PyTree, inputs: tuple[Any, ...], tolerance: float
+    plan: Plan, fn: Callable, params: PyTree, inputs: tuple[Any, ...], tolerance: float | None
 ) -> Verification:
     """Compares the small function with the masked one and with `fn` on zeroed parameters."""
     model = analyse(fn, params, inputs, plan.state)
     keep = keep_of(model, plan.kept)
+    if tolerance is None:
+        tolerance = max(_TOLERANCE, _ROUNDINGS * max(map(_rounding, _dtypes(model.frame)), default=0.0))
     zeroed = jax.tree.map(
         lambda x, m: _zeroed(x, m) if is_array_leaf(x) and m is not True else x, params, plan.masks(params)
     )
 
-    def compiled(function: Callable, params: PyTree) -> list[Any]:
-        """Output arrays; what is no array in the trees stays out of `jit`."""
-        leaves, treedef = jax.tree.flatten((params, inputs))
-        arrays = [x if is_array_leaf(x) else None for x in leaves]
+    def outputs(function: Callable, params: PyTree) -> list[Any]:
+        return jax.tree.leaves(_compiled(function, params, inputs)())
 
-        def flat(arrays):
-            full = [x if array is None else array for x, array in zip(leaves, arrays, strict=True)]
-            params, inputs = jax.tree.unflatten(treedef, full)
-            return jax.tree.leaves(function(params, *inputs))
+    def kept(outs: Sequence[Any]) -> list[Any]:
+        return [take_kept(x, axes, keep) for x, axes in zip(outs, model.frame.outs, strict=True)]
 
-        return jax.jit(flat)(arrays)
-
-    small = compiled(lambda p, *x: run(model, Small(keep), p, x), plan.shrink(params))
-    masked = compiled(lambda p, *x: run(model, Masked(keep), p, x), params)
-    original = compiled(fn, zeroed)
-    axes = model.frame.outs
-    masked = [take_kept(x, a, keep) for x, a in zip(masked, axes, strict=True)]
-    original = [take_kept(x, a, keep) for x, a in zip(original, axes, strict=True)]
+    small = outputs(lambda p, *x: run(model, Small(keep), p, x), plan.shrink(params))
+    masked = kept(outputs(lambda p, *x: run(model, Masked(keep), p, x), params))
+    original = kept(outputs(fn, zeroed))
     against_masked, against_zeroed = _error(small, masked), _error(small, original)
-    differences: tuple[str, ...] = ()
-    if against_zeroed > tolerance:
-        watch = _Watch(keep, tolerance)
-        run(model, watch, zeroed, inputs)
-        jax.effects_barrier()  # loops report while they run
-        differences = tuple(watch.seen)
-    return Verification(against_masked, against_zeroed, tolerance, differences)
+    if against_zeroed <= tolerance:
+        return Verification(against_masked, against_zeroed, tolerance, (), against_zeroed)
+    differences, explained = _explain(model, keep, zeroed, inputs, tolerance, small, original, kept)
+    return Verification(against_masked, against_zeroed, tolerance, differences, explained)
+
+
+def _explain(
+    model: Model,
+    keep: Keep,
+    zeroed: PyTree,
+    inputs: tuple[Any, ...],
+    tolerance: float,
+    small: Sequence[Any],
+    original: Sequence[Any],
+    kept: Callable[[Sequence[Any]], list[Any]],
+) -> tuple[tuple[str, ...], float]:
+    """The reductions to mask so that the original function gives what the small one does, and how well.
+
+    One compiled function serves all runs: which reductions it masks is an argument.
+    """
+    watched = Watched(model, keep)
+    function = _compiled(
+        lambda params, *inputs, flags, level: watched(params, inputs, flags, level),
+        zeroed,
+        inputs,
+        QUICK_COMPILATION,
+    )
+    none = np.zeros(len(watched.places), bool)
+    outs, _ = function(flags=none, level=np.float32(np.inf))
+    same = _error(kept(outs), original)  # the same function, so that what it explains is the original's
+    flags, error = none, float("inf")
+    for level in (tolerance, 0.0):
+        flags = np.asarray(function(flags=none, level=np.float32(level))[1]) > level
+        for _ in watched.places:
+            outs, changes = function(flags=flags, level=np.float32(np.inf))
+            more = (np.asarray(changes) > level) & ~flags
+            if not more.any():
+                break
+            flags = flags | more
+        error = max(same, _error(small, kept(outs)))
+        if error <= tolerance:
+            break
+    names = [place.name for place, flag in zip(watched.places, flags, strict=True) if flag]
+    return tuple(dict.fromkeys(names)), error
+
+
+def _compiled(
+    function: Callable, params: PyTree, inputs: tuple[Any, ...], options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
+    """The function of the arrays among its arguments, compiled; what is no array stays out of `jit`."""
+    leaves, treedef = jax.tree.flatten((params, inputs))
+    arrays = [x if is_array_leaf(x) else None for x in leaves]
+
+    def flat(arrays, more):
+        full = [x if array is None else array for x, array in zip(leaves, arrays, strict=True)]
+        params, inputs = jax.tree.unflatten(treedef, full)
+        return function(params, *inputs, **more)
+
+    compiled = jax.jit(flat, compiler_options=options)
+    return lambda **more: compiled(arrays, more)
 
 
 def _zeroed(leaf: Any, mask: Any) -> Any:
@@ -106,54 +159,27 @@ def _zeroed(leaf: Any, mask: Any) -> Any:
     return jnp.where(mask, array, jnp.zeros_like(array))
 
 
-class _Watch(Masked):
-    """Runs the full function on zeroed parameters and notes the reductions that removed units change."""
-
-    def __init__(self, keep: Any, tolerance: float):
-        super().__init__(keep)
-        self.tolerance = tolerance
-        self.seen: dict[str, None] = {}
-
-    def equation(self, frame: Frame, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-        results = bind(eqn, args)
-        removed = self.mask_reduced(frame, eqn, args)
-        if any(a is not b for a, b in zip(args, removed, strict=True)):
-            axes = [frame.of(v) for v in eqn.outvars]
-            wanted = [take_kept(x, a, self.keep) for x, a in zip(bind(eqn, removed), axes, strict=True)]
-            got = [take_kept(x, a, self.keep) for x, a in zip(results, axes, strict=True)]
-            self._compare(f"{eqn.primitive.name} at {frame.source(eqn)}", got, wanted)
-        return results
-
-    def _compare(self, name: str, got: list[Any], wanted: list[Any]) -> None:
-        def note(error):
-            if error > self.tolerance:
-                self.seen[name] = None
-
-        error = _error_traced(got, wanted)
-        if isinstance(error, Tracer):  # inside a scan, a loop or a derivative rule
-            jax.debug.callback(note, error)
-        else:
-            note(error)
+def _dtypes(frame: Frame) -> Iterator[Any]:
+    for eqn in frame.jaxpr.eqns:
+        yield from (getattr(v.aval, "dtype", None) for v in eqn.outvars)
+    for bodies in frame.calls.values():
+        for body in bodies:
+            yield from _dtypes(body)
 
 
-def _error_traced(a: Sequence[Any], b: Sequence[Any]) -> Any:
-    worst = jnp.zeros(())
-    for x, y in zip(a, b, strict=True):
-        if jnp.issubdtype(x.dtype, jnp.inexact) and x.size:
-            same = (x == y) | (jnp.isnan(x) & jnp.isnan(y))
-            scale = jnp.maximum(jnp.max(jnp.where(jnp.isfinite(y), jnp.abs(y), 0)), 1e-30)
-            worst = jnp.maximum(worst, jnp.max(jnp.where(same, 0, jnp.abs(x - y))) / scale)
-        elif x.size:
-            worst = jnp.maximum(worst, jnp.any(x != y).astype(worst.dtype))
-    return worst
+def _rounding(dtype: Any) -> float:
+    """The spacing of a type's numbers at 1, of those narrower than float32."""
+    is_float = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    return float(jnp.finfo(dtype).eps) if is_float and jnp.finfo(dtype).bits < 32 else 0.0
 
 
 def _error(a: Sequence[Any], b: Sequence[Any]) -> float:
-    error = 0.0
-    for x, y in zip(a, b, strict=True):
-        if np.shape(x) != np.shape(y):
-            return float("inf")
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            continue
-        error = max(error, float(_error_traced([jnp.asarray(x)], [jnp.asarray(y)])))
-    return error if error == error else float("inf")
+    """Largest relative difference of known outputs; infinite where one is NaN, and for other shapes."""
+    a, b = [jnp.asarray(x) for x in a], [jnp.asarray(x) for x in b]
+    if [x.shape for x in a] != [x.shape for x in b] or any(map(_has_nan, (*a, *b))):
+        return float("inf")
+    return float(largest_difference(a, b))
+
+
+def _has_nan(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact) and bool(jnp.isnan(x).any())
