@@ -11,7 +11,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 
 from jaxprune.jax_compat import REMATERIALIZED, scan_counts
-from jaxprune.surgery.analysis import Frame
+from jaxprune.surgery.frames import Frame
 
 Evaluate = Callable[[Frame, Sequence[Any], Any], list[Any]]
 

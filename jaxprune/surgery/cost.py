@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from jaxprune.surgery.analysis import Frame
+from jaxprune.surgery.frames import Frame
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.model import Model
 

@@ -13,8 +13,8 @@ from jax.extend.core import JaxprEqn, Literal
 
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array
 from jaxprune.surgery import calls
-from jaxprune.surgery.analysis import Frame
 from jaxprune.surgery.axes import Axes
+from jaxprune.surgery.frames import Frame
 from jaxprune.surgery.interpreter import Masked, bind, evaluate
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.model import analyse, keep_of

@@ -11,7 +11,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn, Literal
 
 from jaxprune.jax_compat import scan_counts
-from jaxprune.surgery.analysis import Frame
+from jaxprune.surgery.frames import Frame
 from jaxprune.surgery.interpreter import bind
 
 Totals = dict[str, Any]

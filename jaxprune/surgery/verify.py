@@ -13,8 +13,8 @@ from jax.core import Tracer
 from jax.extend.core import JaxprEqn
 
 from jaxprune.params import PyTree
-from jaxprune.surgery.analysis import Frame
 from jaxprune.surgery.compact import run
+from jaxprune.surgery.frames import Frame
 from jaxprune.surgery.interpreter import Masked, Small, bind
 from jaxprune.surgery.model import analyse, keep_of
 from jaxprune.surgery.rules import take_kept
