@@ -88,7 +88,11 @@ def _infer_equation(frame: Frame, index: int, eqn: JaxprEqn, depth: int) -> Sequ
     _track_positions(frame, eqn, ins, reason)
     _keep_one_hots(frame, eqn, ins, reason)
     try:
-        outs = rule.infer(eqn, ins, reason)
+        outs = None
+        if rule.infer_known is not None:
+            outs = rule.infer_known(eqn, ins, lambda place: frame.value(eqn.invars[place]), reason)
+        if outs is None:
+            outs = rule.infer(eqn, ins, reason)
     except Exception as error:  # a form of the primitive that the rule does not know
         return _opaque(eqn, ins, reason._replace(text=f"the rule of {name!r} failed ({error})"))
     if any(tuple(map(size_of, a)) != shape_of(v) for v, a in zip(eqn.outvars, outs, strict=True)):

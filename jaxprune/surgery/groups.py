@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxprune.params import PyTree
 from jaxprune.surgery.axes import Atom, Axis, leaves_of, normal, parts_of
+from jaxprune.surgery.made import made_units
 from jaxprune.surgery.model import Model, State, analyse
 
 
@@ -128,6 +129,8 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
         for dim, axis in enumerate(axes):
             for atom in dict.fromkeys(leaves_of(axis)):
                 members.setdefault(atom, []).append(Member(path, dim, _layout(axis, atom)))
+    free = {atom for atom in members if atom.frozen is None and atom.reached is not None}
+    made = made_units(model.frame, model.of_params, free)
     groups: list[Group] = []
     frozen: dict[str, list[Member]] = {}
     names: set[str] = set()
@@ -136,6 +139,10 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
             frozen.setdefault(str(atom.frozen), []).extend(of)
         elif atom.reached is None:
             frozen.setdefault("nothing sums over it (rows that this input does not reach)", []).extend(of)
+        elif atom.size == 0:
+            frozen.setdefault("it has no units", []).extend(of)
+        elif atom not in made:
+            frozen.setdefault("no parameter makes its units (copies of an input or of units)", []).extend(of)
         else:
             name = _name(of, names)
             names.add(name)

@@ -27,6 +27,12 @@ class Model(NamedTuple):
     frame: Frame
     axes: dict[str, Axes]
 
+    @property
+    def of_params(self) -> list[bool]:
+        """Which inputs of the frame are parameters."""
+        first, last = len(self.traced.consts), len(self.traced.consts) + len(self.traced.paths)
+        return [first <= i < last for i in range(len(self.frame.jaxpr.invars))]
+
 
 def analyse(fn: Callable, params: PyTree, inputs: tuple[Any, ...], state: State | None = None) -> Model:
     """Traces and infers; freezes the axes of inputs and outputs, but for the state that goes round."""

@@ -125,10 +125,10 @@ def _slice(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
     p = eqn.params
     strides = p["strides"] or (1,) * len(ins[0])
     bounds = zip(ins[0], p["start_indices"], p["limit_indices"], strides, shape_of(eqn), strict=True)
-    return [tuple(_sliced(*bound, reason) for bound in bounds)]
+    return [tuple(sliced(*bound, reason) for bound in bounds)]
 
 
-def _sliced(axis: Axis, start: int, limit: int, stride: int, out: int, reason: Reason) -> Axis:
+def sliced(axis: Axis, start: int, limit: int, stride: int, out: int, reason: Reason) -> Axis:
     size = size_of(axis)
     if out in (0, size):
         return axis if out else fresh(0)
@@ -179,7 +179,7 @@ def _pad(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
         low, high = int(low), int(high)
         low_cut, high_cut = max(-low, 0), max(-high, 0)
         if low_cut + high_cut:
-            axis = _sliced(
+            axis = sliced(
                 axis, low_cut, size_of(axis) - high_cut, 1, size_of(axis) - low_cut - high_cut, reason
             )
         parts = [fresh(low)] if low > 0 else []
