@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn
 
-from jaxprune.jax_compat import CUSTOM_DERIVATIVES, PLAIN_CALLS, REMATERIALIZED, body_of, opened, scan_counts
+from jaxprune.jax_compat import (
+    CUSTOM_CALLS,
+    CUSTOM_DERIVATIVES,
+    PLAIN_CALLS,
+    REMATERIALIZED,
+    body_of,
+    opened,
+    scan_counts,
+)
 from jaxprune.surgery.axes import Axes, Reason, freeze, fresh, size_of, unify
 from jaxprune.surgery.frames import Frame, unknown
 from jaxprune.surgery.rules import RULES
@@ -246,15 +254,28 @@ def _cond(frame, index, eqn, ins, reason, depth):
     return first.outs
 
 
+def _linear_solve(frame, index, eqn, ins, reason, depth):
+    """The products and solvers, each with constants of its own, map arrays like the right sides to such."""
+    lengths, first = eqn.params["const_lengths"], 0
+    right = ins[sum(lengths) :]
+    for length, jaxpr in zip(lengths, eqn.params["jaxprs"], strict=True):
+        if jaxpr is not None:
+            body = _body(frame, index, eqn, jaxpr, [*ins[first : first + length], *right], depth)
+            unify_all(body.outs, right, reason)
+        first += length
+    return right
+
+
 def _whole(frame: Frame, eqn: JaxprEqn, count: int) -> tuple[bool, ...]:
     """Which operands are constants that the bodies take whole: those of the first `count` that are constant."""
     return tuple(i < count and frame.is_constant(v) for i, v in enumerate(eqn.invars))
 
 
 CALLS = {
-    **dict.fromkeys((*PLAIN_CALLS, *REMATERIALIZED), _call),
+    **dict.fromkeys((*PLAIN_CALLS, *REMATERIALIZED, *CUSTOM_CALLS), _call),
     **dict.fromkeys(CUSTOM_DERIVATIVES, _custom),
     "scan": _scan,
     "while": _while,
     "cond": _cond,
+    "custom_linear_solve": _linear_solve,
 }

@@ -14,7 +14,7 @@ from jax.extend.core import JaxprEqn
 
 from jaxprune.jax_compat import scan_counts
 from jaxprune.surgery.axes import Atom, Axis, leaves_of
-from jaxprune.surgery.frames import Frame
+from jaxprune.surgery.frames import SEALED, Frame
 from jaxprune.surgery.rules import RULES
 
 # What has entered a value: the units along which parameters have, and whether any parameter or input has.
@@ -82,7 +82,7 @@ class _Walk:
                 return [
                     set().union(*outs) for outs in zip(*(self.call(b, ins[1:]) for b in bodies), strict=True)
                 ]
-        if bodies:
+        if bodies and eqn.primitive.name not in SEALED:
             return self.call(bodies[0], ins)
         self.sums(frame, eqn, ins)
         if eqn.primitive.name in _LOOKUPS and frame.is_constant(eqn.invars[0]):

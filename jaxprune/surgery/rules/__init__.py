@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from jaxprune.surgery.rules import contractions, creation, effects, indexing, pointwise, reductions, shapes
+from jaxprune.surgery.rules import (
+    collectives,
+    contractions,
+    creation,
+    effects,
+    indexing,
+    pointwise,
+    reductions,
+    shapes,
+)
 from jaxprune.surgery.rules.creation import take_kept
 from jaxprune.surgery.rules.rule import Kept, Reduction, Rule
 
@@ -16,6 +25,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **indexing.RULES,
         **creation.RULES,
         **effects.RULES,
+        **collectives.RULES,
     }
 )
 

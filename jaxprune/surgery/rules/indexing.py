@@ -126,7 +126,7 @@ def _starts(
 ) -> dict[int, np.ndarray] | None:
     """Where the windows start along each dimension that they don't cover, if that is known and in bounds."""
     indices = values(1)
-    if indices is None:
+    if indices is None or not all(isinstance(size_of(axis), int) for axis in operand):
         return None
     starts = {
         dim: np.asarray(indices)[..., i] for i, dim in enumerate(dims) if sizes[dim] != size_of(operand[dim])

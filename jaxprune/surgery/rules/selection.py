@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxprune.surgery.axes import Axis, Reason, concatenated, freeze, fresh, leaves_of, size_of
+from jaxprune.surgery.axes import Axis, Reason, concatenated, freeze, fresh, is_frozen, size_of
 from jaxprune.surgery.rules.shapes import sliced
 
 
@@ -15,7 +15,7 @@ def selected(axis: Axis, positions: Sequence[int], reason: Reason) -> Axis:
     another way is frozen.
     """
     why = reason._replace(text="permuted by constants")
-    runs = _runs(positions, size_of(axis)) if any(leaf.frozen is None for leaf in leaves_of(axis)) else None
+    runs = None if is_frozen(axis) else _runs(positions, size_of(axis))
     if runs is None:
         freeze(axis, why)
         return fresh(len(positions), why)

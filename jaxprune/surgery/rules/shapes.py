@@ -16,6 +16,7 @@ from jaxprune.surgery.axes import (
     cut,
     freeze,
     fresh,
+    is_frozen,
     reshaped,
     size_of,
     split,
@@ -132,6 +133,8 @@ def sliced(axis: Axis, start: int, limit: int, stride: int, out: int, reason: Re
     size = size_of(axis)
     if out in (0, size):
         return axis if out else fresh(0)
+    if is_frozen(axis):
+        return fresh(out, reason._replace(text="a part of a frozen axis"))
     if stride == 1:
         reason = reason._replace(text="cut through the middle of its units")
         if limit < size:
@@ -155,14 +158,16 @@ def _slice_resize(eqn: JaxprEqn, ins: Sequence[Axes], outs: Sequence[Axes], kept
     for axis, start, limit, stride in zip(
         ins[0], p["start_indices"], p["limit_indices"], strides, strict=True
     ):
-        before = np.concatenate([[0], np.cumsum(kept.mask(axis))])
-        if stride == 1:
+        if kept.size(axis) == size_of(axis):
+            starts.append(start)
+            limits.append(limit)
+        elif stride == 1:
+            before = np.concatenate([[0], np.cumsum(kept.mask(axis))])
             starts.append(int(before[start]))
             limits.append(int(before[limit]))
         else:
-            whole = kept.size(axis) == size_of(axis)
             starts.append(start)
-            limits.append(limit if whole else kept.size(axis))
+            limits.append(kept.size(axis))
     return {"start_indices": tuple(starts), "limit_indices": tuple(limits)}
 
 
@@ -171,8 +176,11 @@ def _pad(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
     for axis, size, (low, high, inner) in zip(
         ins[0], shape_of(eqn), eqn.params["padding_config"], strict=True
     ):
-        if inner:
-            why = reason._replace(text="padded between its units")
+        if low == high == inner == 0:
+            out.append(axis)
+            continue
+        if inner or not isinstance(size, int):
+            why = reason._replace(text="padded between its units" if inner else "padded to a symbolic size")
             freeze(axis, why)
             out.append(fresh(size, why))
             continue
@@ -193,7 +201,7 @@ def _pad_evaluate(
 ) -> list[Any]:
     config = []
     for axis, out, (low, high, inner) in zip(ins[0], outs[0], eqn.params["padding_config"], strict=True):
-        if not inner:
+        if kept.size(out) != size_of(out) or kept.size(axis) != size_of(axis):
             n, m = size_of(axis), size_of(out)
             mask_in, mask_out = kept.mask(axis), kept.mask(out)
             low = -int(mask_in[:-low].sum()) if low < 0 else int(mask_out[:low].sum())
