@@ -126,13 +126,16 @@ def _starts(
 ) -> dict[int, np.ndarray] | None:
     """Where the windows start along each dimension that they don't cover, if that is known and in bounds."""
     indices = values(1)
-    if indices is None or not all(isinstance(size_of(axis), int) for axis in operand):
+    if indices is None:
         return None
     starts = {
         dim: np.asarray(indices)[..., i] for i, dim in enumerate(dims) if sizes[dim] != size_of(operand[dim])
     }
-    inside = all(np.all((at >= 0) & (at <= size_of(operand[dim]) - sizes[dim])) for dim, at in starts.items())
-    return starts if inside else None
+    for dim, at in starts.items():
+        size = size_of(operand[dim])
+        if not isinstance(size, int) or np.any((at < 0) | (at > size - sizes[dim])):
+            return None
+    return starts
 
 
 def _covers(starts: Mapping[int, Any], operand: Axes, sizes: Sequence[int]) -> bool:
