@@ -92,15 +92,18 @@ OPERATIONS = {
     "a constant one-hot": (lambda h: h + jax.nn.one_hot(jnp.array([0, 3, 1, 7]), 8), [8]),
     "neighbours by an array": (lambda h: h[:, jnp.array([2, 3, 4, 5, 6, 7, 0, 1])] * h, [2]),
     "every second entry by an array": (lambda h: h[:, jnp.array([0, 2, 4, 6, 1, 3, 5, 7])], [4]),
-    "rows of an index table": (lambda h: h[:, jnp.array([[0, 1, 2, 3], [4, 5, 6, 7]])].sum(1), [2, 4]),
+    "rows of an index table": (lambda h: h[:, jnp.array([[0, 1, 2, 3], [4, 5, 6, 7]])].reshape(4, 8), [2, 4]),
     "take out of bounds": (
-        lambda h: jnp.take(h, jnp.array([0, 1, 2, 99]), axis=1, mode="fill", fill_value=0),
-        [],
+        lambda h: jnp.take(h, jnp.array([4, 5, 6, 7, 0, 1, 2, 99]), axis=1, mode="fill", fill_value=0),
+        [8],
     ),
     "a permutation that is drawn": (lambda h: h[:, jax.random.permutation(jax.random.key(0), 8)], []),
     "a slice that is set": (lambda h: h.at[:, 2:5].set(0.0), [2, 3, 3]),
     "entries that are added to": (lambda h: h.at[:, jnp.array([0, 1, 2, 3])].add(h[:, 4:]), [4]),
-    "constant windows": (lambda h: jax.vmap(lambda r: lax.dynamic_slice(r, (2,), (4,)))(h), [4]),
+    "constant windows": (
+        lambda h: jnp.tile(jax.vmap(lambda r: lax.dynamic_slice(r, (2,), (4,)))(h), 2),
+        [2, 4],
+    ),
     "positions as values": (lambda h: h * jnp.arange(8.0), [8]),
     "bits": (lambda h: lax.bitcast_convert_type(h, jnp.int32).astype(jnp.float32) * 1e-9, [8]),
     "max pool over the batch": (

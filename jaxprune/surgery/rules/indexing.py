@@ -125,15 +125,17 @@ def _starts(
     values: Values, dims: Sequence[int], operand: Axes, sizes: Sequence[int]
 ) -> dict[int, np.ndarray] | None:
     """Where the windows start along each dimension that they don't cover, if that is known and in bounds."""
+    places = {dim: i for i, dim in enumerate(dims) if sizes[dim] != size_of(operand[dim])}
+    if not all(isinstance(size_of(operand[dim]), int) for dim in places):
+        return None
     indices = values(1)
     if indices is None:
         return None
-    starts = {
-        dim: np.asarray(indices)[..., i] for i, dim in enumerate(dims) if sizes[dim] != size_of(operand[dim])
-    }
+    starts = {dim: np.asarray(indices)[..., i] for dim, i in places.items()}
     for dim, at in starts.items():
         size = size_of(operand[dim])
-        if not isinstance(size, int) or np.any((at < 0) | (at > size - sizes[dim])):
+        # A table of many lookups (a bias for each pair of positions) is no selection.
+        if at.size > 8 * size or np.any((at < 0) | (at > size - sizes[dim])):
             return None
     return starts
 
