@@ -23,8 +23,8 @@ TABLES = {
         lambda: jax.vmap(lambda i: jnp.arange(8.0)[7 - i])(jnp.arange(8)),
     ),
     "a loop": (
-        (np.arange(8) < 1) * 1.0 + (np.arange(8) < 2),
-        lambda: lax.fori_loop(1, 3, lambda i, t: t + (jnp.arange(8) < i), jnp.zeros(8)),
+        1.0 + (np.arange(8) < 1) + (np.arange(8) < 2),
+        lambda: lax.fori_loop(1, 3, lambda i, t: t + (jnp.arange(8) < i), jnp.ones(8)),
     ),
 }
 # Where the table meets the units h.

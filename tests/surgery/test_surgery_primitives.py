@@ -57,6 +57,17 @@ def head(h, p):
     return jnp.tanh(h) @ p["out"]
 
 
+@jax.custom_batching.custom_vmap
+def sine(h):
+    return jnp.sin(h)
+
+
+@sine.def_vmap
+def _sine_of_batch(size, batched, h):
+    del size
+    return jnp.sin(h), batched[0]
+
+
 # Operations on the units of x @ w (shape (4, 8)), and the groups that must remain.
 OPERATIONS = {
     "sort": (lambda h: jnp.sort(h, -1), []),
@@ -134,7 +145,7 @@ OPERATIONS = {
         lambda h: h * jax.vmap(lambda u: lax.psum(u * u, "units"), 1, 1, axis_name="units")(h),
         [8],
     ),
-    "custom batching": (lambda h: jax.custom_batching.custom_vmap(jnp.sin)(h), [8]),
+    "custom batching": (lambda h: sine(h), [8]),
     "logarithm to base 2": (lambda h: jnp.log2(1.5 + jnp.tanh(h)), [8]),
     "a solver for the units' columns": (lambda h: jnp.linalg.solve(jnp.eye(4) + 0.1, h), [8]),
     "a triangular solver": (lambda h: jax.scipy.linalg.solve_triangular(jnp.eye(4) + 0.1, h), [8]),

@@ -36,7 +36,9 @@ def _ragged_dot(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes
     (left, right), counts = ins[:2], ins[2:]
     ragged, grouped = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
     why = reason._replace(text="groups of a ragged product")
-    counted = range(len(left)) if len(counts[0]) > 1 else ragged  # counts for each entry of other axes
+    counted = [*ragged]
+    if len(counts[0]) > 1:  # counts for each entry of axes that are not summed, or are summed with the rows
+        counted = [d for d in range(len(left)) if d not in contract_l or set(ragged) & set(contract_l)]
     for axis in [*(left[d] for d in counted), *(right[d] for d in grouped), *(a for c in counts for a in c)]:
         freeze(axis, why)
     for i, j in [*zip(contract_l, contract_r, strict=True), *zip(batch_l, batch_r, strict=True)]:
