@@ -78,8 +78,8 @@ def _sort(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
 
 
 def _top_k(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
-    along = eqn.params.get("axis", len(ins[0]) - 1) % len(ins[0])
-    why = reason._replace(text="top_k gives positions on it")
+    along = eqn.params.get("axis", eqn.params.get("reduction_dimension", -1)) % len(ins[0])
+    why = reason._replace(text=f"{eqn.primitive.name} gives positions on it")
     freeze(ins[0][along], why)
     return [
         tuple(fresh(n, why) if dim == along else ins[0][dim] for dim, n in enumerate(shape_of(eqn, i)))
@@ -182,7 +182,7 @@ RULES = {
     **dict.fromkeys(("argmax", "argmin"), Rule(_position_of)),
     "reduce": Rule(_general_reduce),
     "sort": Rule(_sort),
-    "top_k": Rule(_top_k),
+    **dict.fromkeys(("top_k", "approx_top_k"), Rule(_top_k)),
     **dict.fromkeys(
         ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum"), Rule(_window)
     ),
