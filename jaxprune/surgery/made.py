@@ -22,7 +22,12 @@ Entered = Set[Any]
 _PARAMETER, _INPUT = "parameter", "input"
 
 # Where one operand is zero, the others remain: parameters must have entered all that inputs have.
-_TERMS = frozenset(("add", "add_any", "sub", "max", "min", "select_n", "concatenate"))
+_TERMS = frozenset(
+    {
+        *("add", "add_any", "sub", "max", "min", "clamp", "select_n", "concatenate", "stack"),
+        *("dynamic_update_slice", "scatter", "scatter-add"),
+    }
+)
 _LOOKUPS = frozenset(("gather", "dynamic_slice"))
 
 

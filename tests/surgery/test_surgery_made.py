@@ -51,6 +51,11 @@ COPIES = {
         {"a": (6, 5), "w": (10, 2)},
         [5],
     ),
+    "beside scaled copies": (
+        lambda p, x: stacked(p, jnp.repeat(jnp.tanh(x @ p["a"]), 2, -1)),
+        {"a": (6, 5), "s": (10,), "w": (10, 2)},
+        [5],
+    ),
     "features of constants": (lambda p, x: read(p, jnp.sin(x[:, :1] * jnp.arange(8.0))), {"w": (8, 2)}, []),
     "low rank": (lambda p, x: x @ (p["a"] @ p["w"]), {"a": (6, 4), "w": (4, 2)}, [4]),
     "recurrent": (
@@ -77,6 +82,11 @@ COPIES = {
 def copies_by_unit_rows(p, copies):
     unit = p["w"] / jnp.linalg.norm(p["w"], axis=0)
     return copies @ unit + (copies * copies).mean(-1, keepdims=True)
+
+
+def stacked(p, copies):
+    both = jnp.stack([copies, copies * p["s"]])
+    return jnp.einsum("kbc,co->bo", both, p["w"]) + (both * both).mean((0, 2))[:, None]
 
 
 def normalised(h):
