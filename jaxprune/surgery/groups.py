@@ -88,8 +88,10 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
     """Finds the units of any function that must be removed together.
 
     The function is traced once and every axis of every value is followed through its equations. A group is
-    a set of units that occurs in a parameter, that a contraction or reduction runs over, and that neither
-    an input, an output nor an operation without a rule holds fast.
+    a set of units that occurs in a parameter, that a contraction or reduction runs over, and that no input,
+    no output and no operation without a rule fixes. Parameters must make the units: copies of an input are
+    not offered, since zeroing the weights that read them does not remove them. What follows from constants
+    alone (a mask, a table, an index list) fixes nothing and is cut with the units that it meets.
 
     Args:
       fn: function `fn(params, *inputs)`.
