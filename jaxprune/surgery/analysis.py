@@ -94,8 +94,8 @@ def _infer_equation(frame: Frame, index: int, eqn: JaxprEqn, depth: int) -> Sequ
     if rule is None:
         return _opaque(eqn, ins, reason._replace(text=f"no rule for primitive {name!r}"))
     _track_positions(frame, eqn, ins, reason)
-    _keep_one_hots(frame, eqn, ins, reason)
     try:
+        _keep_one_hots(frame, eqn, ins, reason)
         outs = None
         if rule.infer_known is not None:
             outs = rule.infer_known(eqn, ins, lambda place: frame.value(eqn.invars[place]), reason)
