@@ -74,6 +74,8 @@ def _concatenate(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axe
 
 def _pieces(axis: Axis, sizes: Sequence[int], reason: Reason) -> list[Axis]:
     reason = reason._replace(text="cut through the middle of its units")
+    if is_frozen(axis):
+        return [fresh(size, reason) for size in sizes]
     pieces = []
     for size in sizes[:-1]:
         piece, axis = cut(axis, size, reason)
@@ -83,7 +85,7 @@ def _pieces(axis: Axis, sizes: Sequence[int], reason: Reason) -> list[Axis]:
 
 def _split(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
     axes, along = ins[0], eqn.params["axis"]
-    pieces = _pieces(axes[along], [int(n) for n in eqn.params["sizes"]], reason)
+    pieces = _pieces(axes[along], [shape_of(eqn, i)[along] for i in range(len(eqn.outvars))], reason)
     return [(*axes[:along], piece, *axes[along + 1 :]) for piece in pieces]
 
 
@@ -133,8 +135,10 @@ def sliced(axis: Axis, start: int, limit: int, stride: int, out: int, reason: Re
     size = size_of(axis)
     if out in (0, size):
         return axis if out else fresh(0)
-    if is_frozen(axis):
-        return fresh(out, reason._replace(text="a part of a frozen axis"))
+    if is_frozen(axis) or not all(isinstance(n, int) for n in (size, start, limit)):
+        why = reason._replace(text="sliced at a symbolic position, or a part of a frozen axis")
+        freeze(axis, why)
+        return fresh(out, why)
     if stride == 1:
         reason = reason._replace(text="cut through the middle of its units")
         if limit < size:
