@@ -24,12 +24,14 @@ from jax.extend.source_info_util import current_name_stack, user_context
 # Calls whose body is evaluated as it stands, by every name that a supported version gives them.
 PLAIN_CALLS = ("jit", "pjit", "closed_call", "core_call", "eval_jaxpr")
 REMATERIALIZED = ("remat2", "checkpoint")
+# Calls with rules of their own for batching, partitioning or lowering, which none of the values depend on.
+CUSTOM_CALLS = ("custom_vmap_call", "custom_partitioning", "composite")
 CUSTOM_DERIVATIVES = ("custom_jvp_call", "custom_vjp_call")
 
 
 def body_of(eqn: JaxprEqn) -> Any:
-    """The jaxpr of a plain, rematerialized or custom-derivative call, closed or open."""
-    return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+    """The jaxpr of a plain, rematerialized or custom call, closed or open."""
+    return next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "call") if name in eqn.params)
 
 
 def opened(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:

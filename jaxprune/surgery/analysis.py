@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn
 
-from jaxprune.jax_compat import CUSTOM_DERIVATIVES, PLAIN_CALLS, REMATERIALIZED, body_of, opened, scan_counts
-from jaxprune.surgery.axes import Axes, Reason, freeze, fresh, leaves_of, size_of, unify
+from jaxprune.jax_compat import (
+    CUSTOM_CALLS,
+    CUSTOM_DERIVATIVES,
+    PLAIN_CALLS,
+    REMATERIALIZED,
+    body_of,
+    opened,
+    scan_counts,
+)
+from jaxprune.surgery.axes import Axes, Reason, freeze, fresh, size_of, unify
+from jaxprune.surgery.frames import Frame, unknown
 from jaxprune.surgery.rules import RULES
 from jaxprune.tracing import Source, shape_of
-from jaxprune.tracing.derivatives import Derivative, derivative_of
+from jaxprune.tracing.derivatives import derivative_of
 
-# Integers that count positions (an iota, an index table): comparing them makes one-hots and causal masks.
+# Integers that count positions (an iota, an index table): comparing them with data makes one-hots of the data.
 _POSITIONS_PASS = frozenset(
     {
         *("add", "sub", "mul", "rem", "div", "max", "min", "neg", "select_n", "copy", "convert_element_type"),
@@ -22,72 +33,11 @@ _POSITIONS_PASS = frozenset(
     }
 )
 _COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"))
-_INDICATOR = "compared with positions (a one-hot or a causal mask)"
+_INDICATOR = "compared with positions (a one-hot)"
 
 # How deep derivative rules are followed: a rule may call the function it belongs to, so that second
 # derivatives need its rule again. Beyond that the function is differentiated as it is written.
 DERIVATIVE_DEPTH = 2
-
-
-class Frame:
-    """One call of a jaxpr: the axes of its values and the frames of the calls inside it.
-
-    Shared jaxprs get a frame a call, because each call may have other axes. Values that follow from constants
-    alone (tables, positions, masks, zeros) are never cut where they are made: each use has axes of its own,
-    so that a table couples nothing but what meets in one equation.
-    """
-
-    __slots__ = ("axes", "caller", "calls", "constant", "consts", "derivatives", "jaxpr", "positions", "uses")
-
-    def __init__(self, jaxpr: Jaxpr, consts: Sequence[Any], caller: Source | None = None):
-        self.jaxpr = jaxpr
-        self.caller = caller
-        self.consts = tuple(consts)
-        self.axes: dict[Any, Axes] = {}
-        self.calls: dict[int, tuple[Frame, ...]] = {}
-        self.constant: set[Var] = set(jaxpr.constvars)
-        self.derivatives: dict[int, tuple[Derivative, Frame]] = {}
-        self.positions: set[Var] = set()
-        self.uses: dict[tuple[int | None, int], Axes] = {}  # (id of an equation or None, place) -> axes
-
-    def of(self, atom: Any) -> Axes:
-        """The axes of a variable where it is made."""
-        if atom not in self.axes:
-            self.axes[atom] = unknown(atom.aval)
-        return self.axes[atom]
-
-    def is_constant(self, atom: Any) -> bool:
-        """Whether a value follows from constants alone."""
-        return isinstance(atom, Literal) or atom in self.constant
-
-    def ins(self, eqn: JaxprEqn) -> list[Axes]:
-        """The axes of an equation's operands."""
-        return self._used(id(eqn), eqn.invars)
-
-    @property
-    def outs(self) -> list[Axes]:
-        return self._used(None, self.jaxpr.outvars)
-
-    def _used(self, by: int | None, atoms: Sequence[Any]) -> list[Axes]:
-        axes = []
-        for place, atom in enumerate(atoms):
-            if self.is_constant(atom):
-                key = by, place
-                if key not in self.uses:
-                    literal = isinstance(atom, Literal)
-                    self.uses[key] = unknown(atom.aval) if literal else _copied(self.of(atom))
-                axes.append(self.uses[key])
-            else:
-                axes.append(self.of(atom))
-        return axes
-
-    def source(self, eqn: JaxprEqn) -> Source:
-        return Source(eqn, self.caller)
-
-
-def unknown(aval: Any, reason: Reason | None = None) -> Axes:
-    """Axes equal to no other yet."""
-    return tuple(fresh(size, reason) for size in getattr(aval, "shape", ()))
 
 
 def infer(
@@ -97,7 +47,7 @@ def infer(
     positions: Sequence[bool] = (),
     depth: int = 0,
     caller: Source | None = None,
-    constant: Sequence[bool] = (),
+    constant: Sequence[Callable[[], Any] | None] = (),
 ) -> Frame:
     """Infers the axes of every value of a jaxpr from those of its inputs.
 
@@ -108,7 +58,7 @@ def infer(
       positions: which inputs are integers that count positions.
       depth: how many derivative rules lead here.
       caller: the equation that calls it.
-      constant: which inputs follow from constants alone and come in whole.
+      constant: for each input that follows from constants alone, and comes in whole, what gives its value.
 
     Returns:
       The frame of the call.
@@ -116,12 +66,15 @@ def infer(
     frame = Frame(jaxpr, consts, caller)
     frame.axes.update(zip(jaxpr.invars, ins, strict=True))
     frame.positions.update(v for v, is_position in zip(jaxpr.invars, positions, strict=False) if is_position)
-    frame.constant.update(v for v, is_constant in zip(jaxpr.invars, constant, strict=False) if is_constant)
+    for var, origin in zip(jaxpr.invars, constant, strict=False):
+        if origin is not None:
+            frame.add_constant(var, origin)
     for index, eqn in enumerate(jaxpr.eqns):
-        outs = _infer_equation(frame, index, eqn, depth)
-        frame.axes.update(zip(eqn.outvars, outs, strict=True))
         if all(map(frame.is_constant, eqn.invars)):
-            frame.constant.update(eqn.outvars)
+            frame.makers.update(dict.fromkeys(eqn.outvars, eqn))
+        else:
+            outs = _infer_equation(frame, index, eqn, depth)
+            frame.axes.update(zip(eqn.outvars, outs, strict=True))
     return frame
 
 
@@ -142,7 +95,12 @@ def _infer_equation(frame: Frame, index: int, eqn: JaxprEqn, depth: int) -> Sequ
         return _opaque(eqn, ins, reason._replace(text=f"no rule for primitive {name!r}"))
     _track_positions(frame, eqn, ins, reason)
     try:
-        outs = rule.infer(eqn, ins, reason)
+        _keep_one_hots(frame, eqn, ins, reason)
+        outs = None
+        if rule.infer_known is not None:
+            outs = rule.infer_known(eqn, ins, lambda place: frame.value(eqn.invars[place]), reason)
+        if outs is None:
+            outs = rule.infer(eqn, ins, reason)
     except Exception as error:  # a form of the primitive that the rule does not know
         return _opaque(eqn, ins, reason._replace(text=f"the rule of {name!r} failed ({error})"))
     if any(tuple(map(size_of, a)) != shape_of(v) for v, a in zip(eqn.outvars, outs, strict=True)):
@@ -180,42 +138,58 @@ def _is_position(frame: Frame, atom: Any) -> bool:
     return atom in frame.positions
 
 
-def _copied(axes: Axes) -> Axes:
-    """Axes of a constant for one use: what tells positions apart there (a one-hot table) stays whole."""
-    return tuple(
-        fresh(
-            size_of(axis),
-            next((a.frozen for a in leaves_of(axis) if a.frozen and a.frozen.text == _INDICATOR), None),
-        )
-        for axis in axes
-    )
+def _keep_one_hots(frame: Frame, eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> None:
+    """Rows of an identity matrix that data look up are one-hots of the data: all of them stay."""
+    if eqn.primitive.name not in ("gather", "dynamic_slice") or not frame.is_constant(eqn.invars[0]):
+        return
+    shape = shape_of(eqn.invars[0])
+    if len(shape) == 2 and shape[0] == shape[1]:
+        table = frame.value(eqn.invars[0])
+        if table is not None and np.all(np.count_nonzero(np.asarray(table), axis=1) == 1):
+            for axis in ins[0]:
+                freeze(axis, reason._replace(text=_INDICATOR))
+
+
+def _body(
+    frame: Frame,
+    index: int,
+    eqn: JaxprEqn,
+    closed: Any,
+    ins: Sequence[Axes],
+    depth: int,
+    constants: Sequence[Any] = (),
+    positions: Sequence[bool] = (),
+) -> Frame:
+    """The frame of a body that the equation at `index` calls, with the operands that it may take whole."""
+    jaxpr, consts = opened(closed)
+    whole = [partial(frame.value, v) if frame.is_constant(v) else None for v in constants]
+    body = infer(jaxpr, ins, consts, positions, depth, frame.source(eqn), whole)
+    frame.calls[index] = (*frame.calls.get(index, ()), body)
+    return body
 
 
 def _call(frame, index, eqn, ins, reason, depth):
     """jit, remat and closed calls: the body's values are the caller's."""
     del reason
-    jaxpr, consts = opened(body_of(eqn))
+    frame.whole[index] = tuple(map(frame.is_constant, eqn.invars))
     positions = [_is_position(frame, v) for v in eqn.invars]
-    whole = passes_whole(eqn)
-    constant = [whole and frame.is_constant(v) for v in eqn.invars]
-    body = infer(jaxpr, ins, consts, positions, depth, frame.source(eqn), constant)
-    frame.calls[index] = (body,)
-    for outer, inner in zip(eqn.outvars, jaxpr.outvars, strict=True):
+    body = _body(frame, index, eqn, body_of(eqn), ins, depth, eqn.invars, positions)
+    for outer, inner in zip(eqn.outvars, body.jaxpr.outvars, strict=True):
         if _is_position(body, inner):
             frame.positions.add(outer)
-        if whole and body.is_constant(inner):
-            frame.constant.add(outer)
+        if passes_whole(eqn) and body.is_constant(inner):
+            frame.add_constant(outer, partial(body.value, inner))
     return body.outs
 
 
 def passes_whole(eqn: JaxprEqn) -> bool:
-    """Whether a call takes and gives constants whole; others cut them at their border."""
+    """Whether a call gives constants whole; others cut them at their border."""
     return eqn.primitive.name in PLAIN_CALLS
 
 
 def _custom(frame, index, eqn, ins, reason, depth):
     """custom_jvp and custom_vjp: the derivative rule must agree with the call about every axis."""
-    outs = _call(frame, index, eqn, ins, reason, depth)
+    outs = _body(frame, index, eqn, body_of(eqn), ins, depth).outs
     if depth >= DERIVATIVE_DEPTH:
         return outs
     try:
@@ -246,53 +220,62 @@ def _custom(frame, index, eqn, ins, reason, depth):
 
 
 def _scan(frame, index, eqn, ins, reason, depth):
-    p = eqn.params
     n_consts, n_carry = scan_counts(eqn)
     consts, carry, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
     why = reason._replace(text="scanned over")
     for axes in xs:
         freeze(axes[0], why)
-    jaxpr, body_consts = opened(p["jaxpr"])
-    body = infer(
-        jaxpr, [*consts, *carry, *(axes[1:] for axes in xs)], body_consts, (), depth, frame.source(eqn)
-    )
-    frame.calls[index] = (body,)
+    frame.whole[index] = _whole(frame, eqn, n_consts)
+    entries = [*consts, *carry, *(axes[1:] for axes in xs)]
+    body = _body(frame, index, eqn, eqn.params["jaxpr"], entries, depth, eqn.invars[:n_consts])
     unify_all(body.outs[:n_carry], carry, reason)
-    return [*carry, *((fresh(p["length"], why), *axes) for axes in body.outs[n_carry:])]
+    return [*carry, *((fresh(eqn.params["length"], why), *axes) for axes in body.outs[n_carry:])]
 
 
 def _while(frame, index, eqn, ins, reason, depth):
     p = eqn.params
-    n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
-    cond_consts, body_consts, carry = ins[:n_cond], ins[n_cond : n_cond + n_body], ins[n_cond + n_body :]
-    cond_jaxpr, cond_closed = opened(p["cond_jaxpr"])
-    body_jaxpr, body_closed = opened(p["body_jaxpr"])
-    cond = infer(cond_jaxpr, [*cond_consts, *carry], cond_closed, (), depth, frame.source(eqn))
-    body = infer(body_jaxpr, [*body_consts, *carry], body_closed, (), depth, frame.source(eqn))
-    frame.calls[index] = (cond, body)
+    n_cond, n_consts = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+    frame.whole[index] = _whole(frame, eqn, n_consts)
+    carry = ins[n_consts:]
+    _body(frame, index, eqn, p["cond_jaxpr"], [*ins[:n_cond], *carry], depth, eqn.invars[:n_cond])
+    body_ins = [*ins[n_cond:n_consts], *carry]
+    body = _body(frame, index, eqn, p["body_jaxpr"], body_ins, depth, eqn.invars[n_cond:n_consts])
     unify_all(body.outs, carry, reason)
     return carry
 
 
 def _cond(frame, index, eqn, ins, reason, depth):
-    branches = tuple(
-        infer(*_with_ins(branch, ins[1:]), (), depth, frame.source(eqn)) for branch in eqn.params["branches"]
-    )
-    frame.calls[index] = branches
-    for branch in branches[1:]:
-        unify_all(branches[0].outs, branch.outs, reason)
-    return branches[0].outs
+    frame.whole[index] = tuple(map(frame.is_constant, eqn.invars))
+    first, *others = [
+        _body(frame, index, eqn, branch, ins[1:], depth, eqn.invars[1:]) for branch in eqn.params["branches"]
+    ]
+    for branch in others:
+        unify_all(first.outs, branch.outs, reason)
+    return first.outs
 
 
-def _with_ins(branch: ClosedJaxpr, ins: Sequence[Axes]) -> tuple[Jaxpr, Sequence[Axes], Sequence[Any]]:
-    jaxpr, consts = opened(branch)
-    return jaxpr, ins, consts
+def _linear_solve(frame, index, eqn, ins, reason, depth):
+    """The products and solvers, each with constants of its own, map arrays like the right sides to such."""
+    lengths, first = eqn.params["const_lengths"], 0
+    right = ins[sum(lengths) :]
+    for length, jaxpr in zip(lengths, eqn.params["jaxprs"], strict=True):
+        if jaxpr is not None:
+            body = _body(frame, index, eqn, jaxpr, [*ins[first : first + length], *right], depth)
+            unify_all(body.outs, right, reason)
+        first += length
+    return right
+
+
+def _whole(frame: Frame, eqn: JaxprEqn, count: int) -> tuple[bool, ...]:
+    """Which operands are constants that the bodies take whole: those of the first `count` that are constant."""
+    return tuple(i < count and frame.is_constant(v) for i, v in enumerate(eqn.invars))
 
 
 CALLS = {
-    **dict.fromkeys((*PLAIN_CALLS, *REMATERIALIZED), _call),
+    **dict.fromkeys((*PLAIN_CALLS, *REMATERIALIZED, *CUSTOM_CALLS), _call),
     **dict.fromkeys(CUSTOM_DERIVATIVES, _custom),
     "scan": _scan,
     "while": _while,
     "cond": _cond,
+    "custom_linear_solve": _linear_solve,
 }

@@ -7,6 +7,9 @@ equations of a model are equalities between axes, so `unify` only ever refines: 
 is read more finely later. Always read one through `normal`.
 
 Where an equality has no exact form in this algebra, both sides are frozen: their units are never removed.
+
+A size may be symbolic (a batch of any size): such an atom is frozen. Symbolic sizes are only compared for
+equality and divided, never ordered, since an order of two of them is often not known.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ class Atom:
 
     def __init__(self, size: int, frozen: Reason | None = None, reached: Reason | None = None):
         self.size = size
-        self.frozen = frozen
+        self.frozen = frozen if isinstance(size, int) else frozen or _SYMBOLIC
         self.reached = reached  # the first contraction or reduction over these units
         self.link: Atom | None = None
         self.factors: Axis | None = None
@@ -44,6 +47,7 @@ class Atom:
 Axis = tuple[Atom, ...]
 Axes = tuple[Axis, ...]
 
+_SYMBOLIC = Reason("its size is symbolic")
 _UNIT_PARTS = Reason("its entries are used one by one")
 
 
@@ -102,6 +106,11 @@ def freeze(axis: Axis, reason: Reason) -> None:
     for leaf in leaves_of(axis):
         if leaf.frozen is None:
             leaf.frozen = reason
+
+
+def is_frozen(axis: Axis) -> bool:
+    """Whether no unit of an axis can be removed."""
+    return all(leaf.frozen is not None for leaf in leaves_of(axis))
 
 
 def reach(axis: Axis, reason: Reason) -> None:
@@ -197,7 +206,7 @@ def reshaped(axes: Axes, sizes: Sequence[int], reason: Reason) -> Axes:
 def split(axis: Axis, inner: int, reason: Reason) -> tuple[Axis, Axis] | None:
     """The axis as (outer, inner) with `inner` of the given size, or None where it has no such form."""
     head, tail = normal(axis), ()
-    while inner > 1:
+    while inner != 1:
         if not head:
             return None
         last = head[-1]
@@ -254,6 +263,8 @@ def _split_common(a: Axis, b: Axis, reason: Reason) -> bool:
         if y.size % x.size == 0 and _factor(y, y.size // x.size, reason):
             return True
     x, y = a[0], b[0]
+    if not (isinstance(x.size, int) and isinstance(y.size, int)):
+        return False
     common = math.gcd(x.size, y.size)
     return (
         common not in (1, x.size, y.size)
@@ -289,7 +300,9 @@ def _factor(atom: Atom, outer: int, reason: Reason) -> bool:
 def _take(flat: Axis, size: int, reason: Reason) -> tuple[Axis | None, Axis]:
     """The leading factors of a product whose sizes multiply to `size`, and the rest."""
     taken: list[Atom] = []
-    while size > 1:
+    while size != 1:
+        if not flat:
+            return None, flat
         first = flat[0]
         if size % first.size == 0:
             taken.append(first)
@@ -309,10 +322,15 @@ def _blocks(axes: Axes, sizes: Sequence[int]) -> Iterator[tuple[list[Axis], list
         i, j = i + 1, j + 1
         n_in, n_out = math.prod(map(size_of, run_in)), math.prod(run_out)
         while n_in != n_out:
-            if (n_in < n_out and i < len(axes)) or j >= len(sizes):
+            if (_is_smaller(n_in, n_out) and i < len(axes)) or j >= len(sizes):
                 run_in.append(axes[i])
                 n_in, i = n_in * size_of(axes[i]), i + 1
             else:
                 run_out.append(sizes[j])
                 n_out, j = n_out * sizes[j], j + 1
         yield run_in, run_out
+
+
+def _is_smaller(a: int, b: int) -> bool:
+    """Whether a product of sizes is smaller than another, or for symbolic ones a divisor of it."""
+    return a < b if isinstance(a, int) and isinstance(b, int) else b % a == 0

@@ -11,7 +11,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 
 from jaxprune.jax_compat import REMATERIALIZED, scan_counts
-from jaxprune.surgery.analysis import Frame
+from jaxprune.surgery.frames import Frame
 
 Evaluate = Callable[[Frame, Sequence[Any], Any], list[Any]]
 
@@ -41,6 +41,8 @@ def rebuild(
         case name if name in REMATERIALIZED:
             kept = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
             return list(jax.checkpoint(body, **kept)(*args))
+        case "custom_linear_solve":
+            return _linear_solve(eqn, args, [_branch(branch, mode, evaluate) for branch in bodies])
         case "custom_jvp_call" if index in frame.derivatives:
             return _custom_jvp(frame, index, eqn, args, mode, evaluate, body)
         case "custom_vjp_call" if index in frame.derivatives:
@@ -76,15 +78,31 @@ def _scan(eqn: JaxprEqn, args: Sequence[Any], body: Callable[..., list[Any]]) ->
 def _while(eqn: JaxprEqn, args: Sequence[Any], cond: Callable, body: Callable[..., list[Any]]) -> list[Any]:
     """Binds the primitive itself: a loop that was vmapped has a predicate for each member of the batch."""
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    avals = [
-        jax.ShapeDtypeStruct(np.shape(x), v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False))
-        for x, v in zip(args, cast(Any, eqn.invars), strict=True)
-    ]
+    avals = _abstract(eqn, args)
     bodies = {
         "cond_jaxpr": jax.make_jaxpr(cond)(*avals[:n_cond], *avals[n_cond + n_body :]),
         "body_jaxpr": jax.make_jaxpr(body)(*avals[n_cond:]),
     }
     return list(eqn.primitive.bind(*args, **{**eqn.params, **bodies}))
+
+
+def _linear_solve(eqn: JaxprEqn, args: Sequence[Any], bodies: Sequence[Callable]) -> list[Any]:
+    """Binds the primitive itself: its derivative is a solve with the products and solvers it has."""
+    lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
+    avals, first, rest = _abstract(eqn, args), 0, iter(bodies)
+    traced = []
+    for length, jaxpr in zip(lengths, jaxprs, strict=True):
+        operands = [*avals[first : first + length], *avals[sum(lengths) :]]
+        traced.append(None if jaxpr is None else jax.make_jaxpr(next(rest))(*operands))
+        first += length
+    return list(eqn.primitive.bind(*args, **{**eqn.params, "jaxprs": type(jaxprs)(*traced)}))
+
+
+def _abstract(eqn: JaxprEqn, args: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+    return [
+        jax.ShapeDtypeStruct(np.shape(x), v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False))
+        for x, v in zip(args, cast(Any, eqn.invars), strict=True)
+    ]
 
 
 def _custom_jvp(

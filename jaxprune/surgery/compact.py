@@ -36,8 +36,9 @@ def compact(
         if found is None:
             model = analyse(fn, abstract[0], abstract[1], state)
             found = model, keep_of(model, kept)
-            # Constants that are tracers belong to the transformation that runs now.
-            if key is not None and not model.traced.closes_over_tracers:
+            # Constants that are tracers, and symbolic sizes, belong to the transformation that runs now.
+            fixed = all(isinstance(n, int) for x in leaves if is_array_leaf(x) for n in x.shape)
+            if key is not None and fixed and not model.traced.closes_over_tracers:
                 cache[key] = found
         model, keep = found
         return run(model, Small(keep), params, inputs)

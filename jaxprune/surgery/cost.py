@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from jaxprune.surgery.analysis import Frame
+from jaxprune.surgery.frames import Frame
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.model import Model
 
@@ -17,14 +17,19 @@ def parameters(model: Model, keep: Keep) -> int:
 def flops(frame: Frame, keep: Keep) -> int:
     """Floating-point operations of the contractions and convolutions, two a multiply-add.
 
-    A loop without a static length counts once, a conditional as its largest branch.
+    A loop without a static length counts once, a conditional as its largest branch, a linear solver as its
+    most expensive part.
     """
     total = 0
     for index, eqn in enumerate(frame.jaxpr.eqns):
         name = eqn.primitive.name
         if index in frame.calls:
             inner = [flops(body, keep) for body in frame.calls[index]]
-            total += max(inner) if name == "cond" else sum(inner) * eqn.params.get("length", 1)
+            total += (
+                max(inner)
+                if name in ("cond", "custom_linear_solve")
+                else sum(inner) * eqn.params.get("length", 1)
+            )
         elif name == "dot_general":
             (contract, _), _ = eqn.params["dimension_numbers"]
             left = frame.ins(eqn)[0]

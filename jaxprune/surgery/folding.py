@@ -13,8 +13,8 @@ from jax.extend.core import JaxprEqn, Literal
 
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array
 from jaxprune.surgery import calls
-from jaxprune.surgery.analysis import Frame
 from jaxprune.surgery.axes import Axes
+from jaxprune.surgery.frames import SEALED, Frame
 from jaxprune.surgery.interpreter import Masked, bind, evaluate
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.model import analyse, keep_of
@@ -111,7 +111,7 @@ class _Folding:
     def equation(self, frame: Frame, index: int, eqn: JaxprEqn, ins: Sequence[_Value]) -> list[_Value]:
         name = eqn.primitive.name
         bodies = frame.calls.get(index, ())
-        if bodies and name not in ("scan", "while", "cond"):
+        if bodies and name not in ("scan", "cond", *SEALED):
             return self.run(bodies[0], ins)
         arrays = [value.array for value in ins]
         results = bind(eqn, arrays)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxprune.params import PyTree
 from jaxprune.surgery.axes import Atom, Axis, leaves_of, normal, parts_of
+from jaxprune.surgery.made import made_units
 from jaxprune.surgery.model import Model, State, analyse
 
 
@@ -88,8 +89,10 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
     """Finds the units of any function that must be removed together.
 
     The function is traced once and every axis of every value is followed through its equations. A group is
-    a set of units that occurs in a parameter, that a contraction or reduction runs over, and that neither
-    an input, an output nor an operation without a rule holds fast.
+    a set of units that occurs in a parameter, that a contraction or reduction runs over, and that no input,
+    no output and no operation without a rule fixes. Parameters must make the units: copies of an input are
+    not offered, since zeroing the weights that read them does not remove them. What follows from constants
+    alone (a mask, a table, an index list) fixes nothing and is cut with the units that it meets.
 
     Args:
       fn: function `fn(params, *inputs)`.
@@ -129,6 +132,8 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
         for dim, axis in enumerate(axes):
             for atom in dict.fromkeys(leaves_of(axis)):
                 members.setdefault(atom, []).append(Member(path, dim, _layout(axis, atom)))
+    free = {atom for atom in members if atom.frozen is None and atom.reached is not None}
+    made = made_units(model.frame, model.of_params, free)
     groups: list[Group] = []
     frozen: dict[str, list[Member]] = {}
     names: set[str] = set()
@@ -137,6 +142,10 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
             frozen.setdefault(str(atom.frozen), []).extend(of)
         elif atom.reached is None:
             frozen.setdefault("nothing sums over it (rows that this input does not reach)", []).extend(of)
+        elif atom.size == 0:
+            frozen.setdefault("it has no units", []).extend(of)
+        elif atom not in made:
+            frozen.setdefault("no parameter makes its units (copies of an input or of units)", []).extend(of)
         else:
             name = _name(of, names)
             names.add(name)

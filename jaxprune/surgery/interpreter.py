@@ -12,8 +12,9 @@ from jax.extend.core import JaxprEqn, Literal
 
 from jaxprune.jax_compat import context_of
 from jaxprune.surgery import calls
-from jaxprune.surgery.analysis import Frame, passes_whole
+from jaxprune.surgery.analysis import passes_whole
 from jaxprune.surgery.axes import Axes, size_of
+from jaxprune.surgery.frames import Frame
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.rules import RULES, take_kept
 from jaxprune.surgery.rules.rule import kept_shape
@@ -106,11 +107,12 @@ class _Values:
     def whole(self, atoms: Sequence[Any]) -> list[Any]:
         return [atom.val if isinstance(atom, Literal) else self.values[atom] for atom in atoms]
 
-    def cut(self, atoms: Sequence[Any], axes: Sequence[Axes]) -> list[Any]:
-        """Values for an equation that takes these axes."""
+    def cut(self, atoms: Sequence[Any], axes: Sequence[Axes], whole: Sequence[bool] = ()) -> list[Any]:
+        """Values for an equation that takes these axes, or some of its constants whole."""
         out = []
-        for atom, value, of in zip(atoms, self.whole(atoms), axes, strict=True):
-            if not self.frame.is_constant(atom):
+        flags = whole or [False] * len(axes)
+        for atom, value, of, as_it_is in zip(atoms, self.whole(atoms), axes, flags, strict=True):
+            if as_it_is or not self.frame.is_constant(atom):
                 out.append(value)
             elif not isinstance(atom, Literal) and atom in self.numbers:
                 out.append(self.mode.filled(self.numbers[atom], of))
@@ -143,7 +145,7 @@ def evaluate(frame: Frame, args: Sequence[Any], mode: Small, whole: bool = False
             elif touched and passes_whole(eqn):
                 results = evaluate(bodies[0], values.whole(eqn.invars), mode, whole=True)
             elif touched:
-                operands = values.cut(eqn.invars, frame.ins(eqn))
+                operands = values.cut(eqn.invars, frame.ins(eqn), frame.whole.get(index, ()))
                 results = calls.rebuild(frame, index, eqn, operands, mode, evaluate)
             elif bodies:
                 results = bind(eqn, values.whole(eqn.invars))

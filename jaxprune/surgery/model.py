@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxprune.params import PyTree
-from jaxprune.surgery.analysis import Frame, infer, unknown
+from jaxprune.surgery.analysis import infer
 from jaxprune.surgery.axes import Axes, Reason, freeze, unify
+from jaxprune.surgery.frames import Frame, unknown
 from jaxprune.surgery.kept import Conflict, Keep, assign
 from jaxprune.tracing import Traced, as_abstract, is_array_leaf, trace
 
@@ -32,6 +34,12 @@ class Model(NamedTuple):
     axes: dict[str, Axes]
     inputs: tuple[Any, ...]  # abstract
 
+    @property
+    def of_params(self) -> list[bool]:
+        """Which inputs of the frame are parameters."""
+        first, last = len(self.traced.consts), len(self.traced.consts) + len(self.traced.paths)
+        return [first <= i < last for i in range(len(self.frame.jaxpr.invars))]
+
 
 def analyse(fn: Callable, params: PyTree, inputs: tuple[Any, ...], state: State | None = None) -> Model:
     """Traces and infers; freezes the axes of inputs and outputs, but for the state that goes round."""
@@ -46,7 +54,7 @@ def analyse(fn: Callable, params: PyTree, inputs: tuple[Any, ...], state: State 
     for name, axes in zip(traced.input_paths, ins[n_consts + n_params :], strict=True):
         for dim, axis in enumerate(axes):
             freeze(axis, Reason(f"axis {dim} of {name}"))
-    frame = infer(traced.jaxpr, ins, constant=[True] * n_consts)
+    frame = infer(traced.jaxpr, ins, constant=[partial(_itself, const) for const in traced.consts])
     param_axes = dict(zip(traced.paths, ins[n_consts : n_consts + n_params], strict=True))
     outs = frame.outs
     loose = _tie_state(state, params, traced, ins[n_consts : n_consts + n_params], outs) if state else ()
@@ -91,6 +99,10 @@ def keep_of(model: Model, kept: KeptAxes) -> Keep:
                     "are not those that the rest of the function keeps."
                 )
     return keep
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def _repeats(paths: list[str]) -> bool:

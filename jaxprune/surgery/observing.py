@@ -11,7 +11,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn, Literal
 
 from jaxprune.jax_compat import scan_counts
-from jaxprune.surgery.analysis import Frame
+from jaxprune.surgery.frames import SEALED, Frame
 from jaxprune.surgery.interpreter import bind
 
 Totals = dict[str, Any]
@@ -24,7 +24,7 @@ def observed(
 ) -> tuple[list[Any], Totals]:
     """Runs a call's jaxpr and adds up what `observe` sees at its equations, also inside scans and branches.
 
-    While loops run as they are: nothing is seen inside them.
+    While loops and linear solvers run as they are: nothing is seen inside them.
 
     Args:
       frame: the call, analysed.
@@ -68,7 +68,7 @@ def _observed_equation(
         case "cond":
             branches = [_branch(body, flags[1:], observe) for body in bodies]
             return lax.switch(operands[0], branches, operands[1:], totals)
-        case name if bodies and name != "while":
+        case name if bodies and name not in SEALED:
             return observed(bodies[0], operands, flags, totals, observe)
     return bind(eqn, operands), _added(totals, observe(frame, eqn, operands, flags))
 
@@ -95,7 +95,7 @@ def _dependence_of(bodies: Sequence[Frame], eqn: JaxprEqn, ins: list[bool]) -> l
         case "cond":
             branches = zip(*(outs_of(body, ins[1:]) for body in bodies), strict=True)
             return [ins[0] or any(outs) for outs in branches]
-        case name if bodies and name != "while":
+        case name if bodies and name not in SEALED:
             return outs_of(bodies[0], ins)
     return [any(ins)] * len(eqn.outvars)
 

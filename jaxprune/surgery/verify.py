@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.params import PyTree
-from jaxprune.surgery.analysis import Frame
 from jaxprune.surgery.compact import run
+from jaxprune.surgery.frames import Frame
 from jaxprune.surgery.interpreter import Masked, Small
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.model import Model, analyse, keep_of

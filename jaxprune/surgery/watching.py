@@ -13,7 +13,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn, Literal
 
 from jaxprune.jax_compat import context_of, scan_counts
-from jaxprune.surgery.analysis import Frame
+from jaxprune.surgery.frames import Frame
 from jaxprune.surgery.interpreter import Masked, bind
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.model import Model
@@ -122,6 +122,8 @@ class _Run:
                 return self._while(bodies, eqn, args)
             case "cond":
                 return self._cond(bodies, args)
+            case "custom_linear_solve":  # its bodies are given to a solver: they run as they are written
+                return bind(eqn, args), _none([n for body in bodies for n in self.watched.inside(body)])
             case _ if bodies:
                 return self.call(bodies[0], args)
         number = self.watched.number(frame, index)

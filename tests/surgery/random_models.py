@@ -151,10 +151,52 @@ def _take(rng, shape, weight):
     return lambda v, p: jnp.take(v, index, dim)
 
 
+def _where(rng, shape, weight):
+    del weight
+    dim = int(rng.integers(len(shape)))
+    bound = int(rng.integers(shape[dim] + 1))
+    along = [n if d == dim else 1 for d, n in enumerate(shape)]
+    return lambda v, p: jnp.where((jnp.arange(along[dim]) < bound).reshape(along), v, jnp.sin(v))
+
+
+def _triangle(rng, shape, weight):
+    del weight
+    dim, diagonal = int(rng.integers(len(shape))), int(rng.integers(-1, 2))
+    return lambda v, p: jnp.tensordot(v, jnp.tri(v.shape[dim], k=diagonal), ((dim,), (0,)))
+
+
+def _runs(rng, shape, weight):
+    """Pieces of an axis in another order, or its columns as rows of two, by a constant index."""
+    del weight
+    dim = int(rng.integers(len(shape)))
+    size = shape[dim]
+    cut = int(rng.integers(size))
+    index = np.roll(np.arange(size), -cut)
+    if size % 2 == 0 and rng.integers(2):
+        index = np.arange(size).reshape(-1, 2).T.ravel()
+    if rng.integers(3) == 0:
+        index = index[: max(1, size // 2)]
+    return lambda v, p: jnp.take(v, index, dim)
+
+
+def _set(rng, shape, weight):
+    del weight
+    dim = int(rng.integers(len(shape)))
+    start = int(rng.integers(shape[dim]))
+    stop = int(rng.integers(start, shape[dim])) + 1
+    place = (*[slice(None)] * dim, slice(start, stop) if rng.integers(2) else np.arange(start, stop))
+
+    def apply(v, p):
+        return v.at[place].add(jnp.sin(v[place])) if stop - start > 1 else v.at[place].set(0.0)
+
+    return apply
+
+
 _OPERATIONS = (
     [_dense] * 6
     + [_activation, _scale, _reshape, _reshape, _transpose, _split, _slice, _concat, _stack]
     + [_pad, _roll, _sum, _gram, _scan, _conv, _reverse, _take]
+    + [_where, _triangle, _runs, _set]
 )
 # A copy made by broadcasting belongs to no parameter: zeroing can't remove it where copies are summed.
 _COPIES = [_tile, _repeat] * 2

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from jax import export
 
 from jaxprune.surgery.axes import (
     Atom,
@@ -20,6 +21,7 @@ from jaxprune.surgery.axes import (
     unify,
 )
 from jaxprune.surgery.kept import Conflict, Keep, assign, collect
+from jaxprune.surgery.rules.selection import selected
 
 WHY = Reason("test")
 
@@ -136,3 +138,35 @@ def test_collect_adds_up_all_places_of_a_unit():
     assert collect((a, b), np.arange(6.0), a).tolist() == [3.0, 12.0]
     assert collect((a, b), np.arange(6.0), b).tolist() == [3.0, 5.0, 7.0]
     assert collect(concatenated([(a,), (b,), (a,)]), np.arange(7.0), a).tolist() == [5.0, 7.0]
+
+
+def test_constant_positions_select_pieces_and_columns():
+    axis = fresh(8)
+    keep = np.array([True, False, False, True, True, True, False, True])
+    swapped = selected(axis, [4, 5, 6, 7, 0, 1, 2, 3], WHY)
+    masks = {}
+    assign(axis, keep, masks)
+    assert Keep(masks).mask(swapped).tolist() == keep[[4, 5, 6, 7, 0, 1, 2, 3]].tolist()
+    axis = fresh(8)
+    columns = selected(axis, [1, 3, 5, 7, 0, 2, 4, 6], WHY)
+    pairs = np.repeat([True, False, True, True], 2)  # columns keep pairs of neighbours together
+    masks = {}
+    assign(axis, pairs, masks)
+    assert Keep(masks).mask(columns).tolist() == pairs[[1, 3, 5, 7, 0, 2, 4, 6]].tolist()
+
+
+def test_constant_positions_without_runs_freeze():
+    for positions in ([3, 1, 4, 0], [7, 6, 5, 4, 3, 2, 1, 0], [0, 3, 6]):
+        axis = fresh(8)
+        assert all(frozen(selected(axis, positions, WHY))) and all(frozen(axis))
+
+
+def test_symbolic_sizes_are_frozen_and_reshape_beside_units():
+    batch, length = (fresh(size) for size in export.symbolic_shape("b, s"))
+    units = fresh(12)
+    (rows, same) = reshaped((batch, length, units), (size_of(batch) * size_of(length), 12), WHY)
+    assert all(frozen(rows)) and not any(frozen(same))
+    back = reshaped((rows, same), (size_of(batch), size_of(length), 3, 4), WHY)
+    assert [normal(axis) for axis in back] == [batch, length, *((atom,) for atom in normal(units))]
+    (flat,) = reshaped((batch, units), (size_of(batch) * 12,), WHY)
+    assert [leaf.frozen is None for leaf in leaves_of(flat)] == [False, True, True]

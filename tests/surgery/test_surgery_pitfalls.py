@@ -168,14 +168,16 @@ def test_vocabulary_and_one_hot_axes_stay():
     assert "one-hot" in str(found(rows_of_eye, params, tokens)[0])
 
 
-def test_causal_masks_of_learned_positions_stay():
+def test_a_causal_mask_is_a_table_like_one_of_numpy():
     params = weights(keys=(7, 3), values=(7, 2))
 
-    def fn(p, x):
-        mask = jnp.tril(jnp.ones((7, 7)))
-        return jax.nn.softmax(x @ p["keys"].T) @ mask @ p["values"]
+    def fn(tril, p, x):
+        return jax.nn.softmax(x @ p["keys"].T) @ tril(np.ones((7, 7), np.float32)) @ p["values"]
 
-    assert found(fn, params, data(4, 3))[1] == []
+    for tril in (jnp.tril, np.tril):
+        groups, sizes = found(functools.partial(fn, tril), params, data(4, 3))
+        assert sizes == [7, 7]
+        assert random_plan(groups).verify(functools.partial(fn, tril), params, data(4, 3)).masked < 1e-5
 
 
 def test_dropout_keeps_the_random_numbers_of_the_units_that_stay():

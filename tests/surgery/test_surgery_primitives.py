@@ -18,22 +18,20 @@ from jaxprune.surgery.rules import RULES
 # What they touch is frozen, with the reason in the table. A new primitive must get a rule or a place here.
 FROZEN = """
 after_all all_gather all_gather_done all_gather_invariant all_gather_reduced all_gather_reduced_start
-all_gather_start all_to_all all_to_all_done all_to_all_start approx_top_k axis_index broadcast_to call
-call_exported cholesky_update composite create_linear create_token cudnn_fusion custom_lin
-custom_linear_solve custom_partitioning custom_vmap_call dce_sink debug_callback debug_print dim_as_value
+all_gather_start all_to_all all_to_all_done all_to_all_start axis_index broadcast_to call call_exported
+call_hi_primitive cholesky_update core_map create_linear create_token cudnn_fusion custom_lin dim_as_value
 dimension_size dot_product_attention_bwd dot_product_attention_bwd_wrapper dot_product_attention_fp8_bwd
 dot_product_attention_fp8_bwd_wrapper dot_product_attention_fp8_fwd dot_product_attention_fp8_fwd_wrapper
 dot_product_attention_fwd dot_product_attention_fwd_wrapper empty empty2 ffi_call from_edtype geqp3 geqrf
-hessenberg inspect_sharding io_callback iota_2x32_shape linear_call lu_pivots_to_permutation ormqr
-pbroadcast pbroadcast_done pbroadcast_start philox2x32 philox4x32 pin platform_index pmax pmin ppermute
-ppermute_done ppermute_start precv preduced psend psum psum_done psum_invariant psum_invariant_start
-psum_start pure_callback pvary ragged_all_to_all ragged_dot_general random_clone random_fold_in random_gamma
-random_seed random_split random_unwrap random_wrap reduce_scatter reduce_scatter_done reduce_scatter_start
-reduce_window reduced_vary_cast reduced_vary_cast_p remat_opt rng_bit_generator rng_uniform run_state
-scaled_dot scaled_matmul scaled_matmul_wrapper schur select_and_scatter shape_assertion shard_map stage
-symmetric_product threefry2x32 threefry4x32 tie to_edtype tridiagonal tridiagonal_solve unpin unreachable
-unreduced_psum unreduced_psum_start unreduced_reduce_scatter unreduced_reduce_scatter_start
-vary_unreduced_cast_p with_memory_space_constraint check core_map unreduced_pmax unreduced_pmin
+hessenberg io_callback iota_2x32_shape linear_call ormqr pbroadcast pbroadcast_done pbroadcast_dynamic
+pbroadcast_start philox2x32 philox4x32 pin platform_index ppermute_done ppermute_start precv preduced
+psend psum_done psum_invariant_start psum_start pure_callback ragged_all_to_all random_clone
+random_fold_in random_gamma random_seed random_split random_unwrap random_wrap reduce_scatter
+reduce_scatter_done reduce_scatter_start reduced_vary_cast reduced_vary_cast_p remat_opt rng_bit_generator
+rng_uniform run_state scaled_dot scaled_matmul scaled_matmul_wrapper schur select_and_scatter shard_map
+stage symmetric_product threefry2x32 threefry4x32 tie to_edtype tridiagonal unpin unreachable
+unreduced_pmax unreduced_pmin unreduced_psum unreduced_psum_start unreduced_reduce_scatter
+unreduced_reduce_scatter_start vary_unreduced_cast vary_unreduced_cast_p
 """.split()  # noqa: SIM905
 
 
@@ -57,6 +55,17 @@ def test_every_primitive_has_a_rule_or_is_known_to_freeze():
 
 def head(h, p):
     return jnp.tanh(h) @ p["out"]
+
+
+@jax.custom_batching.custom_vmap
+def sine(h):
+    return jnp.sin(h)
+
+
+@sine.def_vmap
+def _sine_of_batch(size, batched, h):
+    del size
+    return jnp.sin(h), batched[0]
 
 
 # Operations on the units of x @ w (shape (4, 8)), and the groups that must remain.
@@ -87,11 +96,26 @@ OPERATIONS = {
     "scatter of rows": (lambda h: h.at[jnp.array([2, 0])].add(h[:2]), [8]),
     "scatter of units": (lambda h: h.at[:, jnp.array([2, 0])].set(1.0), []),
     "segment sum": (lambda h: jax.ops.segment_sum(h, jnp.array([0, 1, 0, 1]), 2), [8]),
+    "approximate top_k of the batch": (lambda h: lax.approx_max_k(h, 4, reduction_dimension=0)[0], [8]),
     "fft over the batch": (lambda h: jnp.abs(jnp.fft.rfft(h, axis=0)), [8]),
     "fft over units": (lambda h: jnp.fft.fft(h).real, []),
     "solve": (lambda h: jnp.linalg.solve(h.T @ h + jnp.eye(8), h.T).T, []),
     "one-hot over units": (lambda h: h + jax.nn.one_hot(jnp.argmax(h[:, ::-1], 1), 8), []),
-    "a constant one-hot": (lambda h: h + jax.nn.one_hot(jnp.array([0, 3, 1, 7]), 8), []),
+    "a constant one-hot": (lambda h: h + jax.nn.one_hot(jnp.array([0, 3, 1, 7]), 8), [8]),
+    "neighbours by an array": (lambda h: h[:, jnp.array([2, 3, 4, 5, 6, 7, 0, 1])] * h, [2]),
+    "every second entry by an array": (lambda h: h[:, jnp.array([0, 2, 4, 6, 1, 3, 5, 7])], [4]),
+    "rows of an index table": (lambda h: h[:, jnp.array([[0, 1, 2, 3], [4, 5, 6, 7]])].reshape(4, 8), [2, 4]),
+    "take out of bounds": (
+        lambda h: jnp.take(h, jnp.array([4, 5, 6, 7, 0, 1, 2, 99]), axis=1, mode="fill", fill_value=0),
+        [8],
+    ),
+    "a permutation that is drawn": (lambda h: h[:, jax.random.permutation(jax.random.key(0), 8)], []),
+    "a slice that is set": (lambda h: h.at[:, 2:5].set(0.0), [2, 3, 3]),
+    "entries that are added to": (lambda h: h.at[:, jnp.array([0, 1, 2, 3])].add(h[:, 4:]), [4]),
+    "constant windows": (
+        lambda h: jnp.tile(jax.vmap(lambda r: lax.dynamic_slice(r, (2,), (4,)))(h), 2),
+        [2, 4],
+    ),
     "positions as values": (lambda h: h * jnp.arange(8.0), [8]),
     "bits": (lambda h: lax.bitcast_convert_type(h, jnp.int32).astype(jnp.float32) * 1e-9, [8]),
     "max pool over the batch": (
@@ -114,6 +138,18 @@ OPERATIONS = {
     "select": (lambda h: jnp.where(h > 0, h, -0.1 * h), [8]),
     "swap": (lambda h: jnp.concatenate([h[:, 4:], h[:, :4]], 1) * h, [4]),
     "stop_gradient": (lambda h: lax.stop_gradient(h) * h, [8]),
+    "sum over a mapped axis": (
+        lambda h: h - jax.vmap(lambda r: lax.pmean(r, "rows"), axis_name="rows")(h),
+        [8],
+    ),
+    "sum over mapped units": (
+        lambda h: h * jax.vmap(lambda u: lax.psum(u * u, "units"), 1, 1, axis_name="units")(h),
+        [8],
+    ),
+    "custom batching": (lambda h: sine(h), [8]),
+    "logarithm to base 2": (lambda h: jnp.log2(1.5 + jnp.tanh(h)), [8]),
+    "a solver for the units' columns": (lambda h: jnp.linalg.solve(jnp.eye(4) + 0.1, h), [8]),
+    "a triangular solver": (lambda h: jax.scipy.linalg.solve_triangular(jnp.eye(4) + 0.1, h), [8]),
     "nested jit": (lambda h: jax.jit(lambda a: jax.jit(jnp.sin)(a) * 2)(h), [8]),
     "gradient inside": (lambda h: jax.grad(lambda a: jnp.sum(jnp.tanh(a) ** 2))(h), [8]),
     "associative scan": (lambda h: lax.associative_scan(jnp.add, h, axis=0), [8]),

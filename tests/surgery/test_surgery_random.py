@@ -15,4 +15,4 @@ def test_small_function_equals_masked_and_zeroed_functions(seed, copies):
     groups = jp.find_groups(fn, params, *inputs)
     report = random_plan(groups, seed).verify(fn, params, *inputs)
     assert report.masked < 1e-4, str(report)
-    assert report.zeroed < 1e-4 or (copies and report.differences), str(report)
+    assert report.zeroed < 1e-4, str(report)

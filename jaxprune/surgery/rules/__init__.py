@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from jaxprune.surgery.rules import contractions, creation, indexing, pointwise, reductions, shapes
+from jaxprune.surgery.rules import (
+    collectives,
+    contractions,
+    creation,
+    effects,
+    indexing,
+    pointwise,
+    reductions,
+    shapes,
+)
 from jaxprune.surgery.rules.creation import take_kept
 from jaxprune.surgery.rules.rule import Kept, Reduction, Rule
 
@@ -15,6 +24,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **reductions.RULES,
         **indexing.RULES,
         **creation.RULES,
+        **effects.RULES,
+        **collectives.RULES,
     }
 )
 

@@ -1,4 +1,4 @@
-"""dot_general and convolutions."""
+"""dot_general, its ragged form, and convolutions."""
 
 from __future__ import annotations
 
@@ -26,6 +26,34 @@ def _dot_general(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axe
 def _dot_general_reduces(eqn: JaxprEqn, ins: Sequence[Axes]) -> list[Reduction]:
     del ins
     (contract_l, contract_r), _ = eqn.params["dimension_numbers"]
+    return [Reduction(0, contract_l, zero), Reduction(1, contract_r, zero)]
+
+
+def _ragged_dot(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
+    """Rows of the left side come in groups, each with a matrix of its own: both stay, the rest is a product."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (contract_l, contract_r), (batch_l, batch_r) = numbers.dot_dimension_numbers
+    (left, right), counts = ins[:2], ins[2:]
+    ragged, grouped = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
+    why = reason._replace(text="groups of a ragged product")
+    counted = [*ragged]
+    if len(counts[0]) > 1:  # counts for each entry of axes that are not summed, or are summed with the rows
+        counted = [d for d in range(len(left)) if d not in contract_l or set(ragged) & set(contract_l)]
+    for axis in [*(left[d] for d in counted), *(right[d] for d in grouped), *(a for c in counts for a in c)]:
+        freeze(axis, why)
+    for i, j in [*zip(contract_l, contract_r, strict=True), *zip(batch_l, batch_r, strict=True)]:
+        unify(left[i], right[j], reason)
+    for i in contract_l:
+        reach(left[i], reason)
+    free_l = [a for d, a in enumerate(left) if d not in (*contract_l, *batch_l)]
+    free_r = [a for d, a in enumerate(right) if d not in (*contract_r, *batch_r, *grouped)]
+    groups = [fresh(shape_of(eqn)[0], why)] if set(ragged) & set(contract_l) else []
+    return [(*groups, *(left[i] for i in batch_l), *free_l, *free_r)]
+
+
+def _ragged_dot_reduces(eqn: JaxprEqn, ins: Sequence[Axes]) -> list[Reduction]:
+    del ins
+    (contract_l, contract_r), _ = eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
     return [Reduction(0, contract_l, zero), Reduction(1, contract_r, zero)]
 
 
@@ -88,5 +116,6 @@ def _conv_reduces(eqn: JaxprEqn, ins: Sequence[Axes]) -> list[Reduction]:
 
 RULES = {
     "dot_general": Rule(_dot_general, reduces=_dot_general_reduces),
+    "ragged_dot_general": Rule(_ragged_dot, reduces=_ragged_dot_reduces),
     "conv_general_dilated": Rule(_conv, resize=_conv_resize, reduces=_conv_reduces),
 }

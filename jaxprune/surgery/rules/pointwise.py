@@ -12,11 +12,11 @@ from jaxprune.surgery.rules.rule import Rule, shape_of
 _NAMES = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz
 complex conj convert_element_type copy cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor
-ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to
-max min mul mulhi name ne neg nextafter not one_minus_square or polygamma population_count pow real reduce_precision
-regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical
-sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta layout_constraint mesh_cast relayout reshard
-sharding_constraint
+ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p log2 logistic lt
+lt_to max min mul mulhi name ne neg nextafter not one_minus_square or polygamma polynomial
+population_count pow real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
+shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
+layout_constraint mesh_cast relayout reshard sharding_constraint
 """.split()  # noqa: SIM905
 
 
@@ -52,6 +52,7 @@ def _bitcast(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
 RULES = {
     **dict.fromkeys(_NAMES, Rule(pointwise)),
     "device_put": Rule(_each),
+    "with_memory_space_constraint": Rule(_each),
     "optimization_barrier": Rule(_each),
     "bitcast_convert_type": Rule(_bitcast),
 }

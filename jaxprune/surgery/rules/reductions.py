@@ -78,8 +78,8 @@ def _sort(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
 
 
 def _top_k(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
-    along = eqn.params.get("axis", len(ins[0]) - 1) % len(ins[0])
-    why = reason._replace(text="top_k gives positions on it")
+    along = eqn.params.get("axis", eqn.params.get("reduction_dimension", -1)) % len(ins[0])
+    why = reason._replace(text=f"{eqn.primitive.name} gives positions on it")
     freeze(ins[0][along], why)
     return [
         tuple(fresh(n, why) if dim == along else ins[0][dim] for dim, n in enumerate(shape_of(eqn, i)))
@@ -141,6 +141,26 @@ def _matrices(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
     ]
 
 
+def _solve(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
+    """Solvers with a matrix: each right side is solved by itself."""
+    right = ins[-1]
+    batch = right[:-2]
+    why = reason._replace(text=f"axis of the matrix of {eqn.primitive.name}")
+    freeze(right[-2 if eqn.params.get("left_side", True) else -1], why)
+    for axes in ins[:-1]:
+        for a, b in zip(axes, batch, strict=False):
+            unify(a, b, reason)
+        for axis in axes[len(batch) :]:
+            freeze(axis, why)
+    return [right]
+
+
+def _permutation(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
+    """Pivots as a permutation: the leading axes are a batch."""
+    freeze(ins[0][-1], reason)
+    return [(*ins[0][:-1], fresh(shape_of(eqn)[-1], reason))]
+
+
 def _fft(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
     rank = len(eqn.params["fft_lengths"])
     why = reason._replace(text="axis of a Fourier transform")
@@ -162,13 +182,17 @@ RULES = {
     **dict.fromkeys(("argmax", "argmin"), Rule(_position_of)),
     "reduce": Rule(_general_reduce),
     "sort": Rule(_sort),
-    "top_k": Rule(_top_k),
-    **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), Rule(_window)),
+    **dict.fromkeys(("top_k", "approx_top_k"), Rule(_top_k)),
+    **dict.fromkeys(
+        ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum"), Rule(_window)
+    ),
     **dict.fromkeys(("select_and_gather_add",), Rule(_window)),
     "select_and_scatter_add": Rule(_select_and_scatter_add),
     **dict.fromkeys(
-        ("cholesky", "eig", "eigh", "householder_product", "lu", "qr", "svd", "triangular_solve"),
+        ("cholesky", "eig", "eigh", "householder_product", "lu", "qr", "svd"),
         Rule(_matrices),
     ),
+    **dict.fromkeys(("triangular_solve", "tridiagonal_solve"), Rule(_solve)),
+    "lu_pivots_to_permutation": Rule(_permutation),
     "fft": Rule(_fft),
 }

@@ -30,6 +30,7 @@ class Reduction(NamedTuple):
     identity: Callable[[Any], Any]  # dtype -> scalar
 
 
+Values = Callable[[int], Any]  # place of an operand -> its value where it is a known constant, else None
 Infer = Callable[[JaxprEqn, Sequence[Axes], Reason], list[Axes]]
 Resize = Callable[[JaxprEqn, Sequence[Axes], Sequence[Axes], Kept], dict[str, Any]]
 Evaluate = Callable[[JaxprEqn, Sequence[Any], Sequence[Axes], Sequence[Axes], Kept], list[Any]]
@@ -41,7 +42,8 @@ class Rule:
     """A primitive's rule.
 
     `infer` gives the axes of the outputs and unifies those of the inputs, so that the equation on sliced
-    arrays is the slice of the equation. `resize` gives the equation's parameters that carry sizes, for the
+    arrays is the slice of the equation; `infer_known` does where constant operands tell more, and gives None
+    where they don't. `resize` gives the equation's parameters that carry sizes, for the
     smaller arrays; `evaluate`, where parameters are not enough, computes the smaller outputs. `reduces`
     lists the reductions across units.
     """
@@ -50,6 +52,7 @@ class Rule:
     resize: Resize | None = None
     evaluate: Evaluate | None = None
     reduces: Reduces | None = None
+    infer_known: Callable[[JaxprEqn, Sequence[Axes], Values, Reason], list[Axes] | None] | None = None
 
 
 def shape_of(eqn: JaxprEqn, output: int = 0) -> tuple[int, ...]:

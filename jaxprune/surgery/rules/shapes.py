@@ -16,6 +16,7 @@ from jaxprune.surgery.axes import (
     cut,
     freeze,
     fresh,
+    is_frozen,
     reshaped,
     size_of,
     split,
@@ -73,6 +74,8 @@ def _concatenate(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axe
 
 def _pieces(axis: Axis, sizes: Sequence[int], reason: Reason) -> list[Axis]:
     reason = reason._replace(text="cut through the middle of its units")
+    if is_frozen(axis):
+        return [fresh(size, reason) for size in sizes]
     pieces = []
     for size in sizes[:-1]:
         piece, axis = cut(axis, size, reason)
@@ -82,7 +85,7 @@ def _pieces(axis: Axis, sizes: Sequence[int], reason: Reason) -> list[Axis]:
 
 def _split(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
     axes, along = ins[0], eqn.params["axis"]
-    pieces = _pieces(axes[along], [int(n) for n in eqn.params["sizes"]], reason)
+    pieces = _pieces(axes[along], [shape_of(eqn, i)[along] for i in range(len(eqn.outvars))], reason)
     return [(*axes[:along], piece, *axes[along + 1 :]) for piece in pieces]
 
 
@@ -125,13 +128,17 @@ def _slice(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
     p = eqn.params
     strides = p["strides"] or (1,) * len(ins[0])
     bounds = zip(ins[0], p["start_indices"], p["limit_indices"], strides, shape_of(eqn), strict=True)
-    return [tuple(_sliced(*bound, reason) for bound in bounds)]
+    return [tuple(sliced(*bound, reason) for bound in bounds)]
 
 
-def _sliced(axis: Axis, start: int, limit: int, stride: int, out: int, reason: Reason) -> Axis:
+def sliced(axis: Axis, start: int, limit: int, stride: int, out: int, reason: Reason) -> Axis:
     size = size_of(axis)
     if out in (0, size):
         return axis if out else fresh(0)
+    if is_frozen(axis) or not all(isinstance(n, int) for n in (size, start, limit)):
+        why = reason._replace(text="sliced at a symbolic position, or a part of a frozen axis")
+        freeze(axis, why)
+        return fresh(out, why)
     if stride == 1:
         reason = reason._replace(text="cut through the middle of its units")
         if limit < size:
@@ -155,14 +162,16 @@ def _slice_resize(eqn: JaxprEqn, ins: Sequence[Axes], outs: Sequence[Axes], kept
     for axis, start, limit, stride in zip(
         ins[0], p["start_indices"], p["limit_indices"], strides, strict=True
     ):
-        before = np.concatenate([[0], np.cumsum(kept.mask(axis))])
-        if stride == 1:
+        if kept.size(axis) == size_of(axis):
+            starts.append(start)
+            limits.append(limit)
+        elif stride == 1:
+            before = np.concatenate([[0], np.cumsum(kept.mask(axis))])
             starts.append(int(before[start]))
             limits.append(int(before[limit]))
         else:
-            whole = kept.size(axis) == size_of(axis)
             starts.append(start)
-            limits.append(limit if whole else kept.size(axis))
+            limits.append(kept.size(axis))
     return {"start_indices": tuple(starts), "limit_indices": tuple(limits)}
 
 
@@ -171,15 +180,18 @@ def _pad(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
     for axis, size, (low, high, inner) in zip(
         ins[0], shape_of(eqn), eqn.params["padding_config"], strict=True
     ):
-        if inner:
-            why = reason._replace(text="padded between its units")
+        if low == high == inner == 0:
+            out.append(axis)
+            continue
+        if inner or not isinstance(size, int):
+            why = reason._replace(text="padded between its units" if inner else "padded to a symbolic size")
             freeze(axis, why)
             out.append(fresh(size, why))
             continue
         low, high = int(low), int(high)
         low_cut, high_cut = max(-low, 0), max(-high, 0)
         if low_cut + high_cut:
-            axis = _sliced(
+            axis = sliced(
                 axis, low_cut, size_of(axis) - high_cut, 1, size_of(axis) - low_cut - high_cut, reason
             )
         parts = [fresh(low)] if low > 0 else []
@@ -193,7 +205,7 @@ def _pad_evaluate(
 ) -> list[Any]:
     config = []
     for axis, out, (low, high, inner) in zip(ins[0], outs[0], eqn.params["padding_config"], strict=True):
-        if not inner:
+        if kept.size(out) != size_of(out) or kept.size(axis) != size_of(axis):
             n, m = size_of(axis), size_of(out)
             mask_in, mask_out = kept.mask(axis), kept.mask(out)
             low = -int(mask_in[:-low].sum()) if low < 0 else int(mask_out[:low].sum())

@@ -11,8 +11,8 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxprune.params import PyTree
-from jaxprune.surgery.analysis import Frame
 from jaxprune.surgery.axes import leaves_of, size_of
+from jaxprune.surgery.frames import Frame
 from jaxprune.surgery.groups import Groups, find_groups
 from jaxprune.surgery.kept import collect
 from jaxprune.surgery.observing import Totals, observed
