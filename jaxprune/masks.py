@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune.allocation import Scope, check_least_kept, check_scope, counts_to_prune, least_kept, shares_of
+from jaxprune.input_axes import with_input_axes
 from jaxprune.params import PyTree, flatten_with_paths, is_kept_whole, mask_leaves, prunable_leaves
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.units import masks_from_counts, unit_counts
@@ -69,6 +70,7 @@ def make_masks(
     check_scope(scope, structure)
     paths, leaves, _ = flatten_with_paths(scores)
     chosen = prunable_leaves(scores, where)
+    structure = with_input_axes(structure, scores)
     for i in chosen:
         _check_scores(paths[i], leaves[i])
         structure.check(paths[i], leaves[i].shape)

@@ -17,10 +17,12 @@ import rich.box
 import rich.table
 
 from jaxprune.allocation import check_scope
+from jaxprune.input_axes import with_input_axes
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array, prunable_leaves
 from jaxprune.report import as_text
 from jaxprune.scores import magnitude
 from jaxprune.scores.gradients import checked_loss, split_floats
+from jaxprune.scores.scorer import call_score
 from jaxprune.selection.counts import as_count, count_to_prune, stack
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.units import masks_from_counts, unit_counts
@@ -154,9 +156,10 @@ def sensitivity(
     check_scope("global", structure)
     paths, leaves, _ = flatten_with_paths(params)
     chosen = prunable_leaves(params, where)
+    structure = with_input_axes(structure, params)
     for i in chosen:
         structure.check(paths[i], leaves[i].shape)
-    _, scores, _ = flatten_with_paths(score(params))
+    _, scores, _ = flatten_with_paths(call_score(score, params, None))
     floats, join = split_floats(params)
     loss = checked_loss(loss_fn, join)
     position = {i: n for n, i in enumerate(i for i, leaf in enumerate(leaves) if is_float_array(leaf))}

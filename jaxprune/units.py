@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxprune.input_axes import with_input_axes
 from jaxprune.lookahead import paired, weights_of
 from jaxprune.meshes import is_explicit
 from jaxprune.params import PyTree, flatten_with_paths, is_kept_whole, mask_leaves
@@ -36,6 +37,7 @@ def masks_from_counts(
     that itself).
     """
     paths, leaves, treedef = flatten_with_paths(scores)
+    structure = with_input_axes(structure, scores)
     priors = [True] * len(leaves) if prior is None else mask_leaves(scores, prior, "prior")
     units, pruned = [], []
     for i in chosen:
@@ -86,6 +88,7 @@ def as_arrays(masks: PyTree, like: PyTree) -> PyTree:
 def full_masks(params: PyTree, structure: Structure, chosen: list[int]) -> PyTree:
     """All-keep masks in the shapes that `masks_from_counts` gives; each leaf an array of its own."""
     paths, leaves, treedef = flatten_with_paths(params)
+    structure = with_input_axes(structure, params)
     masks: list[Any] = [jnp.array(True) for _ in leaves]
     for i in chosen:
         structure.check(paths[i], leaves[i].shape)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxprune.allocation import Scope, check_fraction, check_scope, counts_to_prune, shares_of
+from jaxprune.input_axes import with_input_axes
 from jaxprune.lookahead import paired, weights_of
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores.scorer import call_score
@@ -26,6 +27,7 @@ def largest(
     scores = call_score(score, weights, None)
     chosen = prunable_leaves(weights, where)
     paths, leaves, _ = flatten_with_paths(weights)
+    structure = with_input_axes(structure, weights)
     for i in chosen:
         structure.check(paths[i], leaves[i].shape)
     shares = shares_of(sparsity, weights, chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import jax
@@ -18,7 +19,9 @@ class NM:
 
     Hardware skips zeros along the axis that a product contracts. For JAX layouts, Dense kernels (in, out) and
     convolutions (..., in, out), that is the last but one; Flax's attention projections `query`, `key`
-    and `value` have kernels (in, heads, head_dim), where it is the last but two.
+    and `value` have kernels (in, heads, head_dim), where it is the last but two. Equinox's layers and torch's
+    flat names (`fc.weight`) hold (out, in) or (out, in, ...), and a bias beside a weight tells its outputs.
+    Another leaf called `weight` may be either: it is an error that asks for the axis.
 
     The pattern fixes the sparsity at 1 - n/m. `make_masks` wants exactly that (or 0); a schedule of `gradual`
     may pass through any smaller one, and then prunes the lowest of the weights that n:m would prune.
@@ -29,7 +32,8 @@ class NM:
       axis: the input axis for every leaf, or a function `(path, shape) -> axis`; None follows the rule above.
 
     Raises:
-      ValueError: unless 0 < n < m; when a leaf's axis is not a multiple of m (the leaf is named).
+      ValueError: unless 0 < n < m; when a leaf's axis is not a multiple of m, or nothing tells it (the leaf is
+        named).
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,7 +73,7 @@ class NM:
         elif self.axis is not None:
             axis = self.axis
         else:
-            *parents, name = path.split("/")
+            *parents, name = re.split("[/.]", path)
             is_projection = name == "kernel" and parents[-1:] and parents[-1] in _PROJECTIONS
             axis = -3 if is_projection and len(shape) >= 3 else -2 if len(shape) >= 2 else -1
         if not -len(shape) <= axis < len(shape):

@@ -57,7 +57,8 @@ def gradual(
     Args:
       inner: any optax optimizer.
       schedule: step -> sparsity, such as `jp.schedules.cubic(0.9, begin=0, end=10_000, every=100)`.
-      score: params -> scores, larger = keep; one that takes `key` gets a fresh key at each update.
+      score: params -> scores, larger = keep. One with a parameter `key` or `rng`, or with two arguments,
+        gets a fresh key at each update.
       scope: "global" or "local".
       structure: what a unit is.
       where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
