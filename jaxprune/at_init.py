@@ -43,7 +43,7 @@ def prune_at_init(
     SNIP, and with `rounds=1` pruning in one shot. What is pruned stays pruned. The rounds are one `lax.scan`.
 
     Args:
-      score: params -> scores, or (params, key) -> scores; larger = keep. It must run under `jit`.
+      score: params -> scores, or (params, key) -> scores (as for `gradual`); larger = keep. It must run under `jit`.
       params: pytree of arrays: the network at initialization.
       sparsity: as for `make_masks`: a number, a scalar array (also traced), or a tree of them.
       rounds: prunings.

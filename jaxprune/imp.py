@@ -22,6 +22,7 @@ from jaxprune.allocation import (
 )
 from jaxprune.idle_rounds import idle_round, is_over
 from jaxprune.masks import kept_per_leaf, total_count
+from jaxprune.meshes import steady
 from jaxprune.params import PyTree, aligned, flatten_with_paths, mask_leaves, prunable_leaves
 from jaxprune.rewind import Initialization, Rewind
 from jaxprune.scores import magnitude
@@ -173,9 +174,8 @@ class IMP:
           The state after the last round's training, and the history: a `Round` whose leaves have a leading
           axis of `rounds + 1`; row r was trained after r prunings.
         """
-        carry, history = jax.lax.scan(
-            lambda carry, _: self.step(carry), self.init(key, state), length=self.rounds + 1
-        )
+        start = steady(lambda carry: self.step(carry)[0], self.init(key, state))
+        carry, history = jax.lax.scan(lambda carry, _: self.step(carry), start, length=self.rounds + 1)
         return carry.state, history
 
     def train(self, key: jax.Array, state: Any, masks: PyTree) -> tuple[Any, Round]:
@@ -293,7 +293,7 @@ def imp(
       rounds: prunings; with the dense round 0 there are `rounds + 1` trainings.
       rate: share of the remaining units that a round prunes, or a tree of shares like the parameters (each
         leaf its own, as LeNet's 0.1 on the output layer).
-      score: params -> scores, or (params, key) -> scores.
+      score: params -> scores, or (params, key) -> scores (as for `gradual`).
       scope, structure, where: as for `make_masks`.
       rewind: `Rewind(step)`, `RewindLearningRate(step)`, `Finetune(schedule)` or `Reinitialize(init_fn)`; each
         says what becomes of the learning-rate schedule.

@@ -192,7 +192,9 @@ def _check_scores(path: str, scores: jax.Array) -> None:
     """Raises ValueError for NaN or -inf among scores, where their values are known. inf means keep."""
     if isinstance(scores, Tracer) or not hasattr(scores, "dtype") or scores.size == 0:
         return
-    fine = jnp.all(scores > -jnp.inf)  # false for NaN
+    # Some 8-bit floats have no inf.
+    wide = scores.astype(jnp.float32) if scores.dtype.itemsize < 4 else scores
+    fine = jnp.all(wide > -jnp.inf)  # false for NaN
     if not isinstance(fine, Tracer) and not bool(fine):
         nans = int(jnp.isnan(scores).sum())
         raise ValueError(

@@ -23,6 +23,7 @@ from jaxprune.params import PyTree, flatten_with_paths, is_float_array, prunable
 from jaxprune.report import as_text
 from jaxprune.scores import magnitude
 from jaxprune.scores.gradients import checked_loss, split_floats
+from jaxprune.scores.scorer import call_score
 from jaxprune.selection.counts import as_count, count_to_prune, stack
 from jaxprune.structures import NM, Structure, Unstructured
 from jaxprune.units import masks_from_counts, unit_counts
@@ -183,7 +184,7 @@ def sensitivity(
     structure = with_input_axes(structure, params)
     for i in chosen:
         structure.check(paths[i], leaves[i].shape)
-    _, scores, _ = flatten_with_paths(score(params))
+    _, scores, _ = flatten_with_paths(call_score(score, params, None))
     floats, join = split_floats(params)
     loss = checked_loss(loss_fn, join)
     position = {i: n for n, i in enumerate(i for i, leaf in enumerate(leaves) if is_float_array(leaf))}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.masks import apply_masks
+from jaxprune.meshes import steady
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.rewind import replace
 from jaxprune.transforms.masks_in_state import has_masks, with_masks
@@ -68,12 +69,14 @@ class Training:
         at, update, memory = remember or (0, lambda _, old: old, ())
         ends = sorted({self.steps, *self.curve_steps} | {at} - {0})
         if ends == [self.steps] and not self.curve_steps:
+            state, metrics = steady(lambda carry: one(start, carry), (state, metrics))
             state, metrics = jax.lax.fori_loop(start, self.steps, one, (state, metrics))
             return state, metrics, memory, ()
 
         def segment(carry: Any, limits: tuple[jax.Array, jax.Array]) -> tuple[Any, PyTree]:
             state, metrics, memory = carry
             low, high = limits
+            state, metrics = steady(lambda carry: one(low, carry), (state, metrics))
             state, metrics = jax.lax.fori_loop(jnp.maximum(low, start), high, one, (state, metrics))
             if at:
                 memory = jax.lax.cond(high == at, update, lambda _, old: old, state, memory)
@@ -84,7 +87,10 @@ class Training:
             return (state, metrics, memory), seen
 
         limits = jnp.asarray([0, *ends[:-1]], jnp.int32), jnp.asarray(ends, jnp.int32)
-        (state, metrics, memory), seen = jax.lax.scan(segment, (state, metrics, memory), limits)
+        carry = steady(
+            lambda carry: segment(carry, (limits[0][0], limits[1][0]))[0], (state, metrics, memory)
+        )
+        (state, metrics, memory), seen = jax.lax.scan(segment, carry, limits)
         rows = np.flatnonzero(np.isin(ends, self.curve_steps))
         return state, metrics, memory, jax.tree.map(lambda x: x[rows], seen)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune.meshes import is_explicit
 from jaxprune.selection.keys import key_dtype, order_keys
 
 
@@ -40,7 +41,7 @@ def nm_keep(scores: jax.Array, n: int, m: int, axis: int, pruned: jax.Array | No
     axis = range(scores.ndim)[axis]
     if scores.shape[axis] % m:
         raise ValueError(f"`m` must divide the length of axis {axis}, got m={m} and shape {scores.shape}.")
-    shard = jax.typeof(scores).sharding.shard_shape(scores.shape)[axis]
+    shard = jax.typeof(scores).sharding.shard_shape(scores.shape)[axis] if is_explicit(scores) else 0
     if shard % m:
         raise ValueError(
             f"`m` must divide the shards of axis {axis}, got m={m} and shards of length {shard}."

@@ -56,7 +56,8 @@ def gradual(
       schedule: step -> sparsity, such as `jp.schedules.cubic(0.9, begin=0, end=10_000, every=100)`. It may
         give a tree of shares, an allocation: each leaf then has its own share, whatever the scope, as with
         `jp.schedules.cubic(jp.allocate.erk(params, 0.9), begin=0, end=10_000, every=100)`.
-      score: params -> scores, larger = keep; one that takes `key` gets a fresh key at each update.
+      score: params -> scores, larger = keep. One with a parameter `key` or `rng`, or with two arguments,
+        gets a fresh key at each update.
       scope: "global" or "local".
       structure: what a unit is.
       where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
