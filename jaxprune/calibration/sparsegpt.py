@@ -144,9 +144,10 @@ def _solve(
         def prune_input(j, carry):
             here, mask, errors = carry
             if isinstance(structure, NM):
+                groups = structure
                 mask = lax.cond(
-                    j % structure.m == 0,
-                    lambda: _group_mask(costs(here), here, dead_here, mask, j, structure),
+                    j % groups.m == 0,
+                    lambda: _group_mask(costs(here), here, dead_here, mask, j, groups),
                     lambda: mask,
                 )
             row = here[j]
