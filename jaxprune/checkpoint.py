@@ -162,7 +162,7 @@ def _is_here(array: Any) -> bool:
 
 
 def _checksum(array: Any) -> int:
-    return zlib.crc32(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _describe(name: str, leaf: Any) -> dict[str, Any]:
