@@ -191,7 +191,7 @@ def with_one_bit_changed(path):
         ("checkpoint/d/*", with_one_bit_changed),
         ("checkpoint/_METADATA", Path.unlink),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", value),
 )
 def test_a_damaged_result_is_an_error_that_names_the_file(finished, tmp_path, capsys, name, damage):
     out = tmp_path / "out"
