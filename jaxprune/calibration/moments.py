@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,11 @@ def moments_of(
 
     def over_batches(scale: jax.Array) -> tuple[Moments, jax.Array]:
         second = (groups, inputs, inputs) if kind == "full" else (groups, inputs)
-        zeros = [jnp.zeros(shape, jnp.float32) for shape in ((), scale.shape, second)]
+        zeros = (
+            jnp.zeros([], jnp.float32),
+            jnp.zeros(scale.shape, jnp.float32),
+            jnp.zeros(second, jnp.float32),
+        )
         moments, largest = Moments(*zeros, scale), jnp.zeros(scale.shape, jnp.float32)
         for x, of_rows in each:
             moments, largest = _accumulate(rows, moments, largest, x, of_rows)
@@ -109,7 +113,8 @@ def safe_scale(largest: np.ndarray) -> np.ndarray:
     """
     low, high = _SAFE
     unsafe = np.isfinite(largest) & (largest > 0) & ((largest < low) | (largest > high))
-    exponent = np.maximum(np.frexp(np.where(unsafe, largest, 1))[1] - 1, -126)
+    exponents = cast(Any, np.frexp)(np.where(unsafe, largest, 1))[1]  # NumPy's types know one result only
+    exponent = np.maximum(exponents - 1, -126)
     return np.ldexp(np.float32(1), np.where(unsafe, exponent, 0)).astype(np.float32)
 
 

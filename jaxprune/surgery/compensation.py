@@ -15,7 +15,7 @@ from jaxprune.calibration import LayerResult, SparseGPT
 from jaxprune.calibration.calibrate import check_row_weights
 from jaxprune.calibration.layerwise import over_groups, shared_moments
 from jaxprune.calibration.model import Model, RowWeights, open_model, walk
-from jaxprune.calibration.moments import cross_moment, safe_scale
+from jaxprune.calibration.moments import Moments, cross_moment, safe_scale
 from jaxprune.calibration.program import Step, Use
 from jaxprune.calibration.rows import Rows
 from jaxprune.calibration.stream import Site
@@ -122,6 +122,12 @@ class _Products(NamedTuple):
     unseen: jax.Array  # which inputs are always 0
 
 
+def _same(moments: Moments) -> _Products:
+    """The products where the pruned model has the inputs of the one with all units."""
+    xtx = moments.xtx()
+    return _Products(xtx, xtx, xtx, moments.unseen)
+
+
 class _Refit:
     """The weights on their way, and the models that they are seen in."""
 
@@ -158,7 +164,7 @@ class _Refit:
             for use in uses:
                 if (use.leaf, use.matrix) in self.shared:
                     shared = self.shared[use.leaf, use.matrix]
-                    self._refit(use, _Products(*[shared.xtx()] * 3, shared.unseen))
+                    self._refit(use, _same(shared))
                     continue
                 if moments is None:
                     moments, fit = self._moments(site, pruned, self._kept(use)[0])
@@ -196,7 +202,7 @@ class _Refit:
         of = site.uses[0].rows
         pairs = zip(pruned.activations, site.activations, strict=True)
         if all(bool(_equal(of, rows, x, y)) for x, y in pairs):
-            return _Products(*[dense.xtx()] * 3, dense.unseen), fit
+            return _same(dense), fit
         here, _ = self.model.moments(pruned, "full")
         scale = jnp.maximum(here.largest_scale, dense.largest_scale)
         cross = cross_moment(pruned.activations, site.activations, of, self.model.row_weights, scale)
