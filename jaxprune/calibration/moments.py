@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,8 +113,7 @@ def safe_scale(largest: np.ndarray) -> np.ndarray:
     """
     low, high = _SAFE
     unsafe = np.isfinite(largest) & (largest > 0) & ((largest < low) | (largest > high))
-    exponents = cast(Any, np.frexp)(np.where(unsafe, largest, 1))[1]  # NumPy's types know one result only
-    exponent = np.maximum(exponents - 1, -126)
+    exponent = np.maximum(np.frexp(np.where(unsafe, largest, 1))[1] - 1, -126)
     return np.ldexp(np.float32(1), np.where(unsafe, exponent, 0)).astype(np.float32)
 
 
@@ -125,13 +124,13 @@ def _accumulate(
     """Moments with one batch more, and the largest size of each input so far."""
     x = rows(x).astype(jnp.float32)
     total = jnp.asarray(x.shape[1], jnp.float32)
-    if weights is not None:
-        weights = weights.astype(jnp.float32)
-        total = jnp.sum(weights)
-        x = jnp.where(weights[None, :, None] != 0, x, 0)  # what padding holds may be anything, NaN too
+    each = None if weights is None else weights.astype(jnp.float32)[None, :, None]
+    if each is not None:
+        total = jnp.sum(each)
+        x = jnp.where(each != 0, x, 0)  # what padding holds may be anything, NaN too
     largest = jnp.maximum(largest, jnp.max(jnp.abs(x), axis=1, initial=0))
     x = x / moments.scale[:, None, :]
-    weighted = x if weights is None else x * weights[None, :, None]
+    weighted = x if each is None else x * each
     if moments.is_full:
         second = jnp.einsum("gni,gnj->gij", weighted, x, precision=lax.Precision.HIGHEST)
     else:
