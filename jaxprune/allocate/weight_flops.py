@@ -11,7 +11,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from jaxprune.jax_compat import CUSTOM_DERIVATIVES, PLAIN_CALLS, REMATERIALIZED, body_of, opened, scan_counts
 from jaxprune.params import PyTree, flatten_with_paths
-from jaxprune.tracing import is_array_leaf, shape_of, trace
+from jaxprune.tracing import contracted_dims, is_array_leaf, shape_of, trace
 
 
 def weight_flops(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> PyTree:
@@ -50,6 +50,7 @@ def weight_flops(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> PyTree
 # Where a value comes from: the numbers of the parameters it is made of, or None if an input has a part in it.
 Origin = frozenset[int] | None
 _CALLS = frozenset((*PLAIN_CALLS, *REMATERIALIZED, *CUSTOM_DERIVATIVES))
+_PRODUCTS = ("dot_general", "ragged_dot_general", "conv_general_dilated")
 _PICKS = ("gather", "dynamic_slice")  # a weight picked by the input, an expert's, is a weight
 
 
@@ -86,7 +87,7 @@ def _equation(eqn: JaxprEqn, ins: list[Origin], sizes: Sequence[int]) -> tuple[l
         start, stop = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
         return _loop(opened(p["body_jaxpr"])[0], ins[start:stop], ins[stop:], [], sizes)
     flops = [0.0] * len(sizes)
-    made_of = [o for o in ins[:2] if o] if name in ("dot_general", "conv_general_dilated") else []
+    made_of = [o for o in ins[:2] if o] if name in _PRODUCTS else []
     if len(made_of) == 1:
         whole = sum(sizes[i] for i in made_of[0])
         for i in made_of[0]:
@@ -113,9 +114,10 @@ def _join(origins: Sequence[Origin]) -> Origin:
 
 def _product_flops(eqn: JaxprEqn) -> int:
     left, right = (shape_of(atom) for atom in eqn.invars[:2])
-    out = math.prod(shape_of(eqn.outvars[0]))
-    if eqn.primitive.name == "dot_general":
-        (contract, _), _ = eqn.params["dimension_numbers"]
-        return 2 * out * math.prod(left[dim] for dim in contract)
+    shape = shape_of(eqn.outvars[0])
+    if eqn.primitive.name != "conv_general_dilated":
+        contract, of_groups = contracted_dims(eqn)
+        return 2 * math.prod(shape[of_groups:]) * math.prod(left[dim] for dim in contract)
+    out = math.prod(shape)
     features = eqn.params["dimension_numbers"].rhs_spec[0]
     return 2 * out * math.prod(n for dim, n in enumerate(right) if dim != features)

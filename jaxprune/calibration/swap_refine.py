@@ -85,7 +85,9 @@ def swap_refine(
                 f"`pruned` must have the shapes of `params`: {np.shape(leaf)} at {path!r}, "
                 f"got {np.shape(given[path][0])}."
             )
-    chosen = [not is_kept_whole(mask) for _, mask in given.values()]
+    # A pattern leaves dense what it does not fit: nothing of it can be swapped.
+    whole = np.all if isinstance(structure, NM) else is_kept_whole
+    chosen = [not whole(mask) for _, mask in given.values()]
     # What has no mask is that of the pruned model: its biases may have been trained since.
     dense = [
         x if is_chosen else given[path][0] for path, x, is_chosen in zip(paths, leaves, chosen, strict=True)
@@ -117,14 +119,14 @@ def swap_refine(
 
 
 def _check_pattern(structure: Structure, path: str, use: Use, mask: np.ndarray) -> None:
-    """Raises ValueError for a mask that is not N:M along the inputs, unless it keeps all."""
+    """Raises ValueError for a mask that is not N:M along the inputs."""
     if not isinstance(structure, NM):
         return
     if not fits(structure, use):
         raise ValueError(misfit(structure, path, use))
     kept = use.matrix.of(mask)
     most = int(kept.reshape(kept.shape[0], -1, structure.m, kept.shape[2]).sum(axis=2).max(initial=0))
-    if most > structure.n and not kept.all():
+    if most > structure.n:
         raise ValueError(
             f"`masks` must be NM({structure.n}, {structure.m}) along the inputs, got {most} kept of "
             f"{structure.m} at {path!r}. Give the structure that the masks have."

@@ -67,7 +67,7 @@ def _scan(eqn: JaxprEqn, args: Sequence[Any], body: Callable[..., list[Any]]) ->
         step,
         list(carry),
         list(xs),
-        length=p["length"],
+        length=None if xs else p["length"],  # with operands their own length counts: it may be symbolic
         reverse=p["reverse"],
         unroll=p["unroll"],
         _split_transpose=p.get("_split_transpose", False),

@@ -7,6 +7,7 @@ import math
 from jaxprune.surgery.frames import Frame
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.model import Model
+from jaxprune.tracing import contracted_dims
 
 
 def parameters(model: Model, keep: Keep) -> int:
@@ -30,10 +31,10 @@ def flops(frame: Frame, keep: Keep) -> int:
                 if name in ("cond", "custom_linear_solve")
                 else sum(inner) * eqn.params.get("length", 1)
             )
-        elif name == "dot_general":
-            (contract, _), _ = eqn.params["dimension_numbers"]
+        elif name in ("dot_general", "ragged_dot_general"):
+            contract, of_groups = contracted_dims(eqn)
             left = frame.ins(eqn)[0]
-            out = math.prod(map(keep.size, frame.of(eqn.outvars[0])))
+            out = math.prod(map(keep.size, frame.of(eqn.outvars[0])[of_groups:]))
             total += 2 * out * math.prod(keep.size(left[dim]) for dim in contract)
         elif name == "conv_general_dilated":
             kernel = frame.ins(eqn)[1]

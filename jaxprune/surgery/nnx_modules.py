@@ -156,7 +156,10 @@ def _check(plan: Plan, call: Callable, full: Any, small: Any, inputs: tuple[Any,
             values = list(leaves)
             for i in known:
                 values[i] = params[paths[i]]
-            return call(nnx.merge(graph, jax.tree.unflatten(treedef, values)), *inputs)
+            module = nnx.merge(graph, jax.tree.unflatten(treedef, values))
+            if isinstance(module, nnx.Module):  # a smaller module draws other noise for dropout
+                module.set_attributes(deterministic=True, raise_if_not_found=False)
+            return call(module, *inputs)
 
         return of
 
@@ -181,7 +184,8 @@ def _check(plan: Plan, call: Callable, full: Any, small: Any, inputs: tuple[Any,
                 "the module can't be shrunk in place: it, or its small form, can't be called with "
                 f"{_described(inputs)} ({type(error).__name__}: {error}). Where the module takes other inputs "
                 "than the function that was analysed, pass example inputs, or call=; where its code names "
-                "sizes, use plan.compact."
+                "sizes, use plan.compact; in training mode, call .eval() before the groups are found, or pass "
+                "state= to find_groups."
             ) from error
         _compare(expected, found)
         if not any(bool(jnp.isnan(x).any()) for x in expected if jnp.issubdtype(x.dtype, jnp.inexact)):

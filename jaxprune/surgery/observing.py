@@ -126,7 +126,9 @@ def _scan(
         outs, totals = observed(body, [*consts, *carry, *xs], flags, totals, observe)
         return (outs[:count], totals), outs[count:]
 
-    (carry, totals), ys = lax.scan(step, (carry, totals), xs, length=p["length"], reverse=p["reverse"])
+    (carry, totals), ys = lax.scan(
+        step, (carry, totals), xs, length=None if xs else p["length"], reverse=p["reverse"]
+    )
     return [*carry, *ys], totals
 
 

@@ -38,13 +38,14 @@ def read_plan(path: str | os.PathLike) -> tuple[dict[str, tuple[int, ...]], dict
     Raises:
       ValueError: it is no such file, it is damaged, or its masks do not fit its shapes.
     """
-    with open(path, "rb") as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                return _read(archive, os.fstat(file.fileno()).st_size)
-        except Exception as error:  # a damaged archive may raise anything
-            said = f"{'' if type(error) is ValueError else type(error).__name__ + ': '}{str(error)[:300]}"
-            raise ValueError(f"{os.fspath(path)!r} is not a {FORMAT!r} file: {said}.") from None
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            return _read(archive, os.fstat(file.fileno()).st_size)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # a damaged archive may raise anything, and a folder is none
+        said = f"{'' if type(error) is ValueError else type(error).__name__ + ': '}{str(error)[:300]}"
+        raise ValueError(f"{os.fspath(path)!r} is not a {FORMAT!r} file: {said}.") from None
 
 
 def _read(archive: zipfile.ZipFile, size: int) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:

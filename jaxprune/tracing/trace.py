@@ -97,6 +97,19 @@ def shape_of(atom: Any) -> tuple[int, ...]:
     return getattr(atom.aval, "shape", ())
 
 
+def contracted_dims(eqn: JaxprEqn) -> tuple[tuple[int, ...], int]:
+    """The dimensions of the left operand that a product contracts, and leading ones of its result to leave out.
+
+    A ragged product over rows counts each row once, with the matrix of its group; one that contracts the ragged
+    dimension has a result for each group, of which each row is in one.
+    """
+    if eqn.primitive.name == "dot_general":
+        return tuple(eqn.params["dimension_numbers"][0][0]), 0
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    contract = tuple(numbers.dot_dimension_numbers[0][0])
+    return contract, int(bool(set(contract) & set(numbers.lhs_ragged_dimensions)))
+
+
 class Source:
     """The source line of an equation, looked up only when it is printed.
 

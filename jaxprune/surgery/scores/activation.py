@@ -21,7 +21,7 @@ from jaxprune.surgery.scores.entries import arrays_of
 from jaxprune.surgery.scores.unit_scores import UnitScores
 from jaxprune.tracing import is_array_leaf
 
-_CONTRACTIONS = ("dot_general", "conv_general_dilated")
+_CONTRACTIONS = ("dot_general", "ragged_dot_general", "conv_general_dilated")
 
 
 def activation_scores(
