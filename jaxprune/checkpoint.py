@@ -69,13 +69,16 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
     # Orbax takes no empty tree either.
     arrays = arrays or {"": np.zeros(1)}
     path.parent.mkdir(parents=True, exist_ok=True)
+    ours = False
     try:
         with _quiet(), _checkpointer() as checkpointer:
             checkpointer.save(path, arrays, custom_metadata={_KIND: json.dumps(described)})
+        ours = True  # before that, a folder at `path` would be another's
         _write_digests(path)
     except (ValueError, OSError) as error:
-        for left in (path, *path.parent.glob(f"{glob.escape(path.name)}.orbax-checkpoint-tmp*")):
-            shutil.rmtree(left, ignore_errors=True)
+        left = path.parent.glob(f"{glob.escape(path.name)}.orbax-checkpoint-tmp*")
+        for folder in (*left, path) if ours else left:
+            shutil.rmtree(folder, ignore_errors=True)
         # TensorStore tells what the operating system said in its own words.
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if code is None:

@@ -14,6 +14,7 @@ INFINITY = 0x7F800000  # the bits of inf; those of NaN lie above
 _SMALLEST = -149  # exponent of the smallest denormal
 
 
+@jax.custom_jvp
 def widened(x: jax.Array) -> jax.Array:
     """`x` as float32."""
     if x.dtype == jnp.bfloat16:
@@ -22,6 +23,11 @@ def widened(x: jax.Array) -> jax.Array:
             lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16, jnp.float32
         )
     return x.astype(jnp.float32)
+
+
+@widened.defjvp
+def _widened_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return widened(*primals), tangents[0].astype(jnp.float32)  # a shift of bits has no derivative
 
 
 def magnitude_bits(x: jax.Array) -> jax.Array:

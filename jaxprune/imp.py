@@ -21,6 +21,7 @@ from jaxprune.allocation import (
     pruned_after,
 )
 from jaxprune.idle_rounds import idle_round, is_over
+from jaxprune.lookahead import weights_of
 from jaxprune.masks import kept_per_leaf, total_count
 from jaxprune.meshes import steady
 from jaxprune.params import PyTree, aligned, flatten_with_paths, mask_leaves, prunable_leaves
@@ -252,8 +253,9 @@ class IMP:
         return chosen, units, [float(rates[i]) for i in chosen]
 
     def _row(self, round: jax.Array, state: Any, masks: PyTree, metrics: PyTree, curve: PyTree) -> Round:
-        kept, total = kept_per_leaf(state.params, masks)
-        sizes = [jnp.size(w) for w in jax.tree.leaves(state.params)]
+        params = weights_of(state.params)
+        kept, total = kept_per_leaf(params, weights_of(masks))
+        sizes = [jnp.size(w) for w in jax.tree.leaves(params)]
         most = sum(size for size, n in zip(sizes, total, strict=True) if n is not None)
         left = total_count([k for k in kept if k is not None], jnp.int32 if most < 2**31 else jnp.float32)
         # 1 - kept / whole would lose the digits of a high density's small sparsity.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Iterable
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxprune.holes import check_hidden, without_hidden
 from jaxprune.lookahead import paired, weights_of
 from jaxprune.patterns import Pattern, matches, patterns_of
 from jaxprune.tree_nodes import Leaf, PyTree, flatten_with_paths, is_float_array, leaves_of
-from jaxprune.weight_names import is_tied, is_weight
+from jaxprune.weight_names import is_embedding, is_output, is_weight
 
 __all__ = [
     "Pattern", "PyTree", "Where", "aligned", "flatten_with_paths", "is_float_array", "is_kept_whole",
@@ -33,9 +34,8 @@ def prunable(
 
     By default the float leaves with two or more axes whose names and layers are not those of biases, scales,
     statistics, norms, embeddings, position tables, tokens, codebooks, states of a recurrence, or adapters
-    (LoRA). Names are read alike in all frameworks, nested or flat (`model.embed_tokens.weight`). An output layer
-    that is the very array of an embedding is left out too. `include` replaces that default, `...` inside it
-    stands for it, and `exclude` takes away.
+    (LoRA). Names are read alike in all frameworks, nested or flat (`model.embed_tokens.weight`). `include`
+    replaces that default, `...` inside it stands for it, and `exclude` takes away.
 
     Args:
       params: pytree of arrays (or `jax.ShapeDtypeStruct`s).
@@ -53,6 +53,9 @@ def prunable(
         float dtype or no axes; `params` has no leaves.
       TypeError: something else than a pattern; a predicate that does not take a path and a leaf.
 
+    Warns:
+      UserWarning: the default takes an output layer that is the very array of an embedding.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import jaxprune as jp
@@ -66,15 +69,17 @@ def prunable(
     leaves, treedef = leaves_of(params), jax.tree.structure(params)
     if not leaves:
         raise ValueError("`params` has no leaves: there is nothing to prune.")
-    chosen = [False] * len(leaves)
+    chosen, named = [False] * len(leaves), set()
     for pattern in patterns_of("include", (...,) if include is None else include):
         for i in _default(leaves) if pattern is ... else matches("include", pattern, leaves):
             if pattern is not ...:
                 _check_can_be_pruned(leaves[i].path, leaves[i].value)
+                named.add(i)
             chosen[i] = True
     for pattern in patterns_of("exclude", exclude):
         for i in _default(leaves) if pattern is ... else matches("exclude", pattern, leaves):
             chosen[i] = False
+    _warn_of_tied(leaves, [flag and i not in named for i, flag in enumerate(chosen)])
     return jax.tree.unflatten(treedef, chosen)
 
 
@@ -202,16 +207,33 @@ def is_kept_whole(mask: Any) -> bool:
 
 
 def _default(leaves: list[Leaf]) -> list[int]:
-    """Positions of the weights by names and layers; an output layer that is the embedding itself is none."""
-    paths = {leaf.path for leaf in leaves}
-    flags = [is_weight(leaf, paths) for leaf in leaves]
-    others = {id(leaf.value): leaf.path for leaf, flag in zip(leaves, flags, strict=True) if not flag}
+    """Positions of the weights by names and layers."""
+    by_path = {leaf.path: leaf for leaf in leaves}
+    return [i for i, leaf in enumerate(leaves) if is_weight(leaf, by_path)]
 
-    def is_embedding_too(leaf: Leaf) -> bool:
-        other = others.get(id(leaf.value))
-        return other is not None and is_tied(leaf.path, other)
 
-    return [i for i, flag in enumerate(flags) if flag and not is_embedding_too(leaves[i])]
+def _warn_of_tied(leaves: list[Leaf], chosen: list[bool]) -> None:
+    """Warns of an output layer to prune that is the very array of an embedding, which is not pruned.
+
+    They are told apart by their names in the tree alone: after an update, or under `jit`, they are two arrays.
+    """
+    alike: dict[int, list[Leaf]] = {}
+    for leaf in leaves:
+        alike.setdefault(id(leaf.value), []).append(leaf)
+    for leaf, flag in zip(leaves, chosen, strict=True):
+        others = [other.path for other in alike[id(leaf.value)] if other is not leaf]
+        embeddings = [path for path in others if is_embedding(path)]
+        if flag and is_output(leaf.path) and embeddings and all(map(_is_either, others)):
+            warnings.warn(
+                f"{leaf.path!r} is the same array as the embedding {embeddings[0]!r}, and only the first would be "
+                f"pruned, which unties them. Pass where=lambda params: jp.prunable(params, exclude={leaf.path!r}), "
+                "or include both.",
+                stacklevel=3,
+            )
+
+
+def _is_either(path: str) -> bool:
+    return is_embedding(path) or is_output(path)
 
 
 def _check_can_be_pruned(path: str, leaf: Any) -> None:

@@ -7,7 +7,7 @@ are read alike in all frameworks: `Dense_0/kernel`, `layers/0/weight` and `model
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Mapping
 
 from jaxprune.tree_nodes import Leaf, equinox_layer, is_float_array, is_variable
 
@@ -72,18 +72,47 @@ _BIAS_BESIDE = {"b": "w"}  # Haiku's bias is `b`, but so may be the second matri
 _STATE_BESIDE = {"D": "A_log", "dt": "A_log"}
 
 
-def is_weight(leaf: Leaf, paths: Container[str] = ()) -> bool:
-    """Whether a leaf is a weight by default; `paths` are those of the whole tree."""
+def is_weight(leaf: Leaf, by_path: Mapping[str, Leaf]) -> bool:
+    """Whether a leaf is a weight by default; `by_path` has all leaves of the tree."""
     if not is_float_array(leaf.value) or len(leaf.value.shape) < 2:
         return False
+    parts = re.split("[/.]", leaf.path)
+    if any(_ADAPTER.fullmatch(part) for part in parts) or _is_in_a_collection(leaf, by_path):
+        return False
     by_holder = _holder_says(leaf)
-    return _name_says(leaf.path, len(leaf.value.shape), paths) if by_holder is None else by_holder
+    return _name_says(leaf, by_path) if by_holder is None else by_holder
 
 
-def is_tied(path: str, other: str) -> bool:
-    """Whether paths of one and the same array are those of an output layer and an embedding."""
-    is_output = any(_OUTPUT.fullmatch(word) for part in re.split("[/.]", path) for word in _words(part))
-    return is_output and any(_EMBEDDING.fullmatch(part) for part in re.split("[/.]", other)[-2:])
+def is_embedding(path: str) -> bool:
+    """Whether a path is that of an embedding's table."""
+    return any(_EMBEDDING.fullmatch(part) for part in re.split("[/.]", path)[-2:])
+
+
+def is_output(path: str) -> bool:
+    """Whether a path is that of the weight of an output layer: `lm_head.weight`, `output/kernel`."""
+    *parents, name = re.split("[/.]", path)
+    words = _words(parents[-1] if parents else name)
+    return any(map(_OUTPUT.fullmatch, words)) and not any(part.isdigit() for part in parents)
+
+
+def _is_in_a_collection(leaf: Leaf, by_path: Mapping[str, Leaf]) -> bool:
+    """Whether a leaf is one of Linen's variables that are no parameters."""
+    *parents, _ = re.split("[/.]", leaf.path)
+    if "batch_stats" in parents:
+        return True
+    is_named = bool(parents) and parents[0] in _COLLECTIONS
+    return is_named and any(other.keys[:1] == ("params",) for other in by_path.values())
+
+
+def _has_a_bias(leaf: Leaf, by_path: Mapping[str, Leaf]) -> bool:
+    """Whether a matrix has a bias beside it: tables have none, and that of a stacked norm is a matrix too."""
+    shape = leaf.value.shape
+    cut = max(leaf.path.rfind("/"), leaf.path.rfind(".")) + 1
+    if len(shape) != 2 or leaf.path[cut:] not in ("kernel", "w", "weight"):
+        return False
+    biases = (by_path.get(leaf.path[:cut] + name) for name in ("bias", "b"))
+    lengths = [bias.value.shape for bias in biases if bias is not None and hasattr(bias.value, "shape")]
+    return any(len(length) == 1 and length[0] in shape for length in lengths)
 
 
 def _holder_says(leaf: Leaf) -> bool | None:
@@ -100,14 +129,14 @@ def _holder_says(leaf: Leaf) -> bool | None:
     return is_linear and name.startswith("weight")
 
 
-def _name_says(path: str, rank: int, paths: Container[str]) -> bool:
+def _name_says(leaf: Leaf, by_path: Mapping[str, Leaf]) -> bool:
+    path, rank = leaf.path, len(leaf.value.shape)
     *parents, name = re.split("[/.]", path)
-    is_collection = bool(parents) and parents[0] in _COLLECTIONS
-    if is_collection or any(_ADAPTER.fullmatch(part) for part in (*parents, name)):
-        return False
     for beside in (_BIAS_BESIDE, _STATE_BESIDE):
-        if name in beside and path[: len(path) - len(name)] + beside[name] in paths:
+        if name in beside and path[: len(path) - len(name)] + beside[name] in by_path:
             return False
+    if _has_a_bias(leaf, by_path):
+        return True
     modules = [part for part in parents if not part.isdigit()]
     if name.isdigit() and modules:  # a list of arrays has their name
         name = modules.pop()

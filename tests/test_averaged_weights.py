@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.train_state import TrainState
 from optax import contrib
 
 import jaxprune as jp
@@ -132,3 +133,17 @@ def test_weights_that_are_masked_from_the_start_stay_zero_with_the_wrapper_insid
     for _ in range(3):
         pair, state = step(pair, state)
     assert (pair.fast["w"][:2] == 0).all() and (pair.slow["w"][:2] == 0).all()
+
+
+def test_rounds_of_imp_count_lookaheads_weights_once():
+    params = optax.LookaheadParams.init_synced(weights_of())
+    tx = jp.masked(optax.lookahead(optax.sgd(0.1), 2, 0.5))
+    state = TrainState.create(apply_fn=None, params=params, tx=tx)
+
+    def train_step(state, batch):
+        del batch
+        return state.apply_gradients(grads=jax.tree.map(jnp.cos, state.params.fast)), {}
+
+    imp = jp.imp(train_step, lambda key, step: step, steps=2, rounds=1, rate=0.5)
+    _, history = jax.jit(imp.run)(jax.random.key(0), state)
+    assert (history.kept.tolist(), history.sparsity.tolist()) == ([16, 8], [0.0, 0.5])

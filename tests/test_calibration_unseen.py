@@ -422,3 +422,20 @@ def test_nothing_needs_implicit_promotion_of_ranks_or_dtypes():
         scores = jp.surgery.obs_scores(groups, params, stats)
         plan = jp.plan_removal(groups, params, 0.5, score=scores, budget="units")
         assert np.isfinite(jp.compensate(fn, params, plan, [x])["b"]).all()
+
+
+def test_swap_refine_leaves_dense_what_a_pattern_does_not_fit():
+    params = {"up": draw(0, 6, 8), "down": draw(1, 8, 4)}
+
+    def fn(p, x):
+        return jax.nn.relu(x @ p["up"]) @ p["down"]
+
+    batches = [draw(2, 32, 6)]
+    masks = {
+        "up": jnp.ones((6, 8), bool),
+        "down": jp.make_masks({"down": jnp.abs(params["down"])}, 0.5, structure=jp.NM(2, 4))["down"],
+    }
+    pruned = jp.apply_masks(params, masks)
+    new, better = jp.swap_refine(fn, params, pruned, masks, batches, jp.NM(2, 4))
+    assert bool(better["up"].all()) and jnp.array_equal(new["up"], params["up"])
+    assert int(better["down"].sum()) == 16

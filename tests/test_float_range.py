@@ -123,3 +123,13 @@ def test_surgery_and_group_lasso_take_weights_of_any_size():
     params = {"up": jnp.array([[3.0, 0.5]]) * 1e25, "down": jnp.array([[4.0], [1.0]]) * 1e25}
     groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 1)))
     np.testing.assert_allclose(jp.surgery.l2_scores(groups, params)["down[0]"], [5e25, np.sqrt(1.25) * 1e25])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_the_group_penalty_has_its_gradient_in_every_dtype(dtype):
+    w = jnp.array([[3.0, 0.5], [4.0, 0.0]], dtype)
+    gradient = jax.grad(jp.sparse_training.group_penalty)({"w": w})["w"]
+    # A column's norm times the root of its size: w / norm * sqrt(2).
+    np.testing.assert_allclose(
+        np.asarray(gradient, np.float32), 2**0.5 * np.array([[0.6, 1.0], [0.8, 0.0]]), rtol=0.01
+    )

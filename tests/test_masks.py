@@ -253,6 +253,8 @@ def test_bad_input_is_named():
         jp.make_masks({"w": jnp.ones((6, 4))}, 0.5, structure=jp.NM(2, 4))
     with pytest.raises(ValueError, match=r"must be 0\.5 for NM"):
         jp.make_masks({"w": jnp.ones((8, 4))}, 0.8, structure=jp.NM(2, 4))
+    with pytest.raises(ValueError, match=r"must be 0\.5 for NM"):
+        jp.make_masks({"w": jnp.ones((8, 4))}, jnp.float32(0.8), structure=jp.NM(2, 4))
     with pytest.raises(ValueError, match="0 < n < m"):
         jp.NM(4, 4)
     with pytest.raises(ValueError, match="out of range"):

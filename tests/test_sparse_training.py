@@ -536,3 +536,15 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match="`params` must be given"):
             tx.update(params, tx.init(params))
+
+
+def test_ste_takes_an_allocation_that_grows():
+    params = {"a": jnp.arange(1.0, 17).reshape(4, 4), "b": jnp.arange(1.0, 17).reshape(4, 4)}
+    schedule = jp.schedules.iterative({"a": 0.5, "b": 0.25}, rounds=2, begin=1)
+    tx = st.ste(optax.sgd(0.0), schedule)
+    state = tx.init(params)
+    for _ in range(2):
+        _, state = jax.jit(tx.update)(params, state, params)
+    assert [int((~m).sum()) for m in jax.tree.leaves(jp.get_masks(state))] == [8, 4]
+    with pytest.raises(ValueError, match="'b'"):
+        st.ste(optax.sgd(0.0), jp.schedules.constant({"a": 0.5, "b": 1.5})).init(params)

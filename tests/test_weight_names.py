@@ -1,10 +1,12 @@
 """Names of parameters in real models: which of them `prunable` takes for weights, however they are written."""
 
 import re
+import warnings
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -225,14 +227,78 @@ def test_variables_of_nnx_other_than_parameters_are_no_weights():
     ]
 
 
-def test_an_output_layer_that_is_the_embedding_itself_is_left_out():
+def test_an_output_layer_that_is_the_embedding_itself_is_warned_about():
     table, other = jnp.ones((6, 4)), jnp.ones((6, 4))
     tied = {"embed": {"embedding": table}, "lm_head": {"kernel": table}, "body": {"kernel": other}}
-    assert jp.prunable(tied)["lm_head"]["kernel"] is False
+    with pytest.warns(
+        UserWarning, match="'lm_head/kernel' is the same array as the embedding 'embed/embedding'"
+    ):
+        jp.prunable(tied)
+    with pytest.warns(UserWarning, match=r"'lm_head\.weight' is the same array"):
+        jp.prunable({"model.embed_tokens.weight": table, "lm_head.weight": table})
     assert jp.prunable({**tied, "lm_head": {"kernel": other}})["lm_head"]["kernel"] is True
     assert jp.prunable(tied, include="lm_head")["lm_head"]["kernel"] is True, "on request"
-    flat = {"model.embed_tokens.weight": table, "lm_head.weight": table}
-    assert jp.prunable(flat) == dict.fromkeys(flat, False)
+    assert jp.prunable(tied, exclude="lm_head")["lm_head"]["kernel"] is False
+    # One array under any names is no tie.
+    shared = dict.fromkeys(
+        ("token_embd.weight", "blk.0.attn_output.weight", "decoder.layers.0.fc1.weight"), table
+    )
+    assert [name for name, flag in jp.prunable(shared).items() if flag] == list(shared)[1:]
+
+
+def test_a_tied_model_trains_like_any_other():
+    table = jax.random.normal(jax.random.key(0), (6, 4))
+    params = {
+        "embed_tokens": {"weight": table},
+        "fc": {"kernel": jnp.ones((4, 4))},
+        "lm_head": {"weight": table},
+    }
+    tx = jp.gradual(optax.sgd(0.1), jp.schedules.constant(0.5))
+    with pytest.warns(UserWarning, match="same array"):
+        state = tx.init(params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whether the arrays are still one
+        _, state = jax.jit(tx.update)(params, state, params)
+    assert jp.sparsity(params, jp.get_masks(state)) == 0.5
+
+
+def test_a_bias_beside_tells_a_linear_map_from_a_table_and_a_norm():
+    def m(*shape):
+        return jnp.zeros(shape)
+
+    params = {
+        "latent": {"w": m(8, 4), "b": m(4)},
+        "norm_mlp": {"kernel": m(8, 4), "bias": m(4)},
+        "norms": {"weight": m(3, 8), "bias": m(3, 8)},
+        "lora_a": {"kernel": m(8, 4), "bias": m(4)},
+        "class_embed.weight": m(5, 8),
+        "class_embed.bias": m(5),
+    }
+    assert jp.prunable(params) == {
+        "latent": {"w": True, "b": False},
+        "norm_mlp": {"kernel": True, "bias": False},
+        "norms": {"weight": False, "bias": False},
+        "lora_a": {"kernel": False, "bias": False},
+        "class_embed.weight": True,
+        "class_embed.bias": False,
+    }
+
+
+def test_collections_of_variables_are_those_beside_the_parameters():
+    kernel = {"Dense_0": {"kernel": jnp.ones((4, 4))}}
+    assert jp.prunable({"state": kernel, "actor": kernel})["state"]["Dense_0"]["kernel"] is True
+    assert jp.prunable({"params": kernel, "cache": kernel})["cache"]["Dense_0"]["kernel"] is False
+
+
+def test_adapters_in_equinox_layers_are_left_out():
+    class Adapted(eqx.Module):
+        base: eqx.nn.Linear
+        lora_a: eqx.nn.Linear
+
+    model = Adapted(
+        *(eqx.nn.Linear(4, 4, use_bias=False, key=key) for key in jax.random.split(jax.random.key(0)))
+    )
+    assert jax.tree.leaves(jp.prunable(eqx.filter(model, eqx.is_array))) == [True, False]
 
 
 def test_nnx_filters_choose_variables():

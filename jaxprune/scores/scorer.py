@@ -16,7 +16,8 @@ def call_score(score: Callable[..., PyTree], params: PyTree, key: jax.Array | No
     """The scores of a function of the parameters, or of the parameters and a key.
 
     A score is called with the key by keyword where it has a parameter `key` or `rng`, and as its second argument
-    where it needs two; else with the parameters alone.
+    where it needs two; else with the parameters alone. Where there is no key, one that has a default for it is
+    called without.
 
     Raises:
       ValueError: it takes a key, and there is none.
@@ -35,7 +36,12 @@ def call_score(score: Callable[..., PyTree], params: PyTree, key: jax.Array | No
     except (TypeError, ValueError):  # some builtins and compiled callables tell nothing of themselves
         return score(params)
     named = [name for name in _KEY_NAMES if name in signature.parameters]
-    by_keyword = [n for n in named if signature.parameters[n].kind is not inspect.Parameter.POSITIONAL_ONLY]
+    by_keyword = [
+        n
+        for n in named
+        if signature.parameters[n].kind is not inspect.Parameter.POSITIONAL_ONLY
+        and (key is not None or signature.parameters[n].default is inspect.Parameter.empty)
+    ]
     if by_keyword and _takes(signature, params, **{by_keyword[0]: key}):
         return score(params, **{by_keyword[0]: _given(key)})
     if _takes(signature, params):

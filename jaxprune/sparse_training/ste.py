@@ -11,12 +11,13 @@ import optax
 
 from jaxprune.allocation import Scope
 from jaxprune.lookahead import refuse_pair
-from jaxprune.params import PyTree, is_float_array
+from jaxprune.params import PyTree, is_float_array, prunable_leaves
 from jaxprune.scores import magnitude
 from jaxprune.sparse_training.largest import check_sparsity, check_steps, largest
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given
 from jaxprune.transforms.placeholder import mappable
+from jaxprune.transforms.scheduled import check_schedule
 from jaxprune.transforms.turn import turn_if
 
 
@@ -90,11 +91,15 @@ def ste(
         raise ValueError(f"`decay` must be at least 0, got {decay}.")
 
     def masks_of(params: PyTree, step: jax.Array) -> PyTree:
-        share = jnp.asarray(sparsity(step), jnp.float32) if callable(sparsity) else sparsity
+        share = sparsity
+        if callable(sparsity):  # a share, or a tree of shares
+            share = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sparsity(step))
         return largest(params, share, scope, structure, where, score)
 
     def init_fn(params: PyTree) -> STEState:
         refuse_pair(params, "ste")
+        if callable(sparsity):
+            check_schedule(sparsity, structure, params, prunable_leaves(params, where))
         count = jnp.zeros([], jnp.int32)
         return STEState(count, masks_of(params, count), inner.init(params))
 

@@ -121,3 +121,19 @@ def test_ragged_contractions_and_batches():
     groups = jp.find_groups(fn, params, x)
     assert sorted(group.size for group in groups) == [4, 5, 6, 8], str(groups)
     assert random_plan(groups).verify(fn, params, x).zeroed < 1e-5
+
+
+def test_a_ragged_product_counts_each_row_once_in_budgets_and_scores():
+    params, x = weights(up=(2, 7, 8), down=(2, 8, 5)), data(4, 7)
+
+    def experts(p, x):
+        counts = jnp.array([1, 3])
+        return lax.ragged_dot(jnp.abs(lax.ragged_dot(x, p["up"], counts)), p["down"], counts)
+
+    assert jp.allocate.weight_flops(experts, params, x) == {"up": 2 * 4 * 7 * 8, "down": 2 * 4 * 8 * 5}
+    groups = jp.find_groups(experts, params, x)
+    plan = jp.plan_removal(groups, params, 0.5, budget="flops")
+    assert plan.widths == {"up": (2, 7, 4), "down": (2, 4, 5)}
+    (scores,) = jp.surgery.activation_scores(groups, params, [x]).by_group.values()
+    hidden = np.abs(np.stack([row @ params["up"][e] for row, e in zip(x, (0, 1, 1, 1), strict=True)]))
+    np.testing.assert_allclose(scores, hidden.mean(0), rtol=1e-5)

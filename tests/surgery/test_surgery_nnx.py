@@ -205,3 +205,14 @@ def test_a_plan_for_a_part_of_the_variables():
     shrink_module(plan, module)
     assert module.layers[0].out_features == module.layers[2].in_features == 4
     assert module(x).shape == (2, 2)
+
+
+def test_dropout_is_no_size():
+    def layers(rngs):
+        return nnx.Linear(3, 8, rngs=rngs), nnx.relu, nnx.Dropout(0.5, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
+
+    module = nnx.Sequential(*layers(nnx.Rngs(0)))
+    _, state, groups = analysed(module, data(2, 3))
+    shrink_module(jp.plan_removal(groups, state, 0.5, budget="units"), module)
+    assert module.layers[0].kernel.shape == (3, 4)
+    assert not module.layers[2].deterministic, "it still drops out"

@@ -137,3 +137,10 @@ def test_a_damaged_table_of_sensitivities_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"table\.json' is not a 'jaxprune sensitivity 1' file"):
             jp.Sensitivity.load(path)
+
+
+def test_a_folder_is_no_plan_and_a_missing_file_is_missing(tmp_path):
+    with pytest.raises(ValueError, match="is not a"):
+        jp.Plan.load(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        jp.Plan.load(tmp_path / "none")

@@ -64,6 +64,11 @@ MODELS = {
         {"w": (3, 8), "r": (8, 8), "out": (8, 2)},
         ("b", lambda b: (b, 4, 3), [(3,)]),
     ),
+    "recurrent over any length": (
+        recurrent,
+        {"w": (3, 8), "r": (8, 8), "out": (8, 2)},
+        ("b, s", lambda b, s: (b, s, 3), [(3, 4), (2, 1)]),
+    ),
     "positions": (
         lambda p, x: jnp.tanh(x @ p["w"] + p["positions"][: x.shape[1]]) @ p["out"],
         {"w": (3, 8), "positions": (16, 8), "out": (8, 2)},
