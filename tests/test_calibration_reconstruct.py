@@ -258,13 +258,13 @@ def test_what_where_leaves_out_is_not_touched():
 
 
 def test_weights_that_multiply_nothing_are_named_and_stay_dense():
-    params = {"w": draw(0, 8, 8), "position": draw(1, 8, 8)}
-    fn = lambda p, x: (x + p["position"]) @ p["w"]  # noqa: E731
-    with pytest.warns(UserWarning, match="'position'"):
+    params = {"w": draw(0, 8, 8), "shift": draw(1, 8, 8)}
+    fn = lambda p, x: (x + p["shift"]) @ p["w"]  # noqa: E731
+    with pytest.warns(UserWarning, match="'shift'"):
         pruned, masks = jp.reconstruct(fn, params, [draw(2, 50, 8, 8)], 0.5)
-    assert masks["position"] is True
-    np.testing.assert_array_equal(pruned["position"], params["position"])
-    jp.reconstruct(fn, params, [draw(2, 50, 8, 8)], 0.5, where={"w": True, "position": False})
+    assert masks["shift"] is True
+    np.testing.assert_array_equal(pruned["shift"], params["shift"])
+    jp.reconstruct(fn, params, [draw(2, 50, 8, 8)], 0.5, where={"w": True, "shift": False})
 
 
 def test_dense_parameters_and_batches_are_left_as_they_were():

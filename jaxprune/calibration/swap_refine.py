@@ -66,7 +66,7 @@ def swap_refine(
       >>> params = {"w": jax.random.normal(jax.random.key(0), (8, 4))}
       >>> masks = jp.make_masks(jp.scores.magnitude(params), 0.5)
       >>> pruned = jp.apply_masks(params, masks)
-      >>> x = jax.random.normal(jax.random.key(1), (32, 8)) * jnp.arange(8)
+      >>> x = jax.random.normal(jax.random.key(1), (32, 8)) * jnp.arange(1, 9)
       >>> better, _ = jp.swap_refine(fn, params, pruned, masks, [x])
       >>> error = lambda p: float(jnp.sum((fn(p, x) - fn(params, x)) ** 2))
       >>> error(better) < error(pruned)

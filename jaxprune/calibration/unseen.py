@@ -21,6 +21,7 @@ def warn_of_unseen(found: dict[str, tuple[int, int]], then: str, stacklevel: int
     more = f", ... ({len(named)} in all)" if len(named) > _NAMED else ""
     warnings.warn(
         f"`batches` say nothing about weights whose inputs are 0 in every row: {', '.join(named[:_NAMED])}"
-        f"{more}. {then}. Give batches that reach them, or leave them out.",
+        f"{more}. {then}. Either no batch reaches them, and there should be one that does, or all that feeds them "
+        "is 0 or pruned.",
         stacklevel=stacklevel + 1,
     )

@@ -48,4 +48,5 @@ def l2_of_units(w: jax.Array, structure: Structure) -> jax.Array:
     near_one = scaled(w, jnp.broadcast_to(structure.expand(exponent, w.shape), w.shape))
     total = structure.unit_scores(jnp.square(near_one)) * structure.unit_sizes(w.shape)
     # The gradient of the norm is 0 where the norm is.
-    return unscaled(jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0), exponent)
+    is_zero = total == 0  # NaN stays NaN
+    return unscaled(jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, total))), exponent)

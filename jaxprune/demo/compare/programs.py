@@ -130,4 +130,5 @@ def _where(recipe: Recipe | IMPRecipe | None, params: PyTree) -> PyTree | None:
 def _kept(params: PyTree, masks: PyTree) -> dict[str, jax.Array]:
     paths, _, _ = flatten_with_paths(params)
     kept, _ = kept_per_leaf(params, masks)
-    return {path: jnp.asarray(k, jnp.int32) for path, k in zip(paths, kept, strict=True) if k is not None}
+    of_leaves = zip(paths, kept, jax.tree.leaves(masks), strict=True)
+    return {path: jnp.asarray(k, jnp.int32) for path, k, mask in of_leaves if mask.ndim}
