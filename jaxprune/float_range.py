@@ -14,8 +14,7 @@ INFINITY = 0x7F800000  # the bits of inf; those of NaN lie above
 _SMALLEST = -149  # exponent of the smallest denormal
 
 
-@jax.custom_jvp
-def widened(x: jax.Array) -> jax.Array:
+def _widened(x: jax.Array) -> jax.Array:
     """`x` as float32."""
     if x.dtype == jnp.bfloat16:
         # A shift rather than a cast, which may flush denormals.
@@ -25,9 +24,12 @@ def widened(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32)
 
 
-@widened.defjvp
 def _widened_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    return widened(*primals), tangents[0].astype(jnp.float32)  # a shift of bits has no derivative
+    return widened(*primals), tangents[0].astype(jnp.float32)
+
+
+widened = jax.custom_jvp(_widened)  # a shift of bits has no derivative of its own
+widened.defjvp(_widened_jvp)
 
 
 def magnitude_bits(x: jax.Array) -> jax.Array:
