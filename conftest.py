@@ -6,3 +6,24 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # The tests compile thousands of small programs once each: quick compilation counts, quick programs don't.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+def pytest_runtest_teardown(item):
+    """Compiled programs are kept for good, each in several mappings of memory, of which a process has 65 530."""
+    global _since
+    _since += 1
+    if _since < 20:
+        return
+    _since = 0
+    try:
+        with open("/proc/self/maps") as maps:
+            count = sum(1 for _ in maps)
+    except OSError:
+        return  # not Linux: it has no such limit
+    if count > 20_000:
+        import jax
+
+        jax.clear_caches()
+
+
+_since = 0

@@ -52,8 +52,6 @@ def masks_from_counts(
         units = [_above_all(u, keep) for u, keep in zip(units, protected, strict=True)]
     if isinstance(structure, NM):
         kept = _select_nm(structure, [paths[i] for i in chosen], units, counts, pruned)
-    elif isinstance(counts, list):
-        kept = [select([u], count, pruned=[p])[0] for u, count, p in zip(units, counts, pruned, strict=True)]
     else:
         kept = select(units, counts, pruned=pruned)
     if is_held:
@@ -172,8 +170,5 @@ def _select_nm(
         jnp.where(pattern, jnp.inf, jnp.where(jnp.isnan(u), -jnp.inf, below_infinity(u)))
         for u, pattern in zip(units, patterns, strict=True)
     ]
-    if isinstance(counts, list):
-        kept = [select([r], c, pruned=[p])[0] for r, c, p in zip(ranked, counts, pruned, strict=True)]
-    else:
-        kept = select(ranked, counts, pruned=pruned)
+    kept = select(ranked, counts, pruned=pruned)
     return [k | pattern for k, pattern in zip(kept, patterns, strict=True)]

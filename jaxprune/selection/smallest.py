@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,9 @@ _NEVER = 2**31 - 1  # above every index
 
 
 def select(
-    scores: Sequence[jax.Array], k, *, pruned: Sequence[jax.Array | None] | None = None
+    scores: Sequence[jax.Array], k: Any, *, pruned: Sequence[jax.Array | None] | None = None
 ) -> list[jax.Array]:
-    r"""Keep all but the `k` smallest scores, over all leaves together.
+    r"""Keep all but the `k` smallest scores, over all leaves together, or in each leaf for a list of counts.
 
     Finds the smallest $t$ with $\#\{i : s_i \le t\} \ge k$ and prunes what lies below it and the first of its
     ties. The search is over the bits of $t$ and looks at the scores through counts only: about ten passes,
@@ -31,8 +32,9 @@ def select(
     Args:
       scores: float32, bfloat16 or float16 arrays of any shapes and signs, larger = keep. Leaves of several
         types are compared as float32. NaN goes first; -0.0 equals 0.0.
-      k: how many to prune: an int of any size, a traced integer scalar or a `Count`. A traced `k` beyond the
-        number of scores means all of them, a negative one none.
+      k: how many to prune: an int of any size, a traced integer scalar or a `Count`; or a list of these, one
+        for each leaf, which is then compared with itself only. A traced `k` beyond the number of scores means
+        all of them, a negative one none.
       pruned: for each leaf None or a bool array of its shape, True = pruned before. These go before all
         others, and stay pruned even if they are more than `k`.
 
@@ -52,6 +54,9 @@ def select(
       2012, for selection by counting in place of sorting.
     """
     leaves = [jnp.asarray(score) for score in scores]
+    if isinstance(k, list):
+        held = [None] * len(leaves) if pruned is None else pruned
+        return [select([u], n, pruned=[p])[0] for u, n, p in zip(leaves, k, held, strict=True)]
     for leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype.itemsize > 4:
             raise TypeError(
