@@ -1,5 +1,7 @@
 """`select` and `nm_keep` against NumPy's stable sort."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune.selection import Count, count_to_prune, nm_keep, select, smallest
-from jaxprune.selection.smallest import _select
+from jaxprune.selection import Count, count_to_prune, in_place, nm_keep, select, smallest
+from jaxprune.selection.blocks import keep_in_blocks
+from jaxprune.selection.in_place import keep_in_place
+from jaxprune.selection.smallest import _Selection
 
 SHAPES = ((7, 5), (), (0, 4), (23,), (2, 3, 4), (1,))
 SIZE = 84
@@ -113,10 +117,86 @@ def test_jit_with_a_traced_count_does_not_recompile():
         assert_same(run(scores, jnp.int32(k)), reference)
         assert_same(run(scores, jnp.int32(k)), reference)
     assert len(traces) == 1
-    select(scores, 3)
-    before = _select._cache_size()
-    select(scores, 50)
-    assert _select._cache_size() == before
+
+
+def test_an_eager_call_with_another_count_does_not_recompile(monkeypatch):
+    scores = [np.random.default_rng(3).random((6, 13)).astype(np.float32)]
+    calls = []
+    monkeypatch.setattr(smallest, "keep_in_blocks", lambda *a: (calls.append(a), keep_in_blocks(*a))[1])
+    for k in (3, 50, 3):
+        assert_same(select(scores, k), expected(scores, k))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("large", [0, 10, 24, 100])
+@pytest.mark.parametrize("few", [0, 8])
+def test_leaves_in_place_and_copied_ones_are_searched_alike(monkeypatch, large, few):
+    """All in place, runs of small leaves between large ones, all copied: with and without counts a leaf."""
+    monkeypatch.setattr(smallest, "_LARGE", large)
+    monkeypatch.setattr(smallest, "_FEW", few)
+
+    @functools.partial(jax.jit, static_argnames="each")
+    def run(scores, pruned, k, each):
+        selection = _Selection(tuple(p is not None for p in pruned), each)
+        return selection(*k, *scores, *(p for p in pruned if p is not None), partitioned=False)
+
+    for name in ("signed", "with NaN", "mostly zeros", "constant"):
+        for dtypes in (("float32",), ("float32", "bfloat16")):
+            scores = split(distributions()[name], [DTYPES[dtype] for dtype in dtypes])
+            masks = [
+                np.random.default_rng(i).random(s) < 0.3 if i % 2 else None for i, s in enumerate(SHAPES)
+            ]
+            for pruned in (masks, [None] * len(SHAPES)):
+                for k in (0, 1, 30, 42, SIZE):
+                    one = Count(*(np.asarray(part)[None] for part in Count.of(k)))
+                    assert_same(run(scores, pruned, one, False), expected(scores, k, pruned))
+                shares = [0.4, 1, 0.5, 0.25, 0.9, 0]
+                each = [round(share * s.size) for share, s in zip(shares, scores, strict=True)]
+                counts = Count(np.zeros(len(each), np.uint32), np.array(each, np.uint32))
+                found = run(scores, pruned, counts, True)
+                for keep, s, k, p in zip(found, scores, each, pruned, strict=True):
+                    assert_same([keep], expected([s], k, None if p is None else [p]))
+
+
+def test_counts_a_leaf_are_what_a_stable_sort_of_each_leaf_keeps():
+    rng = np.random.default_rng(5)
+    scores = [rng.standard_normal(s).astype(np.float32) for s in ((40, 60), (3000,), (1,), (0, 2), (5, 5))]
+    scores[1][:2000] = 0.25
+    for each in ([0, 0, 0, 0, 0], [2400, 3000, 1, 0, 25], [7, 1234, 0, 0, 3]):
+        found = select(scores, each)
+        traced = jax.jit(lambda scores, each: select(scores, list(each)))(scores, jnp.asarray(each))
+        for keep, other, s, k in zip(found, traced, scores, each, strict=True):
+            assert_same([keep], expected([s], k))
+            assert_same([other], expected([s], k))
+
+
+def test_vmap_of_counts_a_leaf():
+    rng = np.random.default_rng(6)
+    scores = [jnp.asarray(rng.standard_normal((3, *s)), jnp.float32) for s in ((4, 9), (50,))]
+    counts = jnp.asarray([[3, 10], [36, 0], [20, 50]])
+    for axes in ((0, 0), (None, 0), (0, None)):
+        given = scores if axes[0] == 0 else [s[0] for s in scores]
+        found = jax.vmap(lambda s, k: select(s, list(k)), in_axes=axes)(
+            given, counts if axes[1] == 0 else counts[1]
+        )
+        for i in range(3):
+            for j in range(2):
+                s = scores[j][i if axes[0] == 0 else 0]
+                assert_same(
+                    [found[j][i]], expected([np.asarray(s)], int(counts[i if axes[1] == 0 else 1, j]))
+                )
+
+
+def test_no_gradient_goes_through_it():
+    def loss(x):
+        (keep,) = select([x], 2)
+        return jnp.sum(jnp.where(keep, x, 0) ** 2)
+
+    x = jnp.array([3.0, -1.0, 2.0, 5.0])
+    for f in (jax.grad(loss), jax.jit(jax.grad(loss)), jax.jit(jax.grad(jax.checkpoint(loss)))):
+        np.testing.assert_array_equal(f(x), [6.0, 0.0, 0.0, 10.0])
+    tangent = jax.jit(lambda x: jax.jvp(loss, (x,), (jnp.ones(4),))[1])(x)
+    assert float(tangent) == 16.0
 
 
 def test_count_and_unsigned_counts():
@@ -171,9 +251,9 @@ def test_no_leaves_and_empty_leaves():
 
 def test_indices_of_several_digits(monkeypatch):
     """The way of leaves with more than 2^31 entries, taken with a smaller base."""
-    digits = smallest._digits
-    monkeypatch.setattr(smallest, "_digits", lambda shape: digits(shape, base=6))
-    run = jax.jit(lambda scores, k: _select.__wrapped__(scores, k, [None] * len(scores), partitioned=False))
+    digits = in_place._digits
+    monkeypatch.setattr(in_place, "_digits", lambda shape: digits(shape, base=6))
+    run = jax.jit(lambda scores, k: keep_in_place(scores, [None] * len(scores), k, partitioned=False))
     scores = [jnp.asarray(score) for score in split(distributions()["mostly zeros"])]
     for k in (1, 17, 36, 40, 59, 61, 70, 83):
         assert_same(run(scores, Count.of(k)), expected(scores, k))
@@ -182,7 +262,8 @@ def test_indices_of_several_digits(monkeypatch):
 def test_needs_no_memory_beside_the_masks():
     leaf = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
     scores, k = [leaf, leaf], Count.of(0)
-    compiled = _select.lower(scores, k, [None, None], partitioned=False).compile()
+    run = jax.jit(lambda scores, k: keep_in_place(scores, [None, None], k, partitioned=False))
+    compiled = run.lower(scores, k).compile()
     memory = compiled.memory_analysis()
     assert memory.output_size_in_bytes < 1.01 * 2e6
     assert memory.temp_size_in_bytes < 0.01 * 8e6

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxprune.selection import Count, count_to_prune, counts
+from jaxprune.selection.in_place import _digits, _index
 from jaxprune.selection.search import count, search
-from jaxprune.selection.smallest import _digits, _index
 
 WIDE = st.integers(0, 2**64 - 1)
 

@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 from jaxprune.selection import nm_keep, select
 from jaxprune.selection.counts import as_count
-from jaxprune.selection.smallest import _select
 
 SPECS = [P("a", "b"), P("a"), P(None, None, None, ("a", "b")), P(), P("b", None)]
 COLLECTIVE = re.compile(r"= (.*?) (all-\w+|collective-\w+|reduce-scatter|ragged-all-to-all)(?:-start)?\(")
@@ -69,7 +68,8 @@ def test_the_program_sends_nothing_but_all_reduces_of_counts(kind):
     with jax.set_mesh(mesh):
         scores = place(mesh)
         pruned = [score < -1.5 for score in scores]
-        compiled = _select.lower(scores, as_count(700), pruned, partitioned=True).compile()
+        run = jax.jit(lambda scores, k, pruned: select(scores, k, pruned=pruned))
+        compiled = run.lower(scores, as_count(700), pruned).compile()
     found = collectives(compiled)
     assert found, "the program of sharded scores has collectives: the pattern above must find them"
     assert set(found) == {("all-reduce", 1)}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import math
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +12,18 @@ import numpy as np
 from jax import lax
 
 from jaxprune.selection import counts
+from jaxprune.selection.blocks import as_dtype, keep_in_blocks, parts_of
 from jaxprune.selection.counts import Count
-from jaxprune.selection.keys import key_dtype, order_keys, positions, threshold_key
-from jaxprune.selection.search import count, search
+from jaxprune.selection.devices import by_placement
+from jaxprune.selection.in_place import keep_in_place
+from jaxprune.selection.keys import key_dtype
 
-_NEVER = 2**31 - 1  # above every index
+_LARGE = 1 << 20  # entries from which on a leaf stays where it is,
+_FEW = 8  # unless there are more large ones than that
+_COPY = 1 << 27  # and they are no more than so many entries together
+
+_Arrays = list[jax.Array]
+_Given = list[jax.Array | None]
 
 
 def select(
@@ -54,9 +60,6 @@ def select(
       2012, for selection by counting in place of sorting.
     """
     leaves = [jnp.asarray(score) for score in scores]
-    if isinstance(k, list):
-        held = [None] * len(leaves) if pruned is None else pruned
-        return [select([u], n, pruned=[p])[0] for u, n, p in zip(leaves, k, held, strict=True)]
     for leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype.itemsize > 4:
             raise TypeError(
@@ -72,119 +75,114 @@ def select(
             raise ValueError(
                 f"`pruned` must be bool of the scores' shape {leaf.shape}, got {done.dtype}{done.shape}."
             )
-    size = sum(leaf.size for leaf in leaves)
-    if isinstance(k, int | np.integer) and k > size:
-        raise ValueError(f"`k` must be at most the number of scores, {size}, got {k}.")
-    return _select(leaves, counts.as_count(k), before, partitioned=_partitioned(leaves))
-
-
-def _partitioned(leaves: Sequence[jax.Array]) -> bool:
-    # Under jit the placement is XLA's affair, unless there is but one device.
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        return jax.device_count() > 1
-    return any(len(leaf.sharding.device_set) > 1 for leaf in leaves)
-
-
-@functools.partial(jax.jit, static_argnames="partitioned")
-def _select(
-    scores: list[jax.Array], k: Count, pruned: list[jax.Array | None], *, partitioned: bool
-) -> list[jax.Array]:
-    if not scores:
+    sizes = [leaf.size for leaf in leaves]
+    each = isinstance(k, list)
+    if each and len(k) != len(leaves):
+        raise ValueError(f"`k` must have an entry for each of the {len(leaves)} leaves, got {len(k)}.")
+    for number, size in zip(k if each else [k], sizes if each else [sum(sizes)], strict=True):
+        if isinstance(number, int | np.integer) and number > size:
+            raise ValueError(f"`k` must be at most the number of scores, {size}, got {number}.")
+    if not leaves:
         return []
+    wanted = counts.stack([counts.as_count(number) for number in (k if each else [k])])
+    given = tuple(done is not None for done in before)
+    arguments = [*wanted, *leaves, *(done for done in before if done is not None)]
+    return by_placement(
+        _Selection(given, each), [leaf.shape for leaf in leaves], *map(jnp.asarray, arguments)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Selection:
+    """`select` as a function of arrays only.
+
+    pruned: for each leaf, whether an array tells what was pruned before; each: whether each leaf has its count.
+    """
+
+    pruned: tuple[bool, ...]
+    each: bool
+
+    def __call__(
+        self, high: jax.Array, low: jax.Array, *arrays: jax.Array, partitioned: bool
+    ) -> list[jax.Array]:
+        scores, rest = list(arrays[: len(self.pruned)]), iter(arrays[len(self.pruned) :])
+        pruned = [next(rest) if is_given else None for is_given in self.pruned]
+        k = Count(high, low)
+        copied = [] if partitioned else _to_copy([score.size for score in scores])
+        if self.each:
+            return _keep_each(scores, pruned, k, copied, partitioned)
+        if copied and len(copied) == len(scores):
+            return keep_in_blocks(scores, pruned, _short(k, scores), key_dtype(scores))
+        return _keep_in_runs(scores, pruned, k, copied, partitioned)
+
+
+def _to_copy(sizes: list[int]) -> list[int]:
+    """Numbers of the leaves that are searched side by side in a copy: all but the large ones.
+
+    Many large ones are copied too, unless that takes too much memory: a program that treats each of them by itself
+    compiles for seconds.
+    """
+    small = [i for i, size in enumerate(sizes) if size < _LARGE]
+    if len(sizes) - len(small) > _FEW and sum(sizes) <= _COPY:
+        return list(range(len(sizes)))
+    return small if sum(sizes[i] for i in small) <= _COPY else []
+
+
+def _keep_each(scores: _Arrays, pruned: _Given, k: Count, copied: list[int], partitioned: bool) -> _Arrays:
+    """Each leaf compared with itself."""
+    keeps: dict[int, jax.Array] = {}
+    if copied:
+        part, at = [scores[i] for i in copied], np.array(copied)
+        wanted = _short(Count(k.high[at], k.low[at]), part, each=True)
+        found = keep_in_blocks(part, [pruned[i] for i in copied], wanted, key_dtype(part))
+        keeps = dict(zip(copied, found, strict=True))
+    for i, score in enumerate(scores):
+        if i not in keeps:
+            (keeps[i],) = keep_in_place([score], [pruned[i]], _at(k, i), partitioned=partitioned)
+    return [keeps[i] for i in range(len(scores))]
+
+
+def _keep_in_runs(scores: _Arrays, pruned: _Given, k: Count, copied: list[int], partitioned: bool) -> _Arrays:
+    """All leaves together, with neighbours that are copied as one leaf, so that ties go in the order of the leaves."""
+    runs: list[list[int]] = []
+    for i in range(len(scores)):
+        if runs and i in copied and runs[-1][-1] in copied:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
     dtype = key_dtype(scores)
-    sizes = counts.stack([Count.of(score.size) for score in scores])
-    k = counts.minimum(k, Count.of(sum(score.size for score in scores)))
-
-    def below(probes: jax.Array) -> Count:
-        # Without the barrier XLA computes the keys before the loop: as much memory again as the scores.
-        held, probes = lax.optimization_barrier((scores, probes))
-        thresholds = list(threshold_key(probes, dtype))
-        parts = []
-        for score, done in zip(held, pruned, strict=True):
-            keys = order_keys(score, done, dtype)
-            parts.append(count([keys < threshold for threshold in thresholds], partitioned=partitioned))
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *parts)
-
-    threshold, missing, tied = search(below, positions(dtype), k, sizes)
-    edge = threshold_key(threshold, dtype)
-    keys_of = functools.partial(order_keys, dtype=dtype)
-    cuts = _cuts(keys_of, scores, pruned, edge, missing, tied, partitioned)
-    keeps = []
-    for leaf, (score, done) in enumerate(zip(scores, pruned, strict=True)):
-        keys = keys_of(score, done)
-        gone, at_edge = keys < edge, keys == edge
-        for axes, cut in zip(_digits(score.shape), cuts, strict=False):
-            index = _index(score.shape, axes)
-            gone |= at_edge & (index < cut[leaf])
-            at_edge &= index == cut[leaf]
-        keeps.append(~gone if done is None else ~(gone | done))
+    leaves, before = [], []
+    for run in runs:
+        if len(run) == 1:
+            leaves.append(scores[run[0]])
+            before.append(pruned[run[0]])
+            continue
+        leaves.append(jnp.concatenate([as_dtype(scores[i], dtype).reshape(-1) for i in run]))
+        masks = [pruned[i] for i in run]
+        if all(mask is None for mask in masks):
+            before.append(None)
+            continue
+        known = [
+            jnp.zeros(scores[i].shape, bool) if m is None else m for i, m in zip(run, masks, strict=True)
+        ]
+        before.append(jnp.concatenate([mask.reshape(-1) for mask in known]))
+    leaves, before = lax.optimization_barrier((leaves, before))
+    keeps: list[Any] = [None] * len(scores)
+    for run, keep in zip(
+        runs, keep_in_place(leaves, before, _at(k, 0), partitioned=partitioned), strict=True
+    ):
+        sizes = [scores[i].size for i in run]
+        parts = [keep] if len(run) == 1 else parts_of(keep, list(np.cumsum(sizes) - sizes), sizes)
+        for i, part in zip(run, parts, strict=True):
+            keeps[i] = part.reshape(scores[i].shape)
     return keeps
 
 
-def _cuts(
-    keys_of, scores, pruned, edge: jax.Array, k: Count, tied: Count, partitioned: bool
-) -> list[jax.Array]:
-    """Where the first `k` ties end: for each digit of an index and each leaf, the ties below it go.
-
-    The ties of the leaves before one leaf go, those of the leaves after it stay, and within it a search over
-    the index finds the k-th; it makes no pass if the ties of each leaf go together. An index beyond 2^31 is a
-    number of several digits, searched one after the other.
-    """
-    leaves = len(scores)
-    up_to = counts.where(np.tri(leaves, dtype=bool), jax.tree.map(lambda part: part[None], tied), Count.of(0))
-    up_to = jax.vmap(counts.total)(up_to)
-    split = jnp.sum(counts.less_equal(up_to, k), dtype=jnp.int32)
-    split = jnp.minimum(split, leaves - 1)
-    size = jax.tree.map(lambda part: part[split], tied)
-    k = counts.subtract(k, counts.subtract(jax.tree.map(lambda part: part[split], up_to), size))
-
-    cuts: list[jax.Array] = []
-    for digit in range(max(len(_digits(score.shape)) for score in scores)):
-
-        def ties_below(operands, leaf: int, digit=digit) -> Count:
-            score, done, probes = operands[0][leaf], pruned[leaf], operands[1]
-            axes = _digits(score.shape)
-            if digit >= len(axes):
-                return counts.from_uint32(jnp.zeros(len(probes), jnp.uint32))
-            at_edge = keys_of(score, done) == edge
-            for earlier, cut in zip(axes, cuts, strict=False):
-                at_edge &= _index(score.shape, earlier) == cut[leaf]
-            index = jnp.where(at_edge, _index(score.shape, axes[digit]), _NEVER)
-            return count([index < probe for probe in probes], partitioned=partitioned)
-
-        def below(probes: jax.Array, ties_below=ties_below) -> Count:
-            operands = lax.optimization_barrier((scores, list(probes.astype(jnp.int32))))
-            branches = [functools.partial(ties_below, leaf=leaf) for leaf in range(leaves)]
-            found = lax.switch(split, branches, operands)
-            return jax.tree.map(lambda part: part[:, None], found)
-
-        lengths = [
-            math.prod(s.shape[axis] for axes in _digits(s.shape)[digit : digit + 1] for axis in axes)
-            for s in scores
-        ]
-        cut, k, size = search(below, max(lengths), k, jax.tree.map(lambda part: part[None], size))
-        size = jax.tree.map(lambda part: part[0], size)
-        whole = jnp.where(jnp.arange(leaves) < split, _NEVER, 0)
-        cuts.append(jnp.where(jnp.arange(leaves) == split, cut.astype(jnp.int32), whole))
-    return cuts
+def _at(k: Count, i: int) -> Count:
+    return Count(k.high[i], k.low[i])
 
 
-def _digits(shape: tuple[int, ...], base: int = 1 << 31) -> list[list[int]]:
-    """Consecutive axes in groups with fewer than `base` entries: one group but for the largest arrays."""
-    groups, product = [[]], 1
-    for axis, length in enumerate(shape):
-        if product * length >= base:
-            groups.append([])
-            product = 1
-        groups[-1].append(axis)
-        product *= length
-    return groups
-
-
-def _index(shape: tuple[int, ...], axes: Sequence[int]) -> jax.Array:
-    """Row-major number of each entry along the axes; from iotas, which stay with the shards they describe."""
-    index, stride = jnp.zeros(shape, jnp.int32), 1
-    for axis in reversed(axes):
-        index += lax.broadcasted_iota(jnp.int32, shape, axis) * stride
-        stride *= shape[axis]
-    return index
+def _short(k: Count, scores: _Arrays, each: bool = False) -> jax.Array:
+    """Counts as uint32, those beyond it as the number of all scores, of which there are fewer."""
+    sizes = [score.size for score in scores]
+    return jnp.where(k.high > 0, np.array(sizes if each else [sum(sizes)], np.uint32), k.low)
