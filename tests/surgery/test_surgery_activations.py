@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain_layers
 import plain_models
 import pytest
 from jax import lax
-from plain_models import data, weights
+from plain_layers import data, weights
 
 import jaxprune as jp
 from jaxprune.surgery import (
@@ -36,7 +37,7 @@ def test_activations_of_heads_and_of_query_and_key_dimensions():
     q, k, value = (a.reshape(2, 3, 3, 4) for a in jnp.split(inputs[0] @ params["qkv"], 3, -1))
     if any(member.path == "out" for member in qk.members):
         qk, v = v, qk
-    mixed = plain_models.attention(q, k, value)
+    mixed = plain_layers.attention(q, k, value)
     np.testing.assert_allclose(scores[heads.name], jnp.abs(mixed).mean((0, 1, 3)), rtol=1e-5)
     both = (jnp.abs(q) + jnp.abs(k)).mean((0, 1, 2)) / 2
     np.testing.assert_allclose(scores[qk.name], both, rtol=1e-5)

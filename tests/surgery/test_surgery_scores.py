@@ -9,7 +9,7 @@ import library_models
 import numpy as np
 import plain_models
 import pytest
-from plain_models import data, weights
+from plain_layers import data, weights
 
 import jaxprune as jp
 from jaxprune.surgery import (
