@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 # `make test-newest`: the part of the suite that stands on JAX's inside, on the first of these that is there.
 NEWER_PYTHONS ?= 3.13 3.12
 NEWEST_TESTS := tests/surgery $(wildcard tests/test_calibration*.py) tests/test_masks.py \
-  tests/test_transforms.py tests/test_imp.py tests/test_jax_compat.py jaxprune README.md
+  tests/test_transforms.py tests/test_gradual.py $(wildcard tests/test_imp*.py) \
+  tests/test_jax_compat.py jaxprune README.md
 
 .PHONY: demo test test-newest newest clean
 

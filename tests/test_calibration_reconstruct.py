@@ -1,135 +1,16 @@
-"""One-shot pruning: SparseGPT against brute force in float64, and what every method promises."""
-
-import itertools
+"""One-shot pruning: what every method promises, layer by layer."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from one_weight import correlated, dense, draw, error, prune
 
 import jaxprune as jp
-from jaxprune.calibration.mask_only import keep_highest_per_output
 
 METHODS = [jp.MaskOnly("magnitude"), jp.MaskOnly("wanda"), jp.MaskOnly("ria"), jp.SparseGPT(), jp.ADMM()]
 STRUCTURES = [jp.Unstructured(), jp.NM(2, 4), jp.Block((4, 3))]
-
-
-def dense(params, x):
-    return x @ params["w"]
-
-
-def draw(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def correlated(seed, rows, inputs):
-    rng = np.random.default_rng(seed)
-    mix = rng.normal(size=(inputs, inputs)) * np.logspace(0, -1, inputs)
-    return jnp.asarray(rng.normal(size=(rows, inputs)) @ mix, jnp.float32)
-
-
-def error(w, w0, *rows):
-    x = np.concatenate([np.asarray(r, np.float64) for r in rows])
-    return np.sum((x @ (np.asarray(w, np.float64) - np.asarray(w0, np.float64))) ** 2)
-
-
-def prune(w, x, *args, fn=dense, **kwargs):
-    params, masks = jp.reconstruct(fn, {"w": w}, [x], *args, **kwargs)
-    return np.asarray(params["w"]), np.asarray(masks["w"])
-
-
-def obs_by_deletion(w, h, mask_of_row):
-    """SparseGPT by its definition: delete inputs one by one, each time with the inverse of what is left of H."""
-    w = np.array(w, np.float64)
-    mask = np.ones(w.shape, bool)
-    for j in range(len(w)):
-        inverse = np.linalg.inv(h[j:, j:])
-        mask[j] = mask_of_row(j, w, inverse)
-        error = np.where(mask[j], 0, w[j]) / inverse[0, 0]
-        w[j:] -= np.outer(inverse[:, 0], error)
-    return np.where(mask, w, 0), mask
-
-
-def damped(x, share=0.01):
-    h = np.asarray(x, np.float64).T @ np.asarray(x, np.float64)
-    return h + share * np.mean(np.diag(h)) * np.eye(len(h))
-
-
-def test_sparsegpt_unstructured_is_brute_force_obs():
-    w, x = draw(0, 12, 7), correlated(1, 60, 12)
-    h = damped(x)
-    # Costs at the start of the (only) block: w^2 over the diagonal of the inverse of the trailing H.
-    diagonal = np.array([np.linalg.inv(h[j:, j:])[0, 0] for j in range(12)])
-    cost = np.asarray(w, np.float64) ** 2 / diagonal[:, None]
-    keep = cost > np.sort(cost.ravel())[41]
-    expected, _ = obs_by_deletion(w, h, lambda j, w, inverse: keep[j])
-    got, mask = prune(w, x, 0.5, method=jp.SparseGPT())
-    np.testing.assert_array_equal(mask, keep)
-    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_sparsegpt_2_4_is_brute_force_obs():
-    w, x = draw(0, 12, 7), correlated(1, 60, 12)
-    h, keep = damped(x), np.ones((12, 7), bool)
-
-    def mask_of_row(j, w, inverse):
-        if j % 4 == 0:
-            diagonal = np.array([np.linalg.inv(h[i:, i:])[0, 0] for i in range(j, j + 4)])
-            cost = w[j : j + 4] ** 2 / diagonal[:, None]
-            keep[j : j + 4] = np.argsort(np.argsort(cost, axis=0), axis=0) >= 2
-        return keep[j]
-
-    expected, mask = obs_by_deletion(w, h, mask_of_row)
-    got, found = prune(w, x, 0.5, jp.NM(2, 4))
-    np.testing.assert_array_equal(found, mask)
-    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_sparsegpt_blocks_change_nothing_but_the_choice():
-    """With the mask given by 2:4, updates that wait for the end of a block are the same updates."""
-    w, x = draw(0, 20, 7), correlated(1, 60, 20)
-    whole = prune(w, x, 0.5, jp.NM(2, 4), jp.SparseGPT(block=128))
-    lazy = prune(w, x, 0.5, jp.NM(2, 4), jp.SparseGPT(block=8))  # 20 is no multiple of 8
-    np.testing.assert_array_equal(whole[1], lazy[1])
-    np.testing.assert_allclose(whole[0], lazy[0], rtol=1e-3, atol=1e-4)
-
-
-def test_least_squares_is_the_solution_of_each_output():
-    w, x = draw(0, 8, 5), correlated(1, 60, 8)
-    got, mask = prune(w, x, 0.5, method=jp.MaskOnly("wanda"), refine=(jp.LeastSquares(20),))
-    x64, w64 = np.asarray(x, np.float64), np.asarray(w, np.float64)
-    for o in range(5):
-        kept = mask[:, o]
-        solution = np.linalg.lstsq(x64[:, kept], x64 @ w64[:, o], rcond=None)[0]
-        np.testing.assert_allclose(got[kept, o], solution, rtol=2e-3, atol=2e-4)
-
-
-def test_swaps_find_the_best_mask_of_a_small_output():
-    """2 of 4 kept in one group: six masks, the best one by least squares for each is brute force."""
-    w, x = draw(0, 4, 6), correlated(1, 60, 4)
-    refine = (jp.LeastSquares(20), jp.Swaps(20), jp.LeastSquares(20), jp.Swaps(20), jp.LeastSquares(20))
-    got, _ = prune(w, x, 0.5, jp.NM(2, 4), jp.MaskOnly("magnitude"), refine=refine)
-    x64, w64 = np.asarray(x, np.float64), np.asarray(w, np.float64)
-    found = 0
-    for o in range(6):
-        best = min(
-            np.linalg.lstsq(x64[:, kept], x64 @ w64[:, o], rcond=None)[1][0]
-            for kept in itertools.combinations(range(4), 2)
-        )
-        ours = error(got[:, [o]], w[:, [o]], x)
-        assert ours >= best * (1 - 1e-4)
-        found += ours <= best * 1.001
-    assert found >= 5
-
-
-def test_swaps_with_dense_values_by_hand():
-    """G = diag(1, 4), w = (3, 2): keeping 2 costs 9, keeping 3 costs 16. Magnitude keeps 3; the swap mends it."""
-    w, x = jnp.array([[3.0], [2.0]]), jnp.array([[1.0, 0.0], [0.0, 2.0]])
-    before, _ = prune(w, x, 0.5, method=jp.MaskOnly("magnitude"))
-    after, mask = prune(w, x, 0.5, method=jp.MaskOnly("magnitude"), refine=(jp.Swaps(5, dense_values=True),))
-    assert before.ravel().tolist() == [3, 0]
-    assert after.ravel().tolist() == [0, 2] and mask.ravel().tolist() == [False, True]
 
 
 @pytest.mark.filterwarnings("ignore:`batches` say nothing about weights")
@@ -321,44 +202,6 @@ def test_fisher_scores_that_say_nothing_change_nothing_and_bad_ones_are_named():
             prune(w, x, 0.5, fisher={"w": bad})
     with pytest.raises(ValueError, match="`fisher` must have the tree structure of the parameters"):
         prune(w, x, 0.5, fisher={"v": jnp.ones((16, 6))})
-
-
-@pytest.mark.parametrize("score", ["magnitude", "wanda", "ria"])
-def test_masks_by_a_score_need_the_diagonal_only(score):
-    """What is reported asks for X^T X, and changes nothing else."""
-    params = {"a": draw(0, 12, 6), "b": draw(1, 6, 4)}
-    fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]  # noqa: E731
-    fisher = jax.tree.map(jnp.square, params)
-    found, layers = [], []
-    for on_layer in (None, layers.append):
-        found.append(
-            jp.reconstruct(
-                fn,
-                params,
-                [correlated(2, 40, 12)],
-                0.5,
-                method=jp.MaskOnly(score),
-                fisher=fisher,
-                on_layer=on_layer,
-            )
-        )
-    (w, masks), (w_reported, masks_reported) = found
-    jax.tree.map(np.testing.assert_array_equal, masks, masks_reported)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), w, w_reported)
-    assert len(layers) == 2
-
-
-@pytest.mark.parametrize("shape", [(7, 5), (1, 4), (6, 1)])
-def test_each_output_is_pruned_alike_and_ties_go_by_index(shape):
-    """Against ranks inside each output, for every count; what equal parts leave over goes by flat index."""
-    scores = np.random.default_rng(0).integers(0, 4, shape).astype(np.float32)
-    ranks = np.argsort(np.argsort(scores, axis=0, kind="stable"), axis=0, kind="stable")
-    order = np.argsort(ranks.ravel(), kind="stable")
-    keep = jax.jit(keep_highest_per_output)
-    for n_pruned in range(scores.size + 1):
-        expected = np.ones(scores.size, bool)
-        expected[order[:n_pruned]] = False
-        np.testing.assert_array_equal(keep(scores, n_pruned), expected.reshape(shape))
 
 
 def test_padding_rows_have_no_part_in_the_weights():

@@ -1,67 +1,16 @@
-"""The IMP loop: the ladder, rewinding, replicates, controls, any state, bad input."""
+"""The IMP loop: the ladder, rewinding, replicates, controls, bad input."""
 
-import dataclasses
-import functools
-import itertools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from flax import linen as nn
-from flax import struct
-from flax.training.train_state import TrainState
+from imp_task import MLP, X, batch_fn, evaluate, experiment, params_of, state_of, train_step
 
 import jaxprune as jp
 from jaxprune.imp import Carry
 from jaxprune.rewind import replace
-
-X = jax.random.normal(jax.random.key(100), (64, 6))
-Y = jnp.sin(X @ jax.random.normal(jax.random.key(101), (6, 3)))
-SCHEDULE = optax.linear_schedule(0.02, 0.001, 10)
-
-
-class MLP(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(3)(nn.tanh(nn.Dense(10)(x)))
-
-
-def loss_fn(params, batch):
-    x, y = batch
-    return jnp.mean((MLP().apply({"params": params}, x) - y) ** 2)
-
-
-def train_step(state, batch):
-    loss, grads = jax.value_and_grad(loss_fn)(state.params, batch)
-    return state.apply_gradients(grads=grads), {"loss": loss}
-
-
-def batch_fn(key, step):
-    rows = jax.random.randint(jax.random.fold_in(key, step), (16,), 0, len(X))
-    return X[rows], Y[rows]
-
-
-def evaluate(state):
-    return {"loss": loss_fn(state.params, (X, Y))}
-
-
-def params_of(seed=0):
-    return MLP().init(jax.random.key(seed), X)["params"]
-
-
-TX = jp.masked(optax.adam(SCHEDULE))
-
-
-def state_of(seed=0, tx=TX):
-    return TrainState.create(apply_fn=None, params=params_of(seed), tx=tx)
-
-
-def experiment(**kwargs):
-    kwargs = {"steps": 6, "rounds": 3, "evaluate": evaluate} | kwargs
-    return jp.imp(train_step, batch_fn, **kwargs)
 
 
 def by_hand(key, state, imp, rewind, rate=0.2):
@@ -258,81 +207,6 @@ def test_reinitialize_draws_anew_each_round_and_restarts_the_optimizer():
     assert int(carry.state.step) == 1
 
 
-class BNNet(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.BatchNorm(use_running_average=False, momentum=0.5)(nn.Dense(8)(x))
-        return nn.Dense(3)(nn.Dropout(0.1, deterministic=False)(nn.relu(x)))
-
-
-class FullState(struct.PyTreeNode):
-    params: Any
-    opt_state: Any
-    batch_stats: Any
-    dropout: jax.Array
-    step: int
-
-
-def full_state(tx):
-    variables = BNNet().init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, X)
-    return FullState(
-        variables["params"], tx.init(variables["params"]), variables["batch_stats"], jax.random.key(2), 0
-    )
-
-
-def full_train_step(state, batch, *, tx):
-    key, use = jax.random.split(state.dropout)
-
-    def loss_fn(params):
-        out, updates = BNNet().apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            batch[0],
-            mutable=["batch_stats"],
-            rngs={"dropout": use},
-        )
-        return jnp.mean((out - batch[1]) ** 2), updates["batch_stats"]
-
-    (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return FullState(params, opt_state, stats, key, state.step + 1), {"loss": loss, "step": state.step}
-
-
-@pytest.mark.parametrize("rewind", [jp.Rewind(2), jp.RewindLearningRate(2), jp.Finetune()])
-def test_batch_statistics_and_dropout_keys_come_along(rewind):
-    tx = jp.masked(optax.sgd(SCHEDULE, momentum=0.9))
-    step = functools.partial(full_train_step, tx=tx)
-    imp = jp.imp(step, batch_fn, steps=5, rounds=2, rewind=rewind)
-    _, history = jax.jit(imp.run)(jax.random.key(0), full_state(tx))
-    last = {"Rewind": [4, 4, 4], "RewindLearningRate": [4, 4, 4], "Finetune": [4, 9, 14]}[
-        type(rewind).__name__
-    ]
-    assert history.metrics["step"].tolist() == last
-
-    carry = imp.init(jax.random.key(0), full_state(tx))
-    trained, _ = imp.step(carry)
-    restored = rewind.restore(jax.random.key(0), trained.state, trained.snapshot)
-    if isinstance(rewind, jp.Rewind):
-        batch_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 3)[0]
-        want = carry.state
-        for t in range(2):
-            want, _ = step(want, batch_fn(batch_key, t))
-        unwrapped = [
-            jax.tree.map(
-                lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, s
-            )
-            for s in (restored, want)
-        ]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *unwrapped)
-    if isinstance(rewind, jp.RewindLearningRate):
-        jax.tree.map(np.testing.assert_array_equal, restored.params, trained.state.params)
-        jax.tree.map(np.testing.assert_array_equal, restored.batch_stats, trained.state.batch_stats)
-        assert (
-            int(restored.step) == 2
-            and int(optax.tree.get_all_with_path(restored.opt_state, "count")[0][1]) == 2
-        )
-
-
 def test_learning_rate_rewinding_restores_moments_with_their_count():
     imp = experiment(rewind=jp.RewindLearningRate(step=2))
     carry, _ = imp.step(imp.init(jax.random.key(0), state_of()))
@@ -348,13 +222,6 @@ def test_rewound_moments_of_pruned_weights_are_cleared():
     carry, _ = imp.step(carry)
     mask = carry.masks["Dense_0"]["kernel"]
     assert not bool(jnp.any(carry.state.opt_state.inner_state[0].mu["Dense_0"]["kernel"][~mask] != 0))
-
-
-def test_an_optimizer_without_masks_is_held_by_the_loop():
-    imp = experiment()
-    state, history = jax.jit(imp.run)(jax.random.key(0), state_of(tx=optax.adamw(0.01, weight_decay=0.1)))
-    zeros = sum(int((w == 0).sum()) for w in jax.tree.leaves(state.params) if w.ndim == 2)
-    assert zeros == 90 - int(history.kept[-1])
 
 
 def test_controls_run_from_the_same_masks():
@@ -378,58 +245,6 @@ def test_controls_run_from_the_same_masks():
     for t in range(imp.steps):
         plain, _ = train_step(plain, batch_fn(batch_key, t))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, plain.params)
-
-
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-    params: Any
-    opt_state: Any
-
-
-jax.tree_util.register_dataclass(Frozen)
-
-
-class Tuple(NamedTuple):
-    params: Any
-    opt_state: Any
-
-
-@pytest.mark.parametrize("kind", [Frozen, Tuple])
-def test_any_state_with_params_and_opt_state(kind):
-    tx = jp.masked(optax.sgd(0.1))
-
-    def step(state, batch):
-        grads = jax.grad(loss_fn)(state.params, batch)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        return kind(optax.apply_updates(state.params, updates), opt_state), ()
-
-    imp = jp.imp(step, batch_fn, steps=2, rounds=2, rewind=jp.RewindLearningRate(1))
-    _, history = jax.jit(imp.run)(jax.random.key(0), kind(params_of(), tx.init(params_of())))
-    assert history.kept.tolist() == [90, 72, 58]
-
-
-def test_bfloat16_parameters():
-    def cast(tree):
-        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
-
-    tx = jp.masked(optax.adam(0.01))
-    state = TrainState.create(apply_fn=None, params=cast(params_of()), tx=tx)
-    imp = jp.imp(train_step, lambda k, t: cast(batch_fn(k, t)), steps=3, rounds=3)
-    state, history = jax.jit(imp.run)(jax.random.key(0), state)
-    assert state.params["Dense_0"]["kernel"].dtype == jnp.bfloat16
-    assert history.kept.tolist() == [90, 72, 58, 46]
-
-
-def test_sharded_parameters_give_the_same_masks():
-    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
-    state = state_of()
-    params = dict(state.params)
-    params["Dense_0"] = params["Dense_0"] | {"kernel": jax.device_put(params["Dense_0"]["kernel"], spec)}
-    imp = experiment(keep_masks=True)
-    _, alone = jax.jit(imp.run)(jax.random.key(0), state)
-    _, history = jax.jit(imp.run)(jax.random.key(0), state.replace(params=params))
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), alone.masks, history.masks)
 
 
 def make(**kwargs):
@@ -479,132 +294,3 @@ def test_reinitialize_with_other_shapes_is_named():
         ValueError, match=r"`init_fn` must give the shapes of the parameters, got .* at 'Dense_0/bias'"
     ):
         jax.jit(imp.run)(jax.random.key(0), state_of())
-
-
-def largest_moves(imp, state):
-    """How far a kept weight moved in each sparse round."""
-    carry, step, weights = imp.init(jax.random.key(0), state), jax.jit(imp.step), []
-    for _ in range(imp.rounds + 1):
-        carry, _ = step(carry)
-        weights.append(carry.state.params["Dense_0"]["kernel"])
-    return [
-        float(jnp.abs(jnp.where(new != 0, new - old, 0)).max()) for old, new in itertools.pairwise(weights)
-    ]
-
-
-COSINE = optax.cosine_decay_schedule(0.02, 6)  # a round has 6 steps
-RUN_OUT = {
-    "adam": optax.adam(COSINE),
-    "momentum": optax.sgd(optax.linear_schedule(0.02, 0.0, 3), momentum=0.9),
-    "decay": optax.chain(
-        optax.scale_by_adam(), optax.add_decayed_weights(0.1), optax.scale_by_schedule(COSINE)
-    ),
-    "injected": optax.inject_hyperparams(optax.adamw)(learning_rate=COSINE),
-    "accumulated": optax.MultiSteps(
-        optax.adam(optax.linear_schedule(0.02, 0.0, 3)), 2
-    ).gradient_transformation(),
-    "warmup": optax.adam(optax.warmup_cosine_decay_schedule(0.0, 0.02, 2, 6)),
-    "only_finite": optax.apply_if_finite(optax.adam(COSINE), 3),
-    "flat": optax.flatten(optax.adam(COSINE)),
-    "table": optax.sgd(lambda count: jnp.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0])[count]),
-    "biases_go_on": optax.partition(
-        {"w": optax.adam(COSINE), "b": optax.sgd(0.1)},
-        lambda params: jax.tree.map(lambda p: "w" if p.ndim > 1 else "b", params),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", RUN_OUT)
-def test_a_round_that_would_train_nothing_is_an_error_before_it_runs(name):
-    imp, state = experiment(rewind=jp.Finetune(), evaluate=None), state_of(tx=jp.masked(RUN_OUT[name]))
-    message = r"`rewind` Finetune\(schedule='continue'\) leaves round 1 nothing to train: .* all 4 rounds \(24 steps\)"
-    with pytest.raises(ValueError, match=message):
-        imp.init(jax.random.key(0), state)
-    with pytest.raises(ValueError, match=message):
-        jax.eval_shape(
-            jax.vmap(imp.run), *jax.tree.map(lambda x: jnp.asarray(x)[None], (jax.random.key(0), state))
-        )
-
-
-def test_the_round_in_which_the_schedule_runs_out_is_named():
-    state = state_of(tx=jp.masked(optax.adam(optax.linear_schedule(0.02, 0.0, 14))))
-    with pytest.raises(ValueError, match="leaves round 3 nothing to train"):
-        experiment(rewind=jp.Finetune()).init(jax.random.key(0), state)
-    experiment(rewind=jp.Finetune(), rounds=2).init(jax.random.key(0), state)
-    later = jax.tree.map(lambda x: x + 6 if jnp.ndim(x) == 0 and x.dtype == jnp.int32 else x, state.opt_state)
-    with pytest.raises(ValueError, match="leaves round 2 nothing to train"):
-        experiment(rewind=jp.Finetune()).init(jax.random.key(0), state.replace(opt_state=later))
-
-
-def scanned(state, batch):
-    return jax.lax.scan(lambda state, _: train_step(state, batch), state, None, length=2)
-
-
-@pytest.mark.parametrize(
-    ("step", "tx", "rewind"),
-    [
-        (jax.jit(train_step), jp.masked(optax.adam(COSINE)), jp.Finetune()),
-        (jax.checkpoint(train_step), optax.adam(COSINE), jp.Finetune()),
-        (scanned, jp.masked(optax.adam(COSINE)), jp.Finetune()),
-        (train_step, jp.masked(optax.adam(optax.linear_schedule(0.1, 0.0, 4))), jp.Rewind(5)),
-        (train_step, jp.masked(optax.adam(optax.linear_schedule(0.1, 0.0, 4))), jp.RewindLearningRate(4)),
-    ],
-)
-def test_an_idle_round_is_found_in_any_form_of_the_step_and_after_any_rewind(step, tx, rewind):
-    imp = jp.imp(step, batch_fn, steps=6, rounds=1, rewind=rewind)
-    with pytest.raises(
-        ValueError, match=rf"`rewind` {type(rewind).__name__}\(.* leaves round 1 nothing to train"
-    ):
-        imp.init(jax.random.key(0), state_of(tx=tx))
-
-
-@pytest.mark.parametrize(
-    ("tx", "rewind"),
-    [
-        (optax.adam(COSINE), jp.Finetune("restart")),
-        (optax.adam(optax.linear_schedule(0.02, 0.0, 24)), jp.Finetune()),
-        (optax.adam(optax.cosine_decay_schedule(0.02, 6, alpha=0.1)), jp.Finetune()),
-        (optax.adam(optax.linear_schedule(0.1, 0.0, 4)), jp.RewindLearningRate(3)),
-    ],
-)
-def test_every_sparse_round_trains_where_the_schedule_lets_it(tx, rewind):
-    assert min(largest_moves(experiment(rewind=rewind, evaluate=None), state_of(tx=jp.masked(tx)))) > 1e-5
-
-
-def test_a_training_without_any_learning_is_left_alone():
-    moves = largest_moves(experiment(rewind=jp.Finetune()), state_of(tx=jp.masked(optax.sgd(0.0))))
-    assert moves == [0, 0, 0]
-
-
-def test_finetuning_with_a_restart_is_learning_rate_rewinding_to_step_0():
-    runs = [
-        jax.jit(experiment(rewind=rewind).run)(jax.random.key(1), state_of())[0]
-        for rewind in (jp.Finetune("restart"), jp.RewindLearningRate())
-    ]
-    jax.tree.map(np.testing.assert_array_equal, runs[0].params, runs[1].params)
-    with pytest.raises(ValueError, match="`schedule` must be 'continue' or 'restart', got 'stop'"):
-        jp.Finetune("stop")  # pyright: ignore[reportArgumentType]
-
-
-def test_a_control_from_a_trained_state_whose_schedule_has_run_out_is_an_error():
-    imp, state = experiment(rewind=jp.Rewind()), state_of(tx=jp.masked(optax.adam(COSINE)))
-    masks = jax.tree.map(lambda w: jnp.ones_like(w, bool), state.params)
-    trained, _ = imp.train(jax.random.key(0), state, masks)
-    with pytest.raises(ValueError, match="`state` must be one before training"):
-        imp.train(jax.random.key(0), trained, masks)
-
-
-@pytest.mark.parametrize("rewind", [jp.Rewind(), jp.Rewind(2), jp.RewindLearningRate(1), jp.Finetune()])
-def test_a_donated_carry_leaves_the_callers_arrays_alone(rewind):
-    imp, key, state = (
-        experiment(rewind=rewind, steps=3, rounds=1, evaluate=None),
-        jax.random.key(4),
-        state_of(),
-    )
-    want, _ = jax.jit(imp.run)(key, state)
-    for init in (imp.init, jax.jit(imp.init)):
-        carry, step = init(key, state), jax.jit(imp.step, donate_argnums=0)
-        for _ in range(2):
-            carry, _ = step(carry)
-        jax.tree.map(np.testing.assert_array_equal, carry.state.params, want.params)
-    assert not any(x.is_deleted() for x in jax.tree.leaves((key, state)) if isinstance(x, jax.Array))

@@ -7,8 +7,8 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from optimizers import OPTIMIZERS
 from sorted_selection import operation_by_operation
-from test_transforms import OPTIMIZERS
 
 import jaxprune as jp
 from jaxprune import sparse_training as st

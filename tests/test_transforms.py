@@ -11,86 +11,10 @@ from flax import linen as nn
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding, PartitionSpec
+from optimizers import OPTIMIZERS, assert_exact_zeros, inputs, loss, masks_for, params_of, step_of, wrap
 
 import jaxprune as jp
 from jaxprune.transforms.moments import clear_moments
-
-OPTIMIZERS = {
-    "sgd": lambda: optax.sgd(0.1),
-    "sgd_momentum": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
-    "adam": lambda: optax.adam(0.1),
-    "adamw": lambda: optax.adamw(0.1, weight_decay=0.1),
-    "adamw_bf16_moments": lambda: optax.adamw(0.1, mu_dtype=jnp.bfloat16),
-    "nadam": lambda: optax.nadam(0.1),
-    "amsgrad": lambda: optax.amsgrad(0.1),
-    "lion": lambda: optax.lion(0.01),
-    "rmsprop": lambda: optax.rmsprop(0.1, momentum=0.9),
-    "adafactor": lambda: optax.adafactor(0.1, min_dim_size_to_factor=4),
-    "adafactor_momentum": lambda: optax.adafactor(0.1, min_dim_size_to_factor=128, momentum=0.9),
-    "adagrad": lambda: optax.adagrad(0.1),
-    "lamb": lambda: optax.lamb(0.1),
-    "lars": lambda: optax.lars(0.1),
-    "muon": lambda: optax.contrib.muon(0.1),
-    "adadelta": lambda: optax.adadelta(0.1),
-    "sm3": lambda: optax.sm3(0.1),
-    "multi_steps": lambda: optax.MultiSteps(optax.adamw(0.1), every_k_schedule=2).gradient_transformation(),
-    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adamw)(
-        learning_rate=lambda step: 0.1 / (1 + step)
-    ),
-    "chain_with_clipping": lambda: optax.chain(
-        optax.clip_by_global_norm(1.0), optax.add_decayed_weights(0.1), optax.adam(0.1), optax.ema(0.9)
-    ),
-    "schedule_free": lambda: optax.contrib.schedule_free_adamw(0.1),
-    "noisy": lambda: optax.noisy_sgd(0.1, key=jax.random.key(0)),
-    "apply_if_finite": lambda: optax.apply_if_finite(optax.adam(0.1), 3),
-    "partition": lambda: optax.partition(
-        {"w": optax.adamw(0.1), "other": optax.sgd(0.1)},
-        lambda params: jax.tree.map(lambda p: "w" if p.ndim > 1 else "other", params),
-    ),
-    "lookahead_free_params_mask": lambda: optax.masked(
-        optax.adamw(0.1), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
-    ),
-}
-
-
-def params_of(dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(0), 3)
-    return {
-        "Dense_0": {"kernel": jax.random.normal(keys[0], (8, 16), dtype), "bias": jnp.ones(16, dtype)},
-        "Dense_1": {"kernel": jax.random.normal(keys[1], (16, 4), dtype), "bias": jnp.ones(4, dtype)},
-    }
-
-
-def loss(params, x):
-    h = jnp.tanh(x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])
-    return jnp.mean(
-        (h @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"] - 1).astype(jnp.float32) ** 2
-    )
-
-
-def inputs(dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(9), (8, 8), dtype)
-
-
-def step_of(tx, x):
-    def step(params, state):
-        step.traces += 1
-        grads = jax.grad(loss)(params, x)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    step.traces = 0
-    return step
-
-
-def assert_exact_zeros(params, masks):
-    for w, mask in zip(jax.tree.leaves(params), jax.tree.leaves(masks), strict=True):
-        dead = np.asarray(w)[~np.broadcast_to(np.asarray(mask), w.shape)]
-        assert (dead == 0).all() and not np.signbit(dead.astype(np.float32)).any(), "exactly +0.0"
-
-
-def masks_for(params, sparsity=0.6, **kwargs):
-    return jp.make_masks(jp.scores.magnitude(params), sparsity, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -136,97 +60,6 @@ def test_survivors_train_as_if_the_pruned_weights_did_not_exist(name):
             close(ours.astype(jnp.float32), theirs.astype(jnp.float32))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_gradual_reaches_the_sparsity_holds_zeros_and_forgets_the_pruned(name):
-    params, x = params_of(), inputs()
-    tx = jp.gradual(OPTIMIZERS[name](), jp.schedules.cubic(0.75, begin=1, end=5, every=2))
-    state = tx.init(params)
-    step = jax.jit(step_of(tx, x))
-    sparsities = []
-    for _ in range(7):
-        before = jp.get_masks(state)
-        params, state = step(params, state)
-        masks = jp.get_masks(state)
-        sparsities.append(jp.sparsity(params, masks))
-        assert_exact_zeros(params, masks)
-        assert all(
-            bool(jnp.all(old | ~new))
-            for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(masks), strict=True)
-        )
-    assert step.__wrapped__.traces == 1
-    want = [round(jp.schedules.cubic(0.75, 1, 5, every=2)(t) * 192) / 192 for t in range(7)]
-    assert sparsities == want
-    assert sparsities[0] == 0 and sparsities[-1] == 0.75
-
-
-def test_gradual_recomputes_masks_at_the_schedules_steps_only():
-    params = params_of()
-    calls = []
-
-    def score(p):
-        jax.debug.callback(lambda: calls.append(1))
-        return jp.scores.magnitude(p)
-
-    tx = jp.gradual(
-        optax.adam(0.1), jp.schedules.linear(0.5, begin=4, end=12, every=4, initial=0.1), score=score
-    )
-    state = tx.init(params)
-    step = jax.jit(step_of(tx, inputs()))
-    seen = []
-    for _ in range(20):
-        params, state = step(params, state)
-        jax.effects_barrier()
-        seen.append(len(calls))
-    assert seen == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 8
-
-
-def test_gradual_resets_the_moments_of_newly_pruned_weights_to_their_initial_value():
-    params = params_of()
-    tx = jp.gradual(optax.chain(optax.adagrad(0.1), optax.trace(0.9)), jp.schedules.one_shot(0.5, step=2))
-    state = tx.init(params)
-    for _ in range(3):
-        params, state = step_of(tx, inputs())(params, state)
-    masks = jp.get_masks(state)
-    accumulator = state.inner_state[0][0].sum_of_squares["Dense_0"]["kernel"]
-    trace = state.inner_state[1].trace["Dense_0"]["kernel"]
-    dead = ~np.asarray(masks["Dense_0"]["kernel"])
-    assert (np.asarray(accumulator)[dead] == np.float32(0.1)).all() and (np.asarray(trace)[dead] == 0).all()
-    assert (np.asarray(accumulator)[~dead] > 0.1).all() and (np.asarray(trace)[~dead] != 0).all()
-
-
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"scope": "local"},
-        {"structure": jp.Channels()},
-        {"structure": jp.Block((4, 2))},
-        {"structure": jp.NM(2, 4)},
-        {"structure": jp.NM(2, 4), "scope": "local"},
-        {"score": jp.scores.random, "key": jax.random.key(3)},
-        {"score": lambda p: jp.scores.normalize(jp.scores.magnitude(p))},
-    ],
-)
-def test_gradual_with_every_structure_scope_and_score(kwargs):
-    params = params_of()
-    tx = jp.gradual(optax.adamw(0.1), jp.schedules.iterative(0.5, rounds=2, every=2), **kwargs)
-    state = tx.init(params)
-    step = jax.jit(step_of(tx, inputs()))
-    for _ in range(5):
-        params, state = step(params, state)
-    masks = jp.get_masks(state)
-    assert_exact_zeros(params, masks)
-    assert jp.sparsity(params, masks) == pytest.approx(0.5, abs=0.1)
-    if "structure" in kwargs and isinstance(kwargs["structure"], jp.NM):
-        groups = np.asarray(masks["Dense_0"]["kernel"]).T.reshape(-1, 4)
-        assert (groups.sum(1) == 2).all()
-
-
-def wrap(kind, inner, params):
-    if kind == "masked":
-        return jp.masked(inner, masks_for(params))
-    return jp.gradual(inner, jp.schedules.linear(0.5, begin=0, end=2))
-
-
 @pytest.mark.parametrize("kind", ["masked", "gradual"])
 def test_scan_equals_a_loop_and_vmap_equals_single_runs(kind):
     params, x = params_of(), inputs()
@@ -253,39 +86,6 @@ def test_scan_equals_a_loop_and_vmap_equals_single_runs(kind):
             jp.get_masks(alone_state),
             jp.get_masks(batched_state),
         )
-
-
-def test_vmapped_gradual_scores_only_at_steps_where_a_schedule_moves():
-    scored = []
-
-    def score(params):
-        jax.debug.callback(lambda: scored.append(1))
-        return jp.scores.magnitude(params)
-
-    params, x = params_of(), inputs()
-    tx = jp.gradual(optax.sgd(0.1), jp.schedules.linear(0.5, begin=1, end=5, every=2), score=score)
-    step = jax.jit(jax.vmap(step_of(tx, x)))
-    many = jax.tree.map(lambda p: jnp.stack([p, -p]), params)
-    state = jax.vmap(tx.init)(many)
-    seen = []
-    for _ in range(7):
-        many, state = step(many, state)
-        jax.effects_barrier()
-        seen.append(len(scored) > 0)
-        scored.clear()
-    assert seen == [False, False, False, True, False, True, False]  # 0 to 0.25 at step 3, to 0.5 at step 5
-
-
-def test_a_step_of_gradual_can_be_differentiated_in_the_gradients_it_gets():
-    params = {"w": jnp.array([[4.0, 3.0], [2.0, 1.0]])}
-    tx = jp.gradual(optax.sgd(0.5), jp.schedules.constant(0.5))
-
-    def after(grads):
-        updates, _ = tx.update(grads, tx.init(params), params)
-        return optax.apply_updates(params, updates)["w"].sum()
-
-    slope = jax.jit(jax.grad(after))(params)["w"]
-    np.testing.assert_array_equal(slope, [[-0.5, -0.5], [0.0, 0.0]])
 
 
 @pytest.mark.parametrize("kind", ["masked", "gradual"])
@@ -451,14 +251,6 @@ def test_clear_moments_touches_pruned_entries_only(name):
     assert changed >= (0 if name == "adafactor" else 2)
 
 
-def test_a_single_array_is_a_parameter_tree_too():
-    w = jnp.arange(1.0, 9).reshape(2, 4)
-    tx = jp.gradual(optax.adam(0.1), jp.schedules.constant(0.5))
-    state = tx.init(w)
-    updates, state = tx.update(jnp.ones_like(w), state, w)
-    assert optax.apply_updates(w, updates)[0].tolist() == [0, 0, 0, 0]
-
-
 def test_scalar_false_prunes_a_whole_leaf():
     params = {"w": jnp.ones((2, 2)), "v": jnp.ones((2, 2))}
     tx = jp.masked(optax.sgd(0.1), {"w": False, "v": jnp.ones((2, 2), bool)})
@@ -495,71 +287,3 @@ def test_bad_input_is_named():
         tx.update(params, tx.init(params), params)
     with pytest.raises(TypeError, match="must hold bool arrays"):
         jp.replace_masks(jp.masked(optax.sgd(0.1)).init(params), params)
-
-
-def pruned_of(masks, params):
-    return jax.tree.map(lambda m, w: int((~jnp.broadcast_to(m, w.shape)).sum()), masks, params)
-
-
-@pytest.mark.parametrize("made", ["schedule", "function"])
-@pytest.mark.parametrize("kwargs", [{}, {"scope": "local", "minimum": 1}, {"structure": jp.Block((2, 2))}])
-def test_gradual_with_a_tree_of_shares_brings_each_leaf_to_its_own(made, kwargs):
-    params = params_of()
-    final = {"Dense_0": {"kernel": 0.75, "bias": 0.0}, "Dense_1": {"kernel": 0.25, "bias": 0.0}}
-    ramp = jp.schedules.linear(final, begin=0, end=4)
-    schedule = (
-        ramp if made == "schedule" else lambda s: jax.tree.map(lambda f: f * jnp.minimum(s / 4, 1), final)
-    )
-    tx = jp.gradual(optax.adam(0.01), schedule, **kwargs)
-    state, step = tx.init(params), jax.jit(step_of(tx, inputs()))
-    for t in range(6):
-        params, state = step(params, state)
-        assert_exact_zeros(params, jp.get_masks(state))
-        part = min(t / 4, 1)
-        for layer, size in (("Dense_0", 128), ("Dense_1", 64)):
-            pruned = pruned_of(jp.get_masks(state), params)[layer]
-            exact = part * final[layer]["kernel"] * size
-            assert (
-                abs(pruned["kernel"] - exact) <= (2 if "structure" in kwargs else 0.5) and pruned["bias"] == 0
-            )
-    assert step.__wrapped__.traces == 1 and state.sparsity.tolist() == [0.75, 0.25]
-
-
-def test_an_allocation_that_grows_under_vmap_in_bfloat16_and_with_nm():
-    final = {"a": 0.5, "b": 0.25}
-    params = {
-        name: jax.random.normal(jax.random.key(i), (2, 8, 4), jnp.bfloat16) for i, name in enumerate(final)
-    }
-    tx = jp.gradual(optax.sgd(0.0), jp.schedules.one_shot(final, step=1), structure=jp.NM(2, 4))
-    state = jax.vmap(tx.init)(params)
-    for want in ({"a": 0, "b": 0}, {"a": 32, "b": 16}):
-        _, state = jax.jit(jax.vmap(tx.update))(params, state, params)
-        assert pruned_of(jp.get_masks(state), params) == want
-
-
-def test_the_final_count_is_exact_beyond_what_float32_holds():
-    """0.9 of 3 * 2^24 is 45298483.2; the float32 nearest to 0.9 is 1.2 units too much."""
-    from jaxprune.transforms.scheduled import counts_at
-
-    n = 3 * 2**24
-    assert int(jax.jit(lambda s: counts_at(s, 0.9, [n], "global"))(jnp.float32(0.9))) == round(0.9 * n)
-    by_leaf = jax.jit(lambda s: counts_at(s, [0.9, 0.3], [n, n], "global"))(jnp.float32([0.9, 0.2]))
-    assert [int(count) for count in by_leaf] == [round(0.9 * n), round(float(np.float32(0.2)) * n)]
-
-
-@pytest.mark.parametrize(
-    ("final", "kwargs", "message"),
-    [
-        ({"a": 0.5}, {}, "`schedule` must have the tree structure of the parameters, but it lacks 'b'"),
-        (
-            {"a": 0.5, "b": 0.75},
-            {"structure": jp.NM(2, 4)},
-            "must not pass 0.5, the sparsity of .* got 0.75 at 'b'",
-        ),
-        ({"a": 0.5, "b": 0.9}, {"minimum": 0.25}, "`minimum` asks for 8 of the 32 units at 'b'"),
-    ],
-)
-def test_a_tree_of_shares_that_cannot_be_is_an_error_at_init(final, kwargs, message):
-    params = {"a": jnp.ones((8, 4)), "b": jnp.ones((8, 4))}
-    with pytest.raises(ValueError, match=message):
-        jp.gradual(optax.sgd(0.1), jp.schedules.constant(final), **kwargs).init(params)

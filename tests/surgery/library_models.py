@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import nnx
-from plain_models import data
+from plain_layers import data
 
 from jaxprune.params import flatten_with_paths
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain_models import data, weights
+from plain_layers import data, weights
 
 import jaxprune as jp
 from jaxprune.surgery.budget import count, first_level

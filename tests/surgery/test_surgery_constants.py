@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from checks import difference, random_plan
 from jax import lax
-from plain_models import data, weights
+from plain_layers import data, weights
 
 import jaxprune as jp
 

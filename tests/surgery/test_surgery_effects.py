@@ -7,7 +7,7 @@ import pytest
 from checks import difference, gradient_error, random_plan
 from jax import lax
 from jax.experimental import io_callback
-from plain_models import data, weights
+from plain_layers import data, weights
 
 import jaxprune as jp
 

@@ -8,7 +8,7 @@ from checks import difference
 from flax import linen as nn
 from jax import lax
 from library_models import filled
-from plain_models import batch_norm, bn_shapes, conv, data, weights
+from plain_layers import batch_norm, bn_shapes, conv, data, weights
 
 import jaxprune as jp
 from jaxprune.surgery import plan_units
@@ -112,7 +112,7 @@ def test_padding_ends_a_constant_at_the_border():
     params = masked(weights(k1=(3, 3, 2, 8), b1=(8,), k2=(3, 3, 8, 2), b2=(2,)), "k1")
     params["b1"] = jnp.abs(params["b1"])
     plan = plan_for(fn, params, data(2, 5, 5, 2))
-    with pytest.raises(ValueError, match=r"conv_general_dilated at plain_models.*zero padding"):
+    with pytest.raises(ValueError, match=r"conv_general_dilated at plain_layers.*zero padding"):
         plan.fold_constants(fn, params, data(2, 5, 5, 2))
     params["k2"] = params["k2"].at[:, :, GONE].set(0)  # what adds nothing can be padded
     folded = plan.fold_constants(fn, params, data(2, 5, 5, 2))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from checks import random_plan
 from jax import lax
-from plain_models import data, weights
+from plain_layers import data, weights
 
 import jaxprune as jp
 

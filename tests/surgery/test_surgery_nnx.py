@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from checks import difference, random_masks
 from flax import nnx
-from plain_models import data
+from plain_layers import data
 
 import jaxprune as jp
 from jaxprune.surgery import plan_units, shrink_module

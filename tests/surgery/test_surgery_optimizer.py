@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+import plain_layers
 import plain_models
 import pytest
 from checks import difference, random_plan
@@ -73,7 +74,7 @@ def test_state_has_the_shapes_of_a_small_one_and_the_values_of_the_full_one(mode
 @pytest.mark.parametrize(("width", "keep"), [(8, 6), (8, 3), (4, 3)])
 def test_factored_moments_of_adafactor(width, keep):
     """Axes that stay the largest, axes that change places, and parameters too small to be factored."""
-    params = plain_models.weights(up=(5, width), down=(width, 5))
+    params = plain_layers.weights(up=(5, width), down=(width, 5))
     groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 5)))
     plan = jp.plan_removal(groups, params, 1 - keep / width, budget="units")
     for smallest in (2, 4):
@@ -87,7 +88,7 @@ def test_factored_moments_of_adafactor(width, keep):
 
 
 def test_factored_moments_stand_for_the_same_second_moments():
-    params = plain_models.weights(up=(5, 8), down=(8, 5))
+    params = plain_layers.weights(up=(5, 8), down=(8, 5))
     groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 5)))
     plan = jp.plan_removal(groups, params, 0.5, budget="units")
     _, state = advance(optax.adafactor(1e-2, min_dim_size_to_factor=2), params, jax.tree.map(jnp.cos, params))

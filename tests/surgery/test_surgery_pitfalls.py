@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from checks import difference, gradient_error, masked_function, random_plan
 from jax import lax
-from plain_models import data, rope_table, weights
+from plain_layers import data, rope_table, weights
 
 import jaxprune as jp
 from jaxprune.surgery import plan_units

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plain_layers
 import plain_models
 import pytest
 from checks import difference, random_plan
@@ -75,7 +76,7 @@ def test_flops_budget_counts_what_the_compiler_runs(mlp):
 
 
 def test_round_to_and_minimum():
-    params = plain_models.weights(a=(4, 64), b=(64, 40), c=(40, 2))
+    params = plain_layers.weights(a=(4, 64), b=(64, 40), c=(40, 2))
     groups = jp.find_groups(
         lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"], params, jnp.ones((1, 4))
     )
@@ -252,7 +253,7 @@ class TrainedNorm(nn.Module):
 
 
 def test_state_that_goes_round_does_not_hold_its_axes():
-    module, x = TrainedNorm(), plain_models.data(5, 3)
+    module, x = TrainedNorm(), plain_layers.data(5, 3)
     variables = module.init(jax.random.key(0), x)
 
     def fn(variables, x):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from checks import random_plan
 from jax import lax
-from plain_models import data, weights
+from plain_layers import data, weights
 
 import jaxprune as jp
 from jaxprune.surgery.analysis import CALLS

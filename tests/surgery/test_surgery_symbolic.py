@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from checks import difference, random_plan
 from jax import export, lax
-from plain_models import data, weights
+from plain_layers import data, weights
 
 import jaxprune as jp
 

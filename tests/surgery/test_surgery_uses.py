@@ -10,7 +10,8 @@ from checks import difference, masked_function, random_plan
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from plain_models import attention, data, mlp, rope, rope_table, weights
+from plain_layers import attention, data, rope, rope_table, weights
+from plain_models import mlp
 
 import jaxprune as jp
 from jaxprune.surgery import plan_units

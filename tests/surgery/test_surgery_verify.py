@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
-from plain_models import data, weights
+from plain_layers import data, weights
 
 import jaxprune as jp
 from jaxprune.surgery import interpreter, plan_units, watching
