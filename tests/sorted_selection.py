@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxprune.sparse_training.dynamic
-import jaxprune.units
+import jaxprune.structures.keep
 
 
 def sorted_selection(scores, k, *, pruned=None):
@@ -29,6 +29,6 @@ def sorted_selection(scores, k, *, pruned=None):
 def operation_by_operation():
     """Inside, nothing is compiled but single operations."""
     with jax.disable_jit(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jaxprune.units, "select", sorted_selection)
+        patch.setattr(jaxprune.structures.keep, "select", sorted_selection)
         patch.setattr(jaxprune.sparse_training.dynamic, "select", sorted_selection)
         yield

@@ -16,7 +16,7 @@ from flax.training.train_state import TrainState
 import jaxprune as jp
 from jaxprune.demo.classification import Classification
 from jaxprune.demo.compare.settings import CompareSettings
-from jaxprune.masks import kept_per_leaf
+from jaxprune.masking.share import kept_per_leaf
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.recipes import IMPRecipe, Recipe
 
