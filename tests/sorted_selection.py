@@ -14,6 +14,8 @@ import jaxprune.structures.keep
 def sorted_selection(scores, k, *, pruned=None):
     """What `select` promises, by sorting in NumPy; that it keeps its promise is tested in test_selection."""
     gone = [None] * len(scores) if pruned is None else pruned
+    if isinstance(k, list):
+        return [sorted_selection([s], n, pruned=[g])[0] for s, n, g in zip(scores, k, gone, strict=True)]
     gone = [
         np.zeros(s.shape, bool) if g is None else np.asarray(g) for s, g in zip(scores, gone, strict=True)
     ]
