@@ -10,7 +10,7 @@ import jax
 
 from jaxprune.params import PyTree, aligned, flatten_with_paths
 from jaxprune.selection import as_written, count_to_prune
-from jaxprune.structures import Layers, Structure
+from jaxprune.structures import Structure
 
 Scope = Literal["global", "local"]
 
@@ -19,10 +19,18 @@ def check_scope(scope: str, structure: Structure) -> None:
     """Raises ValueError for an unknown scope, or one that has no meaning for the structure."""
     if scope not in ("global", "local"):
         raise ValueError(f"`scope` must be 'global' or 'local', got {scope!r}.")
-    if isinstance(structure, type) or not callable(getattr(structure, "unit_scores", None)):
+    if isinstance(structure, type) or not callable(getattr(structure, "cut", None)):
         raise TypeError(f"`structure` must be a structure such as Unstructured(), got {structure!r}.")
-    if scope == "local" and isinstance(structure, Layers):
-        raise ValueError("`scope` must be 'global' for Layers(): layers are compared with each other.")
+    structure.check_scope(scope)
+
+
+def check_limit(name: str, share: Any, structure: Structure, after: str = "") -> None:
+    """Raises ValueError for a known share beyond the sparsity that the structure fixes."""
+    limit = structure.fixed_sparsity
+    if limit is not None and share > limit + 1e-6:
+        raise ValueError(
+            f"`{name}` must not pass {limit:g}, the sparsity of {structure}, got {share:g}{after}."
+        )
 
 
 def check_fraction(name: str, value: Any, path: str | None = None) -> None:
@@ -67,23 +75,35 @@ def shares_of(sparsity: Any, scores: PyTree, chosen: list[int]) -> Any:
 def counts_to_prune(shares: Any, units: list[int], scope: Scope) -> Any:
     """Units to prune: one count over all leaves, or a list with one count a leaf."""
     if isinstance(shares, list):
-        return [count_to_prune(share, n) for share, n in zip(shares, units, strict=True)]
+        return [_count_to_prune(share, n) for share, n in zip(shares, units, strict=True)]
     if scope == "local":
-        return [count_to_prune(shares, n) for n in units]
-    return count_to_prune(shares, sum(units))
+        return [_count_to_prune(shares, n) for n in units]
+    return _count_to_prune(shares, sum(units))
 
 
-def least_kept(minimum: int | float, units: list[int]) -> list[int]:
-    """Units that each leaf keeps at least: `minimum` of them or that share, and no more than it has."""
+def _count_to_prune(share: Any, n: int) -> Any:
+    is_array = isinstance(share, jax.Array) and not isinstance(share, jax.core.Tracer)
+    return _compiled_count(share, n) if is_array else count_to_prune(share, n)
+
+
+_compiled_count = jax.jit(count_to_prune, static_argnums=1)
+
+
+def check_minimum(minimum: Any) -> None:
+    """Raises ValueError unless it is a whole number or a share in (0, 1)."""
     if isinstance(minimum, bool) or not isinstance(minimum, numbers.Real) or minimum < 0:
         raise ValueError(f"`minimum` must be a whole number or a share in (0, 1), got {minimum!r}.")
-    if isinstance(minimum, numbers.Integral):
-        return [min(int(minimum), n) for n in units]
-    if not minimum < 1:
+    if not isinstance(minimum, numbers.Integral) and not minimum < 1:
         raise ValueError(
             f"`minimum` must be a whole number or a share in (0, 1), got {minimum!r}. "
             "It counts weights (units) of a leaf if it is an int."
         )
+
+
+def least_kept(minimum: int | float, units: list[int]) -> list[int]:
+    """Units that each leaf keeps at least: `minimum` of them or that share, and no more than it has."""
+    if isinstance(minimum, numbers.Integral):
+        return [min(int(minimum), n) for n in units]
     share = as_written(minimum)
     return [math.ceil(share * n) for n in units]
 

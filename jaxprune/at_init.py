@@ -9,20 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxprune.allocation import (
-    Scope,
-    check_least_kept,
-    check_scope,
-    counts_to_prune,
-    least_kept,
-    shares_of,
-)
-from jaxprune.masks import apply_masks, check_patterns
-from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
+from jaxprune.allocation import Scope
+from jaxprune.masking import Criterion, apply_masks
+from jaxprune.masking.rounds import counts_of_rounds
+from jaxprune.params import PyTree
 from jaxprune.scores.scorer import call_score
-from jaxprune.selection.counts import as_count, stack
 from jaxprune.structures import Structure, Unstructured
-from jaxprune.units import full_masks, masks_from_counts, unit_counts
+from jaxprune.whole_numbers import check_whole
 
 
 def prune_at_init(
@@ -72,39 +65,25 @@ def prune_at_init(
       de Jorge et al., Progressive Skeletonization: Trimming more fat from a network at initialization, 2020,
       arXiv:2006.09081, for iterative SNIP.
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"`rounds` must be a whole number of at least 1, got {rounds!r}.")
-    check_scope(scope, structure)
-    paths, leaves, treedef = flatten_with_paths(params)
-    chosen = prunable_leaves(params, where)
-    shares = shares_of(sparsity, params, chosen)
-    check_patterns(structure, shares, [paths[i] for i in chosen])
-    start = jax.tree.leaves(full_masks(params, structure, chosen))
-    units = unit_counts(structure, leaves, chosen)
-    least = least_kept(minimum, units)
-    steps = [counts_to_prune(_share_after(shares, r, rounds), units, scope) for r in range(1, rounds + 1)]
-    check_least_kept(steps[-1], units, least, [paths[i] for i in chosen])
-
-    def tree_of(held: list[jax.Array]) -> PyTree:
-        masks: list[Any] = [True] * len(leaves)
-        for i, mask in zip(chosen, held, strict=True):
-            masks[i] = mask
-        return jax.tree.unflatten(treedef, masks)
+    check_whole(rounds=rounds)
+    units = Criterion(structure, scope, where, minimum).units(params)
+    shares = units.shares(sparsity)
+    units.check_final(shares)
+    counts = counts_of_rounds([units.counts(_share_after(shares, r, rounds)) for r in range(1, rounds + 1)])
 
     def prune(held: list[jax.Array], step: tuple[Any, jax.Array]) -> tuple[list[jax.Array], jax.Array]:
         counts, number = step
-        masks = tree_of(held)
+        masks = units.tree(held)
         step_key = None if key is None else jax.random.fold_in(key, number)
         scores = call_score(score, apply_masks(params, masks), step_key)
-        new = jax.tree.leaves(masks_from_counts(scores, counts, structure, chosen, masks, least))
-        found = jax.tree.leaves(scores)
-        is_fine = jnp.all(jnp.stack([jnp.all(found[i] > -jnp.inf) for i in chosen]))  # NaN is not
-        return [new[i] for i in chosen], is_fine
+        new, fine = units.masks_and_flags(scores, counts, masks)
+        return units.at_chosen(new), jnp.all(jnp.stack(fine))
 
-    held, fine = jax.lax.scan(prune, [start[i] for i in chosen], (_columns(steps), jnp.arange(rounds)))
+    start = units.at_chosen(units.full_masks())
+    held, fine = jax.lax.scan(prune, start, (counts, jnp.arange(rounds)))
     if not isinstance(fine, Tracer) and not bool(fine.all()):
         raise ValueError(f"`score` gave NaN or -inf in round {int(jnp.argmin(fine)) + 1} of {rounds}.")
-    return tree_of(held)
+    return units.tree(held)
 
 
 def _share_after(shares: Any, number: int, rounds: int) -> Any:
@@ -112,10 +91,3 @@ def _share_after(shares: Any, number: int, rounds: int) -> Any:
     if isinstance(shares, list):
         return [_share_after(share, number, rounds) for share in shares]
     return shares if number == rounds else 1 - (1 - shares) ** (number / rounds)
-
-
-def _columns(steps: list[Any]) -> Any:
-    """The counts of all rounds as arrays with a row a round, for each leaf or for all together."""
-    if isinstance(steps[0], list):
-        return [_columns(list(column)) for column in zip(*steps, strict=True)]
-    return stack([as_count(count) for count in steps])

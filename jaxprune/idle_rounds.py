@@ -111,7 +111,7 @@ def idle_round(
     Args:
       training: that of a round.
       key: the experiment's, only its type counts.
-      state: a settled state before the first step. Step counts that are traced are taken to start at 0.
+      state: one from `match_dtypes`, before the first step. Step counts that are traced are taken to start at 0.
       chosen: positions of the parameters to prune.
       rewind: the experiment's.
       rounds: prunings.

@@ -11,27 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.allocation import (
-    Scope,
-    check_fraction,
-    check_least_kept,
-    check_scope,
-    counts_to_prune,
-    least_kept,
-    pruned_after,
-)
+from jaxprune.allocation import Scope, check_fraction, check_limit, pruned_after
 from jaxprune.idle_rounds import idle_round, is_over
 from jaxprune.lookahead import weights_of
-from jaxprune.masks import kept_per_leaf, total_count
+from jaxprune.masking import Criterion, Units
+from jaxprune.masking.rounds import counts_of_rounds
+from jaxprune.masking.share import kept_per_leaf, total_count
+from jaxprune.masking.units import as_arrays
 from jaxprune.meshes import steady
-from jaxprune.params import PyTree, aligned, flatten_with_paths, mask_leaves, prunable_leaves
+from jaxprune.params import PyTree, mask_leaves
 from jaxprune.rewind import Initialization, Rewind
 from jaxprune.scores import magnitude
 from jaxprune.scores.scorer import call_score
-from jaxprune.selection import Count
-from jaxprune.structures import NM, Structure, Unstructured
-from jaxprune.training import Training, under
-from jaxprune.units import as_arrays, full_masks, next_masks, unit_counts
+from jaxprune.structures import Structure, Unstructured
+from jaxprune.training import Training, impose_masks
+from jaxprune.whole_numbers import check_whole
 
 
 class Carry(NamedTuple):
@@ -110,11 +104,11 @@ class IMP:
           ValueError: a later round would train nothing, because the learning rate has run out where `rewind`
             lets it start. (Step counts of the state that are traced are taken to be 0.)
         """
-        state = self._training.settled(key, state)
-        chosen = prunable_leaves(state.params, self.where)
-        masks = full_masks(state.params, self.structure, chosen)
-        self._counts(state.params)  # raises for a rate tree that doesn't fit, or a minimum that it would pass
-        idle = idle_round(self._training, key, state, chosen, self.rewind, self.rounds)
+        state = self._training.match_dtypes(key, state)
+        units = self._criterion.units(state.params)
+        masks = units.full_masks()
+        units.check_minimum(self._shares(units, self.rounds))
+        idle = idle_round(self._training, key, state, units.chosen, self.rewind, self.rounds)
         if idle is not None:
             raise ValueError(
                 f"`rewind` {self.rewind!r} leaves round {idle} nothing to train: at its step counts every update "
@@ -123,7 +117,7 @@ class IMP:
                 "with Finetune(), go back to an earlier step, or start it anew in every round with "
                 "Finetune(schedule='restart')."
             )
-        state = under(state, masks)
+        state = impose_masks(state, masks)
         carry = Carry(jnp.zeros([], jnp.int32), key, state, masks, self.rewind.take(state))
         # Each leaf a buffer of its own, neither the caller's nor one of another leaf: so it can be donated.
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), carry)
@@ -152,7 +146,7 @@ class IMP:
 
         def prune(state: Any, masks: PyTree) -> tuple[Any, PyTree]:
             masks = self._prune(score_key, state.params, masks, carry.round)
-            return under(self.rewind.restore(init_key, state, carry.snapshot), masks), masks
+            return impose_masks(self.rewind.restore(init_key, state, carry.snapshot), masks), masks
 
         def take(state: Any, old: PyTree) -> PyTree:
             return jax.lax.cond(is_first, lambda s, _: self.rewind.take(s), lambda _, o: o, state, old)
@@ -194,9 +188,8 @@ class IMP:
         Raises:
           ValueError: a state whose step counts are past the end of the learning-rate schedule.
         """
-        state = self._training.settled(key, state)
-        chosen = prunable_leaves(state.params, self.where)
-        if is_over(self._training, key, state, chosen):
+        state = self._training.match_dtypes(key, state)
+        if is_over(self._training, key, state, self._criterion.units(state.params).chosen):
             raise ValueError(
                 "`state` must be one before training: at its step counts every update of the weights to prune is "
                 "0, the learning-rate schedule has run out."
@@ -204,53 +197,31 @@ class IMP:
         masks = as_arrays(mask_leaves(state.params, masks), state.params)
         batch_key = jax.random.split(key, 3)[0]
         trained, metrics, _, curve = self._training.run(
-            batch_key, under(state, masks), masks, jnp.zeros([], jnp.int32)
+            batch_key, impose_masks(state, masks), masks, jnp.zeros([], jnp.int32)
         )
         return trained, self._row(jnp.int32(-1), trained, masks, metrics, curve)
 
     # Inside a round.
 
+    @property
+    def _criterion(self) -> Criterion:
+        return Criterion(self.structure, self.scope, self.where, self.minimum)
+
     def _prune(self, key: jax.Array, params: PyTree, masks: PyTree, round: jax.Array) -> PyTree:
-        chosen, table = self._counts(params)
+        units = self._criterion.units(params)
+        # Exact arithmetic on the host for all rounds, since the round is traced.
+        table = counts_of_rounds([units.counts(self._shares(units, r)) for r in range(self.rounds + 1)])
         counts = jax.tree.map(lambda column: column[round], table)
-        scores = call_score(self.score, params, key)
-        least = least_kept(self.minimum, self._units(params)[1])
-        return next_masks(scores, counts, self.structure, chosen, masks, least)
+        return units.next_masks(call_score(self.score, params, key), counts, masks)
 
-    def _counts(self, params: PyTree) -> tuple[list[int], Any]:
-        """Units to prune after r rounds, from exact arithmetic on the host: rows r of arrays."""
-        chosen, units, rates = self._units(params)
-        rows = []
-        for r in range(self.rounds + 1):
-            shares = (
-                [pruned_after(rate, r) for rate in rates]
-                if isinstance(rates, list)
-                else pruned_after(rates, r)
-            )
-            rows.append(counts_to_prune(shares, units, self.scope))
-        paths, _, _ = flatten_with_paths(params)
-        check_least_kept(rows[-1], units, least_kept(self.minimum, units), [paths[i] for i in chosen])
-
-        def column(values: list[int]) -> Count:
-            return Count(
-                jnp.asarray([v >> 32 for v in values], jnp.uint32),
-                jnp.asarray([v & 0xFFFFFFFF for v in values], jnp.uint32),
-            )
-
-        if isinstance(rows[0], list):
-            return chosen, [column(list(values)) for values in zip(*rows, strict=True)]
-        return chosen, column(rows)
-
-    def _units(self, params: PyTree) -> tuple[list[int], list[int], Any]:
-        chosen = prunable_leaves(params, self.where)
-        paths, leaves, _ = flatten_with_paths(params)
-        units = unit_counts(self.structure, leaves, chosen)
+    def _shares(self, units: Units, round: int) -> Any:
+        """What is pruned after so many rounds: one share, or a list with one for each array of units."""
         if isinstance(self.rate, numbers.Real):
-            return chosen, units, float(self.rate)
-        rates = aligned(params, self.rate, "rate")
-        for i in chosen:
-            check_fraction("rate", rates[i], paths[i])
-        return chosen, units, [float(rates[i]) for i in chosen]
+            return pruned_after(float(self.rate), round)
+        rates = units.each(self.rate, "rate")
+        for rate, name in zip(rates, units.cut.names, strict=True):
+            check_fraction("rate", rate, name)
+        return [pruned_after(float(rate), round) for rate in rates]
 
     def _row(self, round: jax.Array, state: Any, masks: PyTree, metrics: PyTree, curve: PyTree) -> Round:
         params = weights_of(state.params)
@@ -337,12 +308,9 @@ def imp(
       Frankle, Carbin, The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks, 2018,
       arXiv:1803.03635.
     """
-    for name, value, least in (("steps", steps, 1), ("rounds", rounds, 0), ("every", every, 1)):
-        if name == "every" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
-    check_scope(scope, structure)
+    check_whole(steps=steps, **({} if every is None else {"every": every}))
+    check_whole(at_least=0, rounds=rounds)
+    Criterion(structure, scope, where, minimum)  # raises for what is no criterion
     if isinstance(rate, numbers.Real):
         check_fraction("rate", rate)
     if every is not None and evaluate is None:
@@ -356,13 +324,9 @@ def imp(
             f"`rewind` must go back to a step inside the round, got {rewind!r} with steps={steps}: "
             f"the last one is {steps - 1}."
         )
-    if isinstance(structure, NM) and isinstance(rate, numbers.Real):
+    if isinstance(rate, numbers.Real):
         final = 1 - (1 - float(rate)) ** rounds
-        if final > structure.sparsity + 1e-6:
-            raise ValueError(
-                f"`rounds` must not pass the sparsity {structure.sparsity:g} of {structure}, "
-                f"got {final:g} after {rounds} rounds at rate {rate:g}."
-            )
+        check_limit("rounds", final, structure, f" after {rounds} rounds at rate {rate:g}")
     return IMP(
         train_step, batch_fn, int(steps), int(rounds), rate, score, scope, structure, where, rewind, evaluate,
         every, keep_masks, minimum,

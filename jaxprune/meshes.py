@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def is_explicit(array: Any) -> bool:
@@ -20,6 +20,34 @@ def is_explicit(array: Any) -> bool:
     """
     sharding: Any = jax.typeof(array).sharding
     return AxisType.Explicit in getattr(sharding.mesh, "axis_types", ())
+
+
+def placed_like(x: jax.Array, w: jax.Array) -> jax.Array:
+    """An array that broadcasts to a parameter on the devices of the parameter, cut as the parameter is.
+
+    An explicit mesh has it so in the types: a `where` of differently sharded operands is an error there. On
+    an automatic mesh only known arrays are moved, under `jit` the compiler places them.
+    """
+    if x.ndim == 0:
+        return x
+    sharding: Any = jax.typeof(w).sharding
+    known = None if isinstance(w, jax.core.Tracer) else getattr(w, "sharding", None)  # NumPy has none
+    if isinstance(known, NamedSharding):
+        sharding = known
+    elif not is_explicit(w):
+        return x
+    spec = tuple(sharding.spec) + (None,) * (w.ndim - len(sharding.spec))
+    spec = [axis if n == m else None for axis, n, m in zip(spec, w.shape, x.shape, strict=True)]
+    sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return jax.sharding.reshard(x, sharding) if is_explicit(w) else jax.device_put(x, sharding)
+
+
+def gathered(w: jax.Array) -> jax.Array:
+    """An array on every device of its explicit mesh; elsewhere the compiler sees to that."""
+    if not is_explicit(w):
+        return w
+    sharding: Any = jax.typeof(w).sharding
+    return jax.sharding.reshard(w, NamedSharding(sharding.mesh, PartitionSpec(*[None] * w.ndim)))
 
 
 def varying_axes(tree: Any) -> frozenset[str]:

@@ -83,20 +83,17 @@ def prunable(
     return jax.tree.unflatten(treedef, chosen)
 
 
-def prunable_leaves(tree: PyTree, where: Where) -> list[int]:
-    """Positions, in `jax.tree.leaves(tree)`, of the leaves to prune: of lookahead's pair the fast ones."""
+def prunable_leaves(tree: PyTree, where: Where, leaves: list[Leaf] | None = None) -> list[int]:
+    """Positions, in `jax.tree.leaves(tree)`, of the leaves to prune: of lookahead's pair the fast ones.
+
+    `leaves` are `leaves_of` the tree (of the fast ones), where the caller has them already.
+    """
     tree, where = weights_of(tree), weights_of(where)
-    where = prunable(tree) if where is None else resolved(tree, where, "where")
-    where, hidden = without_hidden(tree, where)
-    for path in (path for path, flag in hidden.items() if np.ndim(flag) == 0 and flag):
-        raise ValueError(
-            f"`where` is True at {path!r}, which this optimizer does not see: optax.partition or "
-            "optax.masked gives it to another. Leave it out, or wrap the optimizer of all."
-        )
-    paths, leaves, _ = flatten_with_paths(tree)
-    flags = aligned(tree, where, "where")
+    leaves = leaves_of(tree) if leaves is None else leaves
+    flags = _default_flags(leaves) if where is None else _flags(tree, resolved(tree, where, "where"))
     chosen = []
-    for i, (path, leaf, flag) in enumerate(zip(paths, leaves, flags, strict=True)):
+    for i, (leaf, flag) in enumerate(zip(leaves, flags, strict=True)):
+        path, leaf = leaf.path, leaf.value
         if not isinstance(flag, bool | np.bool_):
             raise TypeError(f"`where` must hold Python bools, got {flag!r} at {path!r}.")
         if flag:
@@ -114,14 +111,39 @@ def prunable_leaves(tree: PyTree, where: Where) -> list[int]:
     return chosen
 
 
+def _default_flags(leaves: list[Leaf]) -> list[bool]:
+    """The leaves of `prunable(params)` for the leaves of params."""
+    if not leaves:
+        raise ValueError("`params` has no leaves: there is nothing to prune.")
+    chosen = set(_default(leaves))
+    flags = [i in chosen for i in range(len(leaves))]
+    _warn_of_tied(leaves, flags)
+    return flags
+
+
+def _flags(tree: PyTree, where: PyTree) -> list[Any]:
+    """The leaves of `where` for each leaf of the tree, which may hide some of them."""
+    if jax.tree.structure(tree) == jax.tree.structure(where):
+        return jax.tree.leaves(where)
+    where, hidden = without_hidden(tree, where)
+    for path in (path for path, flag in hidden.items() if np.ndim(flag) == 0 and flag):
+        raise ValueError(
+            f"`where` is True at {path!r}, which this optimizer does not see: optax.partition or "
+            "optax.masked gives it to another. Leave it out, or wrap the optimizer of all."
+        )
+    return aligned(tree, where, "where")
+
+
 def aligned(tree: PyTree, other: PyTree, argument: str) -> list[Any]:
     """Leaves of `other` for each leaf of `tree`, in the order of `tree`.
 
     `other` has the paths of `tree`, or is a prefix of it: a scalar stands for all that `tree` has below it.
     """
-    paths, _, treedef = flatten_with_paths(tree)
-    other_paths, other_leaves, other_treedef = flatten_with_paths(other)
-    if treedef == other_treedef or paths == other_paths:
+    if jax.tree.structure(tree) == jax.tree.structure(other):
+        return jax.tree.leaves(other)
+    paths, _, _ = flatten_with_paths(tree)
+    other_paths, other_leaves, _ = flatten_with_paths(other)
+    if paths == other_paths:
         return other_leaves
     scalar = {
         path for path, leaf in zip(other_paths, other_leaves, strict=True) if not getattr(leaf, "ndim", 0)

@@ -12,11 +12,9 @@ from jaxprune.calibration import (
     reconstruct,
     swap_refine,
 )
-from jaxprune.controls import shuffle_masks
 from jaxprune.imp import IMP, imp
-from jaxprune.masks import apply_masks, make_masks, sparsity
+from jaxprune.masking import apply_masks, make_masks, shuffle_masks, sparsity, summary
 from jaxprune.params import prunable
-from jaxprune.report import summary
 from jaxprune.rewind import Finetune, Reinitialize, Rewind, RewindLearningRate
 from jaxprune.sensitivity import Sensitivity, sensitivity
 from jaxprune.structures import NM, Block, Channels, Layers, Unstructured

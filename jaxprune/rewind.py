@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprune.params import PyTree, aligned, flatten_with_paths
+from jaxprune.whole_numbers import check_whole
 
 
 class Initialization(Protocol):
@@ -53,7 +53,7 @@ class Rewind:
     step: int = 0
 
     def __post_init__(self):
-        _check_step(self.step)
+        check_whole(at_least=0, step=self.step)
 
     def take(self, state: Any) -> PyTree:
         return state
@@ -88,7 +88,7 @@ class RewindLearningRate:
     step: int = 0
 
     def __post_init__(self):
-        _check_step(self.step)
+        check_whole(at_least=0, step=self.step)
 
     def take(self, state: Any) -> PyTree:
         return state.opt_state, [leaf for leaf in jax.tree.leaves(_rest(state)) if _is_counter(leaf)]
@@ -208,8 +208,3 @@ def _rest(state: Any) -> Any:
 
 def _is_counter(leaf: Any) -> bool:
     return jnp.ndim(leaf) == 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
-
-
-def _check_step(step: Any) -> None:
-    if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
-        raise ValueError(f"`step` must be a whole number of at least 0, got {step!r}.")

@@ -22,6 +22,7 @@ import numpy as np
 from jaxprune.allocation import check_fraction, is_share, pruned_after
 from jaxprune.params import PyTree, aligned, flatten_with_paths
 from jaxprune.selection import as_written
+from jaxprune.whole_numbers import check_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ def one_shot(sparsity: PyTree, step: int = 0, *, name: str = "one_shot") -> Sche
       >>> [jp.schedules.one_shot(0.9, step=2)(t) for t in range(4)]
       [0.0, 0.0, 0.9, 0.9]
     """
-    _check_steps(step=step)
+    check_whole(at_least=0, step=step)
 
     def make(sparsity: float) -> Schedule:
         return Schedule(name, sparsity, step, step, lambda p, xp: p * 0 + sparsity)
@@ -132,7 +133,7 @@ def geometric(rate: PyTree, rounds: int, begin: int = 0, every: int = 1) -> Sche
     References:
       Frankle, Carbin, The Lottery Ticket Hypothesis, 2018, arXiv:1803.03635.
     """
-    _check_positive("rounds", rounds)
+    check_whole(rounds=rounds)
 
     def make(rate: float) -> Schedule:
         def after(r: Any) -> Any:
@@ -214,9 +215,9 @@ def exponential(final: PyTree, begin: int, end: int, every: int = 1, initial: Py
 
 
 def _rounds(name: str, final: float, rounds: int, begin: int, every: int, after: Callable) -> Schedule:
-    _check_positive("rounds", rounds)
-    _check_positive("every", every)
-    _check_steps(begin=begin)
+    check_whole(rounds=rounds)
+    check_whole(every=every)
+    check_whole(at_least=0, begin=begin)
     end = begin + (rounds - 1) * every
 
     def shape(progress: Any, xp: Any) -> Any:
@@ -230,8 +231,8 @@ def _ramp(
     name: str, final: PyTree, begin: int, end: int, every: int, initial: PyTree, curve: Callable
 ) -> Schedule:
     """`curve(progress, initial, final, module)` from begin to end."""
-    _check_positive("every", every)
-    _check_steps(begin=begin, end=end)
+    check_whole(every=every)
+    check_whole(at_least=0, begin=begin, end=end)
     if end < begin:
         raise ValueError(f"`end` must not be before `begin`, got begin={begin}, end={end}.")
 
@@ -278,14 +279,3 @@ def _checked(name: str, share: Any, path: str, shares: dict[str, Any]) -> float:
             "a schedule cannot go backwards, what is pruned stays pruned."
         )
     return float(as_written(share))
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
-
-
-def _check_steps(**steps: Any) -> None:
-    for name, value in steps.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-            raise ValueError(f"`{name}` must be a step, a whole number of at least 0, got {value!r}.")

@@ -16,17 +16,19 @@ import numpy as np
 import rich.box
 import rich.table
 
-from jaxprune.allocation import check_scope
+from jaxprune.allocation import check_limit
 from jaxprune.files import write_whole
-from jaxprune.input_axes import with_input_axes
-from jaxprune.params import PyTree, flatten_with_paths, is_float_array, prunable_leaves
-from jaxprune.report import as_text
+from jaxprune.masking import Criterion
+from jaxprune.masking.program import keep_masks
+from jaxprune.masking.rounds import counts_of_rounds
+from jaxprune.masking.table import as_text
+from jaxprune.params import PyTree, is_float_array
 from jaxprune.scores import magnitude
 from jaxprune.scores.gradients import checked_loss, split_floats
 from jaxprune.scores.scorer import call_score
-from jaxprune.selection.counts import as_count, count_to_prune, stack
-from jaxprune.structures import NM, Structure, Unstructured
-from jaxprune.units import masks_from_counts, unit_counts
+from jaxprune.selection import count_to_prune
+from jaxprune.structures import Structure, Unstructured
+from jaxprune.whole_numbers import check_whole
 
 SPARSITIES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 _FORMAT = "jaxprune sensitivity 1"
@@ -175,19 +177,16 @@ def sensitivity(
     References:
       Li et al., Pruning Filters for Efficient ConvNets, 2016, arXiv:1608.08710.
     """
+    criterion = Criterion(structure, where=where)
     grid = _checked_grid(sparsities, structure)
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"`chunk` must be a whole number of at least 1, got {chunk!r}.")
-    check_scope("global", structure)
-    paths, leaves, _ = flatten_with_paths(params)
-    chosen = prunable_leaves(params, where)
-    structure = with_input_axes(structure, params)
-    for i in chosen:
-        structure.check(paths[i], leaves[i].shape)
-    _, scores, _ = flatten_with_paths(call_score(score, params, None))
+    check_whole(chunk=chunk)
+    whole = criterion.units(params)
+    leaves, chosen, paths = whole.leaves, whole.chosen, whole.paths
+    layers = [criterion.units(params, [i]) for i in chosen]  # each leaf by itself
+    scores = jax.tree.leaves(call_score(score, params, None))
     floats, join = split_floats(params)
     loss = checked_loss(loss_fn, join)
-    position = {i: n for n, i in enumerate(i for i, leaf in enumerate(leaves) if is_float_array(leaf))}
+    position = {i: n for n, i in enumerate(i for i, leaf in enumerate(leaves) if is_float_array(leaf.value))}
 
     @jax.jit
     def losses_at(
@@ -197,9 +196,9 @@ def sensitivity(
             pruned = list(floats)
             for n, i in enumerate(chosen):
 
-                def prune(w: jax.Array, n: int = n, i: int = i) -> jax.Array:
-                    masks = masks_from_counts({paths[i]: scores[n]}, [count], structure, [0], None)
-                    return jnp.where(masks[paths[i]], w, 0)
+                def prune(w: jax.Array, n: int = n) -> jax.Array:
+                    (mask,), _ = keep_masks(layers[n].cut, [scores[n]], count)
+                    return jnp.where(mask, w, 0)
 
                 at = position[i]
                 pruned[at] = jax.lax.cond(layer == n, prune, lambda w: w, floats[at])
@@ -215,24 +214,24 @@ def sensitivity(
         found: list[float] = []
         for start in range(0, len(counts), chunk):
             part = counts[start : start + chunk]
-            padded = stack([as_count(k) for k in [*part, *[0] * (chunk - len(part))]])
+            padded = counts_of_rounds([*part, *[0] * (chunk - len(part))])
             values = losses_at(floats, chosen_scores, batch, jnp.int32(layer), padded)
             found += [float(value) for value in values[: len(part)]]
         return found
 
-    units = unit_counts(structure, leaves, chosen)
+    units = [sum(layer.numbers) for layer in layers]
     (dense,) = evaluate(-1, [0])
     if not math.isfinite(dense):
         raise ValueError(f"`loss_fn` gives {dense} with nothing pruned.")
     rows = [evaluate(n, [int(count_to_prune(s, units[n])) for s in grid]) for n in range(len(chosen))]
     return Sensitivity(
-        tuple(paths[i] for i in chosen),
+        tuple(paths),
         grid,
         np.array(rows, np.float64),
         dense,
         tuple(units),
-        tuple(math.prod(leaves[i].shape) for i in chosen),
-        tuple(path for i, path in enumerate(paths) if i not in chosen),
+        tuple(math.prod(leaves[i].value.shape) for i in chosen),
+        tuple(leaf.path for i, leaf in enumerate(leaves) if i not in chosen),
     )
 
 
@@ -240,8 +239,5 @@ def _checked_grid(sparsities: Sequence[float], structure: Structure) -> tuple[fl
     if not all(isinstance(s, numbers.Real) and 0 < s < 1 for s in sparsities) or not len(sparsities):
         raise ValueError(f"`sparsities` must be numbers in (0, 1), got {sparsities!r}. They are fractions.")
     grid = tuple(sorted({float(s) for s in sparsities}))
-    if isinstance(structure, NM) and grid[-1] > structure.sparsity:
-        raise ValueError(
-            f"`sparsities` must not pass {structure.sparsity:g}, that of {structure}, got {grid[-1]}."
-        )
+    check_limit("sparsities", grid[-1], structure)
     return grid

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.masks import apply_masks
+from jaxprune.masking import apply_masks
 from jaxprune.meshes import steady
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.rewind import replace
@@ -49,7 +49,7 @@ class Training:
 
         Args:
           key: for all batches.
-          state: a settled state under its masks.
+          state: one with the dtypes of `match_dtypes`, its masks imposed.
           masks: enforced here where the optimizer holds none.
           start: first step, int32.
           remember: (step, (state, old) -> new, old): what to make of the state at that step.
@@ -98,7 +98,7 @@ class Training:
         """`evaluate(state)` as arrays; nothing without it."""
         return () if self.evaluate is None else jax.tree.map(jnp.asarray, self.evaluate(state))
 
-    def settled(self, key: jax.Array, state: Any) -> Any:
+    def match_dtypes(self, key: jax.Array, state: Any) -> Any:
         """The state in the dtypes that a training step gives back (a loop wants them alike).
 
         Raises:
@@ -132,7 +132,7 @@ class Training:
         )
 
 
-def under(state: Any, masks: PyTree) -> Any:
+def impose_masks(state: Any, masks: PyTree) -> Any:
     """The state with its pruned weights at zero, the masks in its optimizer and no memory of the pruned."""
     opt_state = clear_moments(state.opt_state, state.params, masks)
     if has_masks(opt_state):

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 import jaxprune.sparse_training.dynamic
-import jaxprune.units
+import jaxprune.structures.keep
 
 
 def sorted_selection(scores, k, *, pruned=None):
     """What `select` promises, by sorting in NumPy; that it keeps its promise is tested in test_selection."""
     gone = [None] * len(scores) if pruned is None else pruned
+    if isinstance(k, list):
+        return [sorted_selection([s], n, pruned=[g])[0] for s, n, g in zip(scores, k, gone, strict=True)]
     gone = [
         np.zeros(s.shape, bool) if g is None else np.asarray(g) for s, g in zip(scores, gone, strict=True)
     ]
@@ -29,6 +31,6 @@ def sorted_selection(scores, k, *, pruned=None):
 def operation_by_operation():
     """Inside, nothing is compiled but single operations."""
     with jax.disable_jit(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jaxprune.units, "select", sorted_selection)
+        patch.setattr(jaxprune.structures.keep, "select", sorted_selection)
         patch.setattr(jaxprune.sparse_training.dynamic, "select", sorted_selection)
         yield

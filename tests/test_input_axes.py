@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.input_axes import with_input_axes
 from jaxprune.params import flatten_with_paths
+from jaxprune.structures.nm import with_input_axes
+from jaxprune.tree_nodes import leaves_of
 
 KEY = jax.random.key(0)
 
@@ -28,7 +29,7 @@ def draw(*shape):
 
 def input_axes(tree):
     """The input axis of each leaf of rank 2 or more, by the shapes in the tree."""
-    structure = with_input_axes(jp.NM(2, 4), tree)
+    structure = with_input_axes(jp.NM(2, 4), leaves_of(tree))
     paths, leaves, _ = flatten_with_paths(tree)
     shapes = {path: tuple(leaf.shape) for path, leaf in zip(paths, leaves, strict=True)}
     return {path: structure.group_axis(path, shape) for path, shape in shapes.items() if len(shape) > 1}

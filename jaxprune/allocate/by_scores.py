@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 
 from jaxprune.allocate.exact import known_share, share_of_count
-from jaxprune.masks import make_masks
-from jaxprune.params import PyTree, flatten_with_paths, mask_leaves
-from jaxprune.structures import NM, Structure, Unstructured
-from jaxprune.units import pruned_units
+from jaxprune.masking import Criterion, make_masks
+from jaxprune.params import PyTree
+from jaxprune.structures import Structure, Unstructured
 
 
 def from_scores(
@@ -53,16 +53,17 @@ def from_scores(
       LeCun, Denker, Solla, Optimal Brain Damage, 1990 (one threshold over all saliencies).
     """
     sparsity = known_share(sparsity)
-    if isinstance(structure, NM):
+    criterion = Criterion(structure, where=where)
+    if structure.fixed_sparsity is not None:
         raise TypeError(f"`structure` {structure!r} prunes every leaf alike, there is nothing to allocate.")
-    _, leaves, treedef = flatten_with_paths(scores)
+    leaves, treedef = jax.tree.flatten(scores)
     if any(isinstance(leaf, Tracer) for leaf in leaves):
         raise ValueError(
             "`scores` must be known numbers, got traced arrays: call `from_scores` outside of jit."
         )
     masks = make_masks(scores, sparsity, "global", structure, where, minimum=minimum)
-    shares = []
-    for leaf, mask in zip(leaves, mask_leaves(scores, masks), strict=True):
-        pruned = pruned_units(structure, mask, leaf.shape) if leaf.size else None
-        shares.append(0.0 if pruned is None else share_of_count(int(pruned.sum()), pruned.size))
+    units = criterion.units(scores)
+    shares = [0.0] * len(leaves)
+    for i, pruned in zip(units.chosen, units.pruned(masks), strict=True):
+        shares[i] = share_of_count(int(jnp.sum(pruned)), pruned.size)
     return jax.tree.unflatten(treedef, shares)

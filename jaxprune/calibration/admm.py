@@ -13,7 +13,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from jaxprune.calibration.keep import keep_costly
 from jaxprune.calibration.moments import Kind
-from jaxprune.structures import Structure
+from jaxprune.structures.matrix import MatrixStructure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ADMM:
                 f"ADMM needs `rho` > 0 and `damping` >= 0, got rho={self.rho!r}, damping={self.damping!r}."
             )
 
-    def check(self, structure: Structure) -> None:
+    def check(self, structure: MatrixStructure) -> None:
         del structure
 
     def factorize(self, gram: jax.Array) -> jax.Array:
@@ -63,7 +63,7 @@ class ADMM:
         return cho_solve(cho_factor(scaled + self.rho * identity), identity)
 
     def solve(
-        self, w: jax.Array, gram: jax.Array, factor: jax.Array, n_pruned: Any, structure: Structure
+        self, w: jax.Array, gram: jax.Array, factor: jax.Array, n_pruned: Any, structure: MatrixStructure
     ) -> tuple[jax.Array, jax.Array]:
         """Pruned weights (inputs, outputs) and their mask."""
         return _solve(w, gram, factor, n_pruned, self, structure)
@@ -81,7 +81,7 @@ def _scaled(gram: jax.Array, norms: jax.Array, damping: float) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("method", "structure"))
 def _solve(
-    w: jax.Array, gram: jax.Array, inverse: jax.Array, n_pruned: Any, method: ADMM, structure: Structure
+    w: jax.Array, gram: jax.Array, inverse: jax.Array, n_pruned: Any, method: ADMM, structure: MatrixStructure
 ) -> tuple[jax.Array, jax.Array]:
     dead = jnp.diagonal(gram) <= 0
     norms = _norms(gram)

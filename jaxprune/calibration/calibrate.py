@@ -9,7 +9,7 @@ from typing import Any, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.calibration.model import Model, RowWeights, open_model, walk
+from jaxprune.calibration.model import CalibrationModel, RowWeights, open_model, walk
 from jaxprune.calibration.moments import Kind, Moments
 from jaxprune.calibration.unseen import warn_of_unseen
 from jaxprune.calibration.view import Matrix
@@ -138,7 +138,9 @@ def calibrate(
     }
 
 
-def _unseen_matrices(model: Model, found: dict[int, dict[Matrix, Moments]]) -> dict[str, tuple[int, int]]:
+def _unseen_matrices(
+    model: CalibrationModel, found: dict[int, dict[Matrix, Moments]]
+) -> dict[str, tuple[int, int]]:
     """Path -> how many weights lie in matrices that see no input but 0, and how many there are."""
     counts = {}
     for leaf, of_leaf in found.items():

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from jaxprune.calibration.program import Use
 from jaxprune.calibration.rows import ConvRows
-from jaxprune.selection import nm_keep, select
-from jaxprune.structures import NM, Block, Structure, Unstructured
+from jaxprune.structures import Structure
+from jaxprune.structures.matrix import MatrixStructure
 
 _SMALLEST = 1.2e-38  # about the smallest normal float32
 
 
 def keep_costly(
-    costs: jax.Array, w: jax.Array, unseen: jax.Array, n_pruned: Any, structure: Structure
+    costs: jax.Array, w: jax.Array, unseen: jax.Array, n_pruned: Any, structure: MatrixStructure
 ) -> jax.Array:
     """Keep-mask of a matrix (inputs, outputs): all but the `n_pruned` units of the lowest costs.
 
@@ -35,7 +35,7 @@ def keep_costly(
     return keep_units(units, n_pruned, structure, costs.shape)
 
 
-def unit_costs(costs: jax.Array, w: jax.Array, unseen: jax.Array, structure: Structure) -> jax.Array:
+def unit_costs(costs: jax.Array, w: jax.Array, unseen: jax.Array, structure: MatrixStructure) -> jax.Array:
     """Costs of units: at least 0, and below 0 for those of unseen inputs alone, in the order of their sizes."""
     unseen = jnp.broadcast_to(unseen[:, None], costs.shape)
     units = structure.unit_scores(jnp.where(unseen, 0.0, costs))
@@ -44,31 +44,35 @@ def unit_costs(costs: jax.Array, w: jax.Array, unseen: jax.Array, structure: Str
     return jnp.where(nothing_known, -1 / jnp.maximum(sizes, _SMALLEST), units)
 
 
-def keep_units(units: jax.Array, n_pruned: Any, structure: Structure, shape: tuple[int, ...]) -> jax.Array:
+def keep_units(
+    units: jax.Array, n_pruned: Any, structure: MatrixStructure, shape: tuple[int, ...]
+) -> jax.Array:
     """Keep-mask of a matrix of this shape from the scores of its units."""
-    if isinstance(structure, NM):
-        return nm_keep(units, structure.n, structure.m, axis=0)
-    (kept,) = select([units], n_pruned)
-    return jnp.broadcast_to(structure.expand(kept, shape), shape)
+    cut = structure.cut_matrix(shape)
+    counts = n_pruned if structure.matrix_units().kept is None else None
+    (kept,) = cut.select([units], counts, [None])
+    return jnp.broadcast_to(cut.masks([kept])[0], shape)
 
 
-def check_structure(structure: Structure) -> None:
-    """Raises for a structure that matrices (inputs, outputs) can't be cut by."""
-    if not isinstance(structure, NM | Block | Unstructured):
+def check_structure(structure: Structure) -> MatrixStructure:
+    """Raises for a structure that matrices (inputs, outputs) can't be cut by; returns it."""
+    if not hasattr(structure, "matrix_units"):
         raise TypeError(f"`structure` must be Unstructured(), NM(n, m) or Block((a, b)), got {structure!r}.")
-    if isinstance(structure, Block) and len(structure.shape) != 2:
-        raise ValueError(f"`structure` must be a block of (inputs, outputs), got Block({structure.shape}).")
+    matrices: Any = structure
+    matrices.matrix_units()
+    return matrices
 
 
-def fits(structure: Structure, use: Use) -> bool:
+def fits(structure: MatrixStructure, use: Use) -> bool:
     """Whether a structure cuts the weight of a product: N:M groups must not run across an input axis's ends."""
-    return not isinstance(structure, NM) or _innermost(use) % structure.m == 0
+    units = structure.matrix_units()
+    return units.kept is None or _innermost(use) % units.inputs == 0
 
 
-def misfit(structure: NM, path: str, use: Use) -> str:
+def misfit(structure: MatrixStructure, path: str, use: Use) -> str:
     """Says that N:M does not fit the weight of a product."""
     return (
-        f"NM({structure.n}, {structure.m}): `m` must divide the input axis, got {path!r} with "
+        f"{structure.matrix_units().label}: `m` must divide the input axis, got {path!r} with "
         f"{_innermost(use)} (a matrix of {use.matrix.shape[1]} inputs). Leave it out of `where`."
     )
 
@@ -80,6 +84,6 @@ def _innermost(use: Use) -> int:
     return use.matrix.inputs[-1][0] if use.matrix.inputs else 1
 
 
-def n_units(structure: Structure, shape: tuple[int, int]) -> int:
+def n_units(structure: MatrixStructure, shape: tuple[int, int]) -> int:
     """Units of a matrix."""
     return math.prod(structure.unit_shape(shape))

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.calibration.least_squares import errors
-from jaxprune.calibration.model import Model
+from jaxprune.calibration.model import CalibrationModel
 from jaxprune.calibration.moments import Kind, Moments, safe_scale
 from jaxprune.calibration.parts import Part
 from jaxprune.calibration.program import Use
 from jaxprune.calibration.unseen import warn_of_unseen
 from jaxprune.calibration.view import Matrix
 from jaxprune.params import PyTree, flatten_with_paths
-from jaxprune.structures import Structure
+from jaxprune.structures.matrix import MatrixStructure
 
 _FLOOR = 1e-3  # of the mean: what an output that the loss doesn't mind counts
 
@@ -30,7 +30,7 @@ class Method(Protocol):
 
     moments: ClassVar[Kind]
 
-    def check(self, structure: Structure) -> None:
+    def check(self, structure: MatrixStructure) -> None:
         """Raises for a structure that the method can't do."""
         ...
 
@@ -39,7 +39,7 @@ class Method(Protocol):
         ...
 
     def solve(
-        self, w: jax.Array, gram: jax.Array, factor: Any, n_pruned: Any, structure: Structure
+        self, w: jax.Array, gram: jax.Array, factor: Any, n_pruned: Any, structure: MatrixStructure
     ) -> tuple[jax.Array, jax.Array]:
         """Pruned weights and their mask; `n_pruned` counts units of `structure`."""
         ...
@@ -49,7 +49,7 @@ class Refinement(Protocol):
     """How pruned weights and their mask are made better, given X^T X."""
 
     def refine(
-        self, w0: jax.Array, gram: jax.Array, w: jax.Array, mask: jax.Array, structure: Structure
+        self, w0: jax.Array, gram: jax.Array, w: jax.Array, mask: jax.Array, structure: MatrixStructure
     ) -> tuple[jax.Array, jax.Array]:
         """Weights and mask whose error on X^T X is no larger."""
         ...
@@ -69,7 +69,7 @@ Pair = tuple[jax.Array, jax.Array]
 Start = Callable[[Use, jax.Array, jax.Array, Pair, dict[str, Any]], Pair]
 
 
-class Layers:
+class LayerWeights:
     """Host copies of the weights, their masks, and which of their entries are done.
 
     Args:
@@ -82,8 +82,8 @@ class Layers:
 
     def __init__(
         self,
-        model: Model,
-        structure: Structure,
+        model: CalibrationModel,
+        structure: MatrixStructure,
         parts: Collection[Part] | None = None,
         fisher: dict[int, np.ndarray] | None = None,
         before: dict[int, tuple[np.ndarray, np.ndarray]] | None = None,
@@ -185,7 +185,7 @@ class Layers:
         use.matrix.put(self._done[use.leaf], np.ones(use.matrix.shape, bool))
 
 
-def by_method(method: Method, counts: dict[Part, np.ndarray], structure: Structure) -> Start:
+def by_method(method: Method, counts: dict[Part, np.ndarray], structure: MatrixStructure) -> Start:
     """Starts from what a method gives."""
 
     def start(use, w0, xtx, now, shared):
@@ -213,7 +213,7 @@ def over_groups(fn: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
-def shared_moments(model: Model) -> dict[tuple[int, Matrix], Moments]:
+def shared_moments(model: CalibrationModel) -> dict[tuple[int, Matrix], Moments]:
     """Moments in the dense model of the weights that are used more than once: of all their uses together."""
     uses = [(use.leaf, use.matrix) for use in model.program.uses]
     again = {key for key in uses if uses.count(key) > 1} if len(set(uses)) < len(uses) else set()

@@ -13,7 +13,7 @@ from jaxprune.calibration.keep import keep_units, unit_costs
 from jaxprune.calibration.moments import Kind
 from jaxprune.scores.ria import relative_importance
 from jaxprune.selection import select
-from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures.matrix import MatrixStructure
 
 Score = Literal["magnitude", "wanda", "ria"]
 
@@ -46,7 +46,7 @@ class MaskOnly:
                 f"MaskOnly `score` must be one of {', '.join(map(repr, get_args(Score)))}, got {self.score!r}."
             )
 
-    def check(self, structure: Structure) -> None:
+    def check(self, structure: MatrixStructure) -> None:
         del structure
 
     def factorize(self, gram: jax.Array) -> jax.Array:
@@ -54,7 +54,7 @@ class MaskOnly:
         return jnp.sqrt(gram if gram.ndim == 1 else jnp.diagonal(gram))
 
     def solve(
-        self, w: jax.Array, gram: jax.Array, factor: jax.Array, n_pruned: Any, structure: Structure
+        self, w: jax.Array, gram: jax.Array, factor: jax.Array, n_pruned: Any, structure: MatrixStructure
     ) -> tuple[jax.Array, jax.Array]:
         """Pruned weights (inputs, outputs) and their mask."""
         del gram
@@ -63,7 +63,7 @@ class MaskOnly:
 
 @functools.partial(jax.jit, static_argnames=("method", "structure"))
 def _solve(
-    w: jax.Array, norms: jax.Array, n_pruned: Any, method: MaskOnly, structure: Structure
+    w: jax.Array, norms: jax.Array, n_pruned: Any, method: MaskOnly, structure: MatrixStructure
 ) -> tuple[jax.Array, jax.Array]:
     match method.score:
         case "magnitude":
@@ -72,8 +72,9 @@ def _solve(
             score = unit_costs(jnp.abs(w) * norms[:, None], w, norms == 0, structure)
         case "ria":
             score = unit_costs(relative_importance(w) * jnp.sqrt(norms)[:, None], w, norms == 0, structure)
+    units = structure.matrix_units()
     per_output = method.score == "wanda" if method.per_output is None else method.per_output
-    if per_output and isinstance(structure, Unstructured):
+    if per_output and units.are_weights and units.kept is None:
         mask = keep_highest_per_output(score, n_pruned)
     else:
         mask = keep_units(score, n_pruned, structure, w.shape)

@@ -18,7 +18,7 @@ from jaxprune.tracing import is_array_leaf, trace
 RowWeights = Callable[..., Any]
 
 
-class Model(NamedTuple):
+class CalibrationModel(NamedTuple):
     """A traced function, its weights and the batches to send through it."""
 
     program: Program
@@ -54,7 +54,7 @@ def open_model(
     where: PyTree | None,
     row_weights: RowWeights | None,
     named: bool | None = None,
-) -> Model:
+) -> CalibrationModel:
     """Traces `fn`, finds the products by the parameters of `where`, and checks everything.
 
     It is an error where weights of `where` multiply nothing, if they were `named` (None: if `where` is given).
@@ -84,7 +84,7 @@ def open_model(
     weights: list[Any] = [None] * len(inputs)
     if row_weights is not None:
         weights = [jnp.asarray(row_weights(*batch)) for batch in inputs]
-    return Model(
+    return CalibrationModel(
         program,
         [paths[i] for i in arrays],
         [jnp.asarray(leaves[i]) for i in arrays],

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from jaxprune.calibration.keep import n_units
-from jaxprune.calibration.model import Model
+from jaxprune.calibration.model import CalibrationModel
 from jaxprune.calibration.view import Matrix
 from jaxprune.selection import count_to_prune
-from jaxprune.structures import Structure
+from jaxprune.structures.matrix import MatrixStructure
 
 Part = tuple[int, Matrix]
 
 
-def parts_of(model: Model) -> dict[int, list[Matrix]]:
+def parts_of(model: CalibrationModel) -> dict[int, list[Matrix]]:
     """For each parameter the matrices that hold each of its entries once, in the order of the program.
 
     A matrix whose entries another one holds too, such as a slice beside the whole, is left out.
@@ -27,7 +27,7 @@ def parts_of(model: Model) -> dict[int, list[Matrix]]:
     return {leaf: _disjoint(model, leaf, list(matrices)) for leaf, matrices in found.items()}
 
 
-def _disjoint(model: Model, leaf: int, matrices: list[Matrix]) -> list[Matrix]:
+def _disjoint(model: CalibrationModel, leaf: int, matrices: list[Matrix]) -> list[Matrix]:
     path, shape = model.paths[leaf], model.values[leaf].shape
     taken, chosen = np.zeros(shape, bool), []
     for matrix in sorted(matrices, key=lambda m: -np.prod(m.shape)):
@@ -51,7 +51,7 @@ def _disjoint(model: Model, leaf: int, matrices: list[Matrix]) -> list[Matrix]:
 
 
 def counts_of(
-    parts: dict[int, list[Matrix]], shares: dict[int, float], structure: Structure
+    parts: dict[int, list[Matrix]], shares: dict[int, float], structure: MatrixStructure
 ) -> dict[Part, np.ndarray]:
     """Units to prune in each group of each matrix: round(share * units) over all those of a parameter."""
     counts = {}

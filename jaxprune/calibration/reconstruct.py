@@ -13,22 +13,22 @@ from jaxprune.calibration.calibrate import check_row_weights
 from jaxprune.calibration.keep import check_structure, fits, misfit
 from jaxprune.calibration.layerwise import (
     LayerResult,
-    Layers,
+    LayerWeights,
     Method,
     Refinement,
     Start,
     by_method,
     shared_moments,
 )
-from jaxprune.calibration.model import Model, RowWeights, open_model, walk
+from jaxprune.calibration.model import CalibrationModel, RowWeights, open_model, walk
 from jaxprune.calibration.moments import Kind
 from jaxprune.calibration.parts import counts_of, parts_of
 from jaxprune.calibration.residual import residual_streams
 from jaxprune.calibration.sparsegpt import SparseGPT
 from jaxprune.calibration.targets import DenseTargets
-from jaxprune.masks import check_patterns
 from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
-from jaxprune.structures import NM, Structure, Unstructured
+from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures.matrix import MatrixStructure
 
 OnLayer = Callable[[LayerResult], None]
 
@@ -119,7 +119,7 @@ def reconstruct(
     """
     if not 0 <= dense_targets <= 1:
         raise ValueError(f"`dense_targets` must be in [0, 1], got {dense_targets!r}.")
-    check_structure(structure)
+    cutting = check_structure(structure)
     model = open_model(fn, params, batches, where, row_weights)
     if model.lost:
         warnings.warn(
@@ -127,19 +127,20 @@ def reconstruct(
             f"{', ...' if len(model.lost) > 1 else ''}. Leave them out of `where` to say that this is meant.",
             stacklevel=2,
         )
-    shares, named = _shares(model, params, sparsity, structure, where)
-    if isinstance(structure, NM):
-        model, uncut = _without_uncut(model, structure, shares, named)
+    shares, named = _shares(model, params, sparsity, cutting, where)
+    units = cutting.matrix_units()
+    if units.kept is not None:
+        model, uncut = _without_uncut(model, cutting, shares, named)
         if uncut:
             warnings.warn(
-                f"NM({structure.n}, {structure.m}): `m` does not divide the inputs of {len(uncut)} weights, which "
+                f"{units.label}: `m` does not divide the inputs of {len(uncut)} weights, which "
                 f"stay dense: {', '.join(map(repr, uncut))}. Leave them out of `where` to say that this is meant.",
                 stacklevel=2,
             )
-    method.check(structure)
-    counts = counts_of(parts_of(model), shares, structure)
-    layers = Layers(model, structure, counts, _fisher_scores(model, params, fisher))
-    start = by_method(method, counts, structure)
+    method.check(cutting)
+    counts = counts_of(parts_of(model), shares, cutting)
+    layers = LayerWeights(model, cutting, counts, _fisher_scores(model, params, fisher))
+    start = by_method(method, counts, cutting)
     is_full = method.moments == "full" or refine or dense_targets or on_layer is not None
     send_through(layers, start, refine, dense_targets, on_layer, progress, "full" if is_full else "diagonal")
     layers.warn_of_unseen("They are pruned by their size, the others keep their values", stacklevel=2)
@@ -147,7 +148,7 @@ def reconstruct(
 
 
 def send_through(
-    layers: Layers,
+    layers: LayerWeights,
     start: Start,
     refine: Sequence[Refinement] = (),
     dense_targets: float = 0.0,
@@ -187,7 +188,9 @@ def send_through(
         check_row_weights(model.row_weights)
 
 
-def _fisher_scores(model: Model, params: PyTree, fisher: PyTree | None) -> dict[int, np.ndarray] | None:
+def _fisher_scores(
+    model: CalibrationModel, params: PyTree, fisher: PyTree | None
+) -> dict[int, np.ndarray] | None:
     if fisher is None:
         return None
     paths, leaves, _ = flatten_with_paths(params)
@@ -208,24 +211,25 @@ def _fisher_scores(model: Model, params: PyTree, fisher: PyTree | None) -> dict[
 
 
 def _shares(
-    model: Model, params: PyTree, sparsity: Any, structure: Structure, where: PyTree | None
+    model: CalibrationModel, params: PyTree, sparsity: Any, structure: MatrixStructure, where: PyTree | None
 ) -> tuple[dict[int, float], bool]:
     """The share of each leaf that is multiplied by, and whether the leaves were named one by one."""
     if sparsity is None:
-        sparsity = structure.sparsity if isinstance(structure, NM) else 0.5
+        sparsity = 0.5 if structure.fixed_sparsity is None else structure.fixed_sparsity
     paths, _, _ = flatten_with_paths(params)
     chosen = prunable_leaves(params, where)
     shares = shares_of(sparsity, params, chosen)
     named = where is not None or isinstance(shares, list)
     shares = [float(s) for s in (shares if isinstance(shares, list) else [shares] * len(chosen))]
-    check_patterns(structure, shares, [paths[i] for i in chosen])
+    for i, share in zip(chosen, shares, strict=True):
+        structure.check_sparsity(share, paths[i])
     by_path = dict(zip([paths[i] for i in chosen], shares, strict=True))
     return {use.leaf: by_path[model.paths[use.leaf]] for use in model.program.uses}, named
 
 
 def _without_uncut(
-    model: Model, structure: NM, shares: dict[int, float], named: bool
-) -> tuple[Model, list[str]]:
+    model: CalibrationModel, structure: MatrixStructure, shares: dict[int, float], named: bool
+) -> tuple[CalibrationModel, list[str]]:
     """The model without the weights that stay dense with N:M, and the paths of those that it doesn't fit."""
     wrong = {use.leaf: use for use in model.program.uses if shares[use.leaf] > 0 and not fits(structure, use)}
     dense = {leaf for leaf, share in shares.items() if share == 0} | wrong.keys()

@@ -13,7 +13,7 @@ from jax.scipy.linalg import solve_triangular
 
 from jaxprune.calibration.keep import keep_costly
 from jaxprune.calibration.moments import Kind
-from jaxprune.structures import NM, Block, Structure
+from jaxprune.structures.matrix import MatrixStructure
 
 _NEVER = 1e38  # a cost above all others; infinite ones would make NaN in the mean of a block
 
@@ -48,8 +48,8 @@ class SparseGPT:
         if not self.damping >= 0:
             raise ValueError(f"SparseGPT `damping` must not be negative, got {self.damping!r}.")
 
-    def check(self, structure: Structure) -> None:
-        length = {NM: lambda s: s.m, Block: lambda s: s.shape[0]}.get(type(structure), lambda s: 1)(structure)
+    def check(self, structure: MatrixStructure) -> None:
+        length = structure.matrix_units().inputs
         if self.block % length:
             raise ValueError(
                 f"SparseGPT `block` must be a multiple of {length} for {structure!r}, got {self.block}."
@@ -60,7 +60,7 @@ class SparseGPT:
         return _factorize(gram, self.damping)
 
     def solve(
-        self, w: jax.Array, gram: jax.Array, factor: jax.Array, n_pruned: Any, structure: Structure
+        self, w: jax.Array, gram: jax.Array, factor: jax.Array, n_pruned: Any, structure: MatrixStructure
     ) -> tuple[jax.Array, jax.Array]:
         """Pruned weights (inputs, outputs) and their mask."""
         dead = jnp.diagonal(gram) <= 0
@@ -109,10 +109,11 @@ def _inverse_upper(m: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("block", "structure"))
 def _solve(
-    w: jax.Array, u: jax.Array, dead: jax.Array, n_pruned: Any, block: int, structure: Structure
+    w: jax.Array, u: jax.Array, dead: jax.Array, n_pruned: Any, block: int, structure: MatrixStructure
 ) -> tuple[jax.Array, jax.Array]:
     inputs, outputs = w.shape
-    block = min(block, -(-inputs // _length(structure)) * _length(structure))
+    units = structure.matrix_units()
+    block = min(block, -(-inputs // units.inputs) * units.inputs)
     starts = range(0, inputs, block)
     padding = len(starts) * block - inputs
     w = jnp.pad(w, ((0, padding), (0, 0)))
@@ -135,7 +136,7 @@ def _solve(
         def costs(weights):
             return jnp.where(real[:, None], jnp.square(weights) * scale_here[:, None], _NEVER)
 
-        if isinstance(structure, NM):
+        if units.kept is not None:  # group by group, as each is reached
             mask = jnp.ones((block, outputs), bool)
         else:
             count, pruned = _count_up_to(start, block, outputs, inputs, n_pruned, pruned, structure)
@@ -143,11 +144,10 @@ def _solve(
 
         def prune_input(j, carry):
             here, mask, errors = carry
-            if isinstance(structure, NM):
-                groups = structure
+            if units.kept is not None:
                 mask = lax.cond(
-                    j % groups.m == 0,
-                    lambda: _group_mask(costs(here), here, dead_here, mask, j, groups),
+                    j % units.inputs == 0,
+                    lambda: _group_mask(costs(here), here, dead_here, mask, j, structure),
                     lambda: mask,
                 )
             row = here[j]
@@ -169,18 +169,11 @@ def _solve(
     return jnp.where(mask, w[:inputs], 0.0), mask
 
 
-def _length(structure: Structure) -> int:
-    """Inputs that a unit or group spans."""
-    if isinstance(structure, NM):
-        return structure.m
-    return structure.shape[0] if isinstance(structure, Block) else 1
-
-
 def _count_up_to(
-    start: Any, block: int, outputs: int, inputs: int, n_pruned: Any, before: Any, structure: Structure
+    start: Any, block: int, outputs: int, inputs: int, n_pruned: Any, before: Any, structure: MatrixStructure
 ) -> tuple[Any, Any]:
     """Units to prune in a block of inputs, and those up to its end: a share of `n_pruned` by position."""
-    length = _length(structure)
+    length = structure.matrix_units().inputs
     columns = structure.unit_shape((length, outputs))[1]
     total = -(-inputs // length)
     reached = jnp.minimum((start + block) // length, total)
@@ -191,7 +184,8 @@ def _count_up_to(
 
 
 def _group_mask(
-    costs: jax.Array, w: jax.Array, dead: jax.Array, mask: jax.Array, start: Any, structure: NM
+    costs: jax.Array, w: jax.Array, dead: jax.Array, mask: jax.Array, start: Any, structure: MatrixStructure
 ) -> jax.Array:
-    costs, w, dead = (lax.dynamic_slice_in_dim(x, start, structure.m) for x in (costs, w, dead))
+    length = structure.matrix_units().inputs
+    costs, w, dead = (lax.dynamic_slice_in_dim(x, start, length) for x in (costs, w, dead))
     return lax.dynamic_update_slice_in_dim(mask, keep_costly(costs, w, dead, 0, structure), start, axis=0)

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.calibration.keep import check_structure, fits, misfit
-from jaxprune.calibration.layerwise import Layers, Refinement
+from jaxprune.calibration.layerwise import LayerWeights, Refinement
 from jaxprune.calibration.model import RowWeights, open_model
 from jaxprune.calibration.program import Use
 from jaxprune.calibration.reconstruct import OnLayer, send_through
 from jaxprune.calibration.swaps import Swaps
 from jaxprune.params import PyTree, aligned, flatten_with_paths, is_kept_whole, mask_leaves
-from jaxprune.structures import NM, Structure, Unstructured
+from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures.matrix import MatrixStructure
 
 
 def swap_refine(
@@ -75,7 +76,7 @@ def swap_refine(
     References:
       Zimmer et al., SparseSwaps: Tractable LLM Pruning Mask Refinement at Scale, 2025, arXiv:2512.10922.
     """
-    check_structure(structure)
+    cutting = check_structure(structure)
     paths, leaves, treedef = flatten_with_paths(params)
     pairs = zip(aligned(params, pruned, "pruned"), mask_leaves(params, masks), strict=True)
     given = dict(zip(paths, pairs, strict=True))
@@ -86,7 +87,7 @@ def swap_refine(
                 f"got {np.shape(given[path][0])}."
             )
     # A pattern leaves dense what it does not fit: nothing of it can be swapped.
-    whole = np.all if isinstance(structure, NM) else is_kept_whole
+    whole = is_kept_whole if cutting.matrix_units().kept is None else np.all
     chosen = [not whole(mask) for _, mask in given.values()]
     # What has no mask is that of the pruned model: its biases may have been trained since.
     dense = [
@@ -104,9 +105,9 @@ def swap_refine(
         path = model.paths[use.leaf]
         w, mask = given[path]
         mask = np.ascontiguousarray(np.broadcast_to(np.asarray(mask), np.shape(w)))
-        _check_pattern(structure, path, use, mask)
+        _check_pattern(cutting, path, use, mask)
         before[use.leaf] = np.where(mask, np.array(w), np.zeros((), w.dtype)), mask
-    layers = Layers(model, structure, before=before)
+    layers = LayerWeights(model, cutting, before=before)
 
     def start(use, w0, xtx, now, shared):
         del use, w0, xtx, shared
@@ -118,16 +119,17 @@ def swap_refine(
     return layers.result(start_from, masks)
 
 
-def _check_pattern(structure: Structure, path: str, use: Use, mask: np.ndarray) -> None:
+def _check_pattern(structure: MatrixStructure, path: str, use: Use, mask: np.ndarray) -> None:
     """Raises ValueError for a mask that is not N:M along the inputs."""
-    if not isinstance(structure, NM):
+    units = structure.matrix_units()
+    if units.kept is None:
         return
     if not fits(structure, use):
         raise ValueError(misfit(structure, path, use))
     kept = use.matrix.of(mask)
-    most = int(kept.reshape(kept.shape[0], -1, structure.m, kept.shape[2]).sum(axis=2).max(initial=0))
-    if most > structure.n:
+    most = int(kept.reshape(kept.shape[0], -1, units.inputs, kept.shape[2]).sum(axis=2).max(initial=0))
+    if most > units.kept:
         raise ValueError(
-            f"`masks` must be NM({structure.n}, {structure.m}) along the inputs, got {most} kept of "
-            f"{structure.m} at {path!r}. Give the structure that the masks have."
+            f"`masks` must be {units.label} along the inputs, got {most} kept of "
+            f"{units.inputs} at {path!r}. Give the structure that the masks have."
         )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune.calibration.least_squares import errors
-from jaxprune.structures import NM, Structure, Unstructured
+from jaxprune.structures.matrix import MatrixStructure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +44,17 @@ class Swaps:
             raise ValueError(f"Swaps `steps` must be an int of at least 1, got {self.steps!r}.")
 
     def refine(
-        self, w0: jax.Array, gram: jax.Array, w: jax.Array, mask: jax.Array, structure: Structure
+        self, w0: jax.Array, gram: jax.Array, w: jax.Array, mask: jax.Array, structure: MatrixStructure
     ) -> tuple[jax.Array, jax.Array]:
         """Weights (inputs, outputs) and mask after the swaps.
 
         Raises:
           TypeError: a structure whose units are several weights.
         """
-        if not isinstance(structure, NM | Unstructured):
+        units = structure.matrix_units()
+        if not units.are_weights:
             raise TypeError(f"Swaps need `structure` Unstructured() or NM(n, m), got {structure!r}.")
-        m = structure.m if isinstance(structure, NM) else 0
+        m = 0 if units.kept is None else units.inputs
         return _swap(w0, gram, w, mask, self.steps, m, self.dense_values)
 
 

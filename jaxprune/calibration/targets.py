@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from jaxprune.calibration.model import Model
+from jaxprune.calibration.model import CalibrationModel
 from jaxprune.calibration.moments import Moments, cross_moment
 from jaxprune.calibration.program import Use
 from jaxprune.calibration.rows import Rows, weights_of_rows
@@ -23,7 +23,7 @@ _DAMPING = 0.01  # of each diagonal entry of X^T X: how much a change of the tar
 class DenseTargets:
     """The dense model beside the pruned one, site by site."""
 
-    def __init__(self, model: Model, streams: dict[Use, tuple[int, int]], strength: float):
+    def __init__(self, model: CalibrationModel, streams: dict[Use, tuple[int, int]], strength: float):
         self._streams = streams
         self._strength = strength
         self._row_weights = model.row_weights

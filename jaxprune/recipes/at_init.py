@@ -10,9 +10,10 @@ import optax
 from jaxprune import scores
 from jaxprune.allocation import Scope
 from jaxprune.at_init import prune_at_init
-from jaxprune.masks import make_masks
-from jaxprune.recipes.recipe import Allocation, Recipe, Task, allocated, check_whole, compared_over
+from jaxprune.masking import make_masks
+from jaxprune.recipes.recipe import Allocation, Recipe, Task, allocated, compared_over
 from jaxprune.transforms import masked
+from jaxprune.whole_numbers import check_whole
 
 
 def magnitude_at_init(sparsity: float, *, scope: Scope = "global", allocation: Allocation = None) -> Recipe:

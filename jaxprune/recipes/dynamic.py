@@ -13,9 +13,9 @@ from jaxprune.recipes.recipe import (
     Task,
     allocated,
     check_part,
-    check_whole,
     compared_over,
 )
+from jaxprune.whole_numbers import check_whole
 
 
 def rigl(

@@ -11,12 +11,12 @@ from jaxprune.recipes.recipe import (
     Task,
     allocated,
     check_part,
-    check_whole,
     compared_over,
 )
 from jaxprune.schedules import cubic
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms import gradual
+from jaxprune.whole_numbers import check_whole
 
 
 def gmp(

@@ -17,12 +17,12 @@ from jaxprune.recipes.recipe import (
     allocated,
     check_allocation,
     check_final,
-    check_whole,
     compared_over,
     four_choices,
 )
 from jaxprune.rewind import Initialization, Rewind
 from jaxprune.structures import Structure, Unstructured
+from jaxprune.whole_numbers import check_whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from jaxprune.allocate import erk, uniform
 from jaxprune.allocation import check_fraction
-from jaxprune.masks import check_patterns
 from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
 from jaxprune.structures import Structure, Unstructured
+from jaxprune.whole_numbers import check_whole
 
 # What `allocation=` takes: a tree of shares, a function (params, sparsity, where=) -> tree, the name of one.
 Allocation = Any
@@ -138,7 +137,7 @@ def four_choices(recipe: Any) -> str:
 def check_final(sparsity: Any, structure: Structure, name: str) -> None:
     """Raises unless a recipe can end at a sparsity: in [0, 1), and the pattern's own with N:M."""
     check_fraction("sparsity", sparsity)
-    check_patterns(structure, float(sparsity), [name])
+    structure.check_sparsity(float(sparsity), name)
 
 
 def allocated(allocation: Allocation, sparsity: float, params: PyTree, where: PyTree | None) -> Any:
@@ -187,13 +186,6 @@ def compared_over(scope: str, allocation: Allocation) -> str:
         return "given allocation"
     name = getattr(allocation, "__name__", type(allocation).__name__)
     return f"{'ERK' if name == 'erk' else name} allocation"
-
-
-def check_whole(**numbers: Any) -> None:
-    """Raises ValueError unless each is a whole number of at least 1."""
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
-            raise ValueError(f"`{name}` must be a whole number of at least 1, got {number!r}.")
 
 
 def check_part(**parts: Any) -> None:

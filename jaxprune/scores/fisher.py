@@ -13,6 +13,7 @@ from jaxprune.params import PyTree
 from jaxprune.scores.gradients import check_batches, checked_loss, split_floats
 from jaxprune.scores.unit_sum import float_paths, spread, unit_sum
 from jaxprune.structures import Structure, Unstructured
+from jaxprune.whole_numbers import check_whole
 
 
 def fisher(
@@ -56,8 +57,7 @@ def fisher(
       Theis, Korshunova, Tejani, Huszár, Faster gaze prediction with dense networks and Fisher pruning, 2018,
       arXiv:1801.05787.
     """
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"`chunk` must be a whole number of at least 1, got {chunk!r}.")
+    check_whole(chunk=chunk)
     check_batches(batches)
     floats, join = split_floats(params)
     loss, paths = checked_loss(loss_fn, join), float_paths(params)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from jaxprune.float_range import exponent_of, magnitude_bits, scaled, unscaled, widened
+from jaxprune.meshes import gathered, placed_like
 from jaxprune.params import PyTree, is_float_array
-from jaxprune.scores.placement import placed_like, whole
 from jaxprune.structures import Channels
+from jaxprune.structures.channels import check_channels
 
 
 def fpgm(params: PyTree, structure: Channels = Channels()) -> PyTree:
@@ -44,16 +43,10 @@ def fpgm(params: PyTree, structure: Channels = Channels()) -> PyTree:
     return jax.tree.map(lambda w: _layer(w, structure.axis) if is_float_array(w) else w, params)
 
 
-def check_channels(structure: Any) -> None:
-    """Raises TypeError for a structure that is no `Channels`."""
-    if not isinstance(structure, Channels):
-        raise TypeError(f"`structure` must be Channels(axis), got {structure!r}.")
-
-
 def _layer(w: jax.Array, axis: int) -> jax.Array:
     if w.size == 0 or not -w.ndim <= axis < w.ndim:
         return jnp.zeros(w.shape, jnp.float32)
-    channels = jnp.moveaxis(widened(whole(jnp.asarray(w))), axis, 0)
+    channels = jnp.moveaxis(widened(gathered(jnp.asarray(w))), axis, 0)
     largest = jax.lax.bitcast_convert_type(jnp.max(magnitude_bits(channels)), jnp.float32)
     exponent = exponent_of(largest)  # squares of very small or large weights leave the range of float32
     channels = scaled(channels, exponent)

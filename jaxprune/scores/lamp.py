@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.float_range import exponent_of, magnitude_bits, scaled, widened
+from jaxprune.meshes import gathered, placed_like
 from jaxprune.params import PyTree, is_float_array
-from jaxprune.scores.placement import placed_like, whole
 
 
 def lamp(params: PyTree) -> PyTree:
@@ -42,7 +42,7 @@ def lamp(params: PyTree) -> PyTree:
 def _layer(w: jax.Array) -> jax.Array:
     if w.size == 0:
         return jnp.zeros(w.shape, jnp.float32)
-    bits = magnitude_bits(widened(whole(jnp.asarray(w)))).ravel()
+    bits = magnitude_bits(widened(gathered(jnp.asarray(w)))).ravel()
     order = jnp.argsort(bits, stable=True)
     rising = jax.lax.bitcast_convert_type(bits[order], jnp.float32)
     # Over the largest: squares of very small or large weights leave the range of float32.

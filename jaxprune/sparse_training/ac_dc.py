@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation import Scope
-from jaxprune.masks import apply_masks
-from jaxprune.params import PyTree, prunable_leaves
+from jaxprune.masking import Criterion, apply_masks
+from jaxprune.params import PyTree
 from jaxprune.scores import magnitude
-from jaxprune.sparse_training.largest import check_sparsity, check_steps, largest
+from jaxprune.sparse_training.top_k import check_sparsity, top_k
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given, masked_update
 from jaxprune.transforms.moments import clear_moments
 from jaxprune.transforms.placeholder import mappable
-from jaxprune.transforms.turn import turn_if
-from jaxprune.units import full_masks
+from jaxprune.transforms.update import update_if
+from jaxprune.whole_numbers import check_whole
 
 
 class ACDCState(NamedTuple):
@@ -88,8 +88,10 @@ def ac_dc(
       arXiv:2106.12379.
     """
     inner = optax.with_extra_args_support(inner)
-    check_sparsity(sparsity, scope, structure)
-    check_steps(begin=begin, end=end, every=every)
+    criterion = Criterion(structure, scope, where)
+    check_sparsity(sparsity, structure)
+    check_whole(at_least=0, begin=begin, end=end)
+    check_whole(every=every)
     if end < begin:
         raise ValueError(f"`end` must not be before `begin`, got begin={begin}, end={end}.")
 
@@ -97,7 +99,7 @@ def ac_dc(
         return (step >= begin) & ((step >= end) | ((step - begin) // every % 2 == 0))
 
     def init_fn(params: PyTree) -> ACDCState:
-        masks = full_masks(params, structure, prunable_leaves(params, where))
+        masks = criterion.units(params).full_masks()
         return ACDCState(jnp.zeros([], jnp.int32), masks, inner.init(params))
 
     def update_fn(updates: PyTree, state: ACDCState, params: PyTree | None = None, **extra_args: Any):
@@ -105,10 +107,10 @@ def ac_dc(
         now, before = is_sparse(state.count), is_sparse(state.count - 1)
 
         def turn(masks: PyTree) -> PyTree:
-            new = largest(params, sparsity, scope, structure, where, score)
+            new = top_k(params, sparsity, criterion, score)
             return jax.tree.map(lambda mask, m: jnp.where(now, m, True) if m.ndim else mask, masks, new)
 
-        masks = turn_if(now != before, turn, state.masks)
+        masks = update_if(now != before, turn, state.masks)
         opens = before & ~now
         kept = jax.tree.map(lambda m: m & ~opens, masks)
         fresh = inner.init(apply_masks(params, masks))

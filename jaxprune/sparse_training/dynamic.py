@@ -10,22 +10,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation import check_fraction, check_scope
+from jaxprune.allocation import check_fraction
 from jaxprune.lookahead import paired, weights_of
-from jaxprune.masks import apply_masks
-from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
+from jaxprune.masking import Criterion, Units, apply_masks
+from jaxprune.masking.program import comparable, pruned_units, spread
+from jaxprune.meshes import placed_like
+from jaxprune.params import PyTree, prunable_leaves
 from jaxprune.scores import magnitude
 from jaxprune.selection import counts, select
 from jaxprune.selection.counts import Count
 from jaxprune.selection.search import count as count_of
-from jaxprune.sparse_training.largest import check_steps
 from jaxprune.sparse_training.static import random_masks
-from jaxprune.structures import NM, Structure
+from jaxprune.structures import Structure
+from jaxprune.structures.keep import above_all
+from jaxprune.structures.structure import Cut
 from jaxprune.transforms.masked import check_given, masked_update, without_past
 from jaxprune.transforms.masks_in_state import stored_masks
 from jaxprune.transforms.placeholder import mappable
-from jaxprune.transforms.turn import turn_if
-from jaxprune.units import below_infinity, placed_like, pruned_units
+from jaxprune.transforms.update import update_if
+from jaxprune.whole_numbers import check_whole
 
 
 class DynamicState(NamedTuple):
@@ -50,11 +53,12 @@ def dynamic(
 ) -> optax.GradientTransformationExtraArgs:
     """The wrapper of `set` and `rigl`; `grow(updates, params, step)` scores what may come, larger = grow."""
     inner = optax.with_extra_args_support(inner)
-    check_scope("local", structure)
-    check_steps(end=end, every=every)
+    criterion = Criterion(structure, "local", where)
+    check_whole(every=every)
+    check_whole(at_least=0, end=end)
     if not 0 <= fraction <= 1:
         raise ValueError(f"`fraction` must be in [0, 1], got {fraction}.")
-    if isinstance(structure, NM):
+    if structure.fixed_sparsity is not None:
         raise ValueError(
             f"`structure` must leave a layer's units free to move, got {structure}: see `sr_ste`."
         )
@@ -65,37 +69,35 @@ def dynamic(
     if isinstance(sparsity, int | float | str):
         check_fraction("sparsity", sparsity)
 
-    def moving(params: PyTree, masks: PyTree) -> list[int]:
-        """Positions of the leaves whose masks move."""
+    def moving(params: PyTree, masks: PyTree) -> Units:
+        """The units of the leaves whose masks move."""
         held = jax.tree.leaves(weights_of(masks))
         chosen = range(len(held)) if where is None else prunable_leaves(params, where)
-        return [i for i in chosen if jnp.ndim(held[i])]
+        return criterion.units(params, [i for i in chosen if jnp.ndim(held[i])])
 
     def init_fn(params: PyTree) -> DynamicState:
         first = masks
         if first is None:
             first = random_masks(key, params, sparsity, structure, where)  # pyright: ignore
         held = stored_masks(params, first)
-        held = paired(_in_units(weights_of(held), weights_of(params), moving(params, held), structure), held)
+        held = _in_units(moving(params, held), held)
         return DynamicState(jnp.zeros([], jnp.int32), held, inner.init(apply_masks(params, held)))
 
     def update_fn(updates: PyTree, state: DynamicState, params: PyTree | None = None, **extra_args: Any):
         check_given(params)
         step = state.count
         is_due = (step > 0) & (step % every == 0) & (step < end)
-        chosen = moving(params, state.masks)
-        weights = weights_of(params)
-        old = _in_units(weights_of(state.masks), weights, chosen, structure)
+        units = moving(params, state.masks)
+        old = weights_of(_in_units(units, state.masks))
 
         def move(old: PyTree) -> PyTree:
             share = fraction / 2 * (1 + jnp.cos(math.pi * step.astype(jnp.float32) / max(end, 1)))
-            leaves, treedef = jax.tree.flatten(old)
-            sizes, growth = jax.tree.leaves(magnitude(weights)), jax.tree.leaves(grow(updates, weights, step))
-            for i in chosen:
-                leaves[i] = _moved(leaves[i], sizes[i], growth[i], share, structure)
-            return jax.tree.unflatten(treedef, leaves)
+            weights = weights_of(params)
+            trees = old, magnitude(weights), grow(updates, weights, step)
+            moved = _moved(units.cut, *map(units.at_chosen, trees), share)
+            return weights_of(units.tree(moved, jax.tree.leaves(old)))
 
-        new = turn_if(is_due, move, old)
+        new = update_if(is_due, move, old)
         stay = paired(jax.tree.map(jnp.logical_and, old, new), params)
         # An update of the masks takes the place of the optimizer's step: what is new is still 0 after it.
         cleared = without_past(inner, state.inner_state, params, stay)
@@ -112,38 +114,31 @@ def dynamic(
     return optax.GradientTransformationExtraArgs(mappable(init_fn, DynamicState, inner), update_fn)
 
 
-def _in_units(masks: PyTree, params: PyTree, chosen: list[int], structure: Structure) -> PyTree:
+def _in_units(units: Units, masks: PyTree) -> PyTree:
     """The masks in the shapes in which they move: one decision a unit, spread as the structure spreads it."""
-    paths, leaves, _ = flatten_with_paths(params)
-    held, treedef = jax.tree.flatten(masks)
-    for i in chosen:
-        structure.check(paths[i], leaves[i].shape)
-        kept = ~_pruned(structure, held[i], leaves[i].shape)
-        held[i] = placed_like(structure.expand(kept, leaves[i].shape), leaves[i])
-    return jax.tree.unflatten(treedef, held)
+    kept = [~gone for gone in units.pruned(masks)]
+    moving = [
+        placed_like(mask, units.leaves[i].value)
+        for mask, i in zip(spread(units.cut, kept), units.chosen, strict=True)
+    ]
+    return units.tree(moving, jax.tree.leaves(weights_of(masks)))
 
 
-def _moved(mask: jax.Array, size: jax.Array, growth: jax.Array, share: jax.Array, structure: Structure):
-    """The mask after its smallest kept units went and as many came, from all that are then not kept."""
-    pruned = _pruned(structure, mask, size.shape)
-    drop, gain = _scores(structure, size), _scores(structure, growth)
-    gone = counts.total(count_of([pruned], partitioned=True))
-    kept = counts.total(count_of([~pruned], partitioned=True))
-    (survives,) = select([drop], counts.add(gone, _share_of(share, kept)), pruned=[pruned])
+def _moved(
+    cut: Cut, masks: list[jax.Array], sizes: list[jax.Array], growth: list[jax.Array], share: jax.Array
+) -> list[jax.Array]:
+    """The masks after the smallest kept units of each leaf were dropped and as many grown.
+
+    Candidates to grow are all units that are not kept after the drop.
+    """
+    pruned = pruned_units(cut, masks)
+    drop, gain = ([comparable(u) for u in cut.scores(leaves)] for leaves in (sizes, growth))
+    gone = [counts.total(count_of([p], partitioned=True)) for p in pruned]
+    kept = [counts.total(count_of([~p], partitioned=True)) for p in pruned]
+    dropped = [counts.add(n, _share_of(share, k)) for n, k in zip(gone, kept, strict=True)]
+    survives = select(drop, dropped, pruned=pruned)
     # As many units as before are not kept; a survivor ranks above every candidate, NaN and inf included.
-    gain = jnp.where(survives, jnp.inf, below_infinity(gain))
-    (keep,) = select([gain], gone)
-    return structure.expand(keep, size.shape)
-
-
-def _pruned(structure: Structure, mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    pruned = pruned_units(structure, mask, shape)
-    return jnp.zeros(structure.unit_shape(shape), bool) if pruned is None else pruned
-
-
-def _scores(structure: Structure, leaf: jax.Array) -> jax.Array:
-    units = structure.unit_scores(leaf)
-    return units.astype(jnp.float32) if units.dtype == jnp.float64 else units
+    return cut.masks(select([above_all(g, s) for g, s in zip(gain, survives, strict=True)], gone))
 
 
 def _share_of(share: jax.Array, whole: Count) -> Count:

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.lookahead import refuse_pair
+from jaxprune.masking import Criterion
+from jaxprune.meshes import placed_like
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores.unit_norm import l2_of_units
 from jaxprune.structures import Channels, Structure
 from jaxprune.transforms.masked import check_given
 from jaxprune.transforms.placeholder import mappable
-from jaxprune.units import full_masks, placed_like
 
 
 class GroupLassoState(NamedTuple):
@@ -114,9 +115,11 @@ def group_lasso(
     if not strength >= 0:
         raise ValueError(f"`strength` must be at least 0, got {strength}.")
 
+    criterion = Criterion(structure, where=where)
+
     def init_fn(params: PyTree) -> GroupLassoState:
         refuse_pair(params, "group_lasso")
-        masks = full_masks(params, structure, prunable_leaves(params, where))
+        masks = criterion.units(params).full_masks()
         return GroupLassoState(jnp.zeros([], jnp.int32), masks, inner.init(params))
 
     def update_fn(updates: PyTree, state: GroupLassoState, params: PyTree | None = None, **extra_args: Any):

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation import Scope, check_scope
-from jaxprune.lookahead import paired, weights_of
-from jaxprune.masks import apply_masks, masked_leaf
-from jaxprune.params import PyTree, flatten_with_paths, is_float_array, prunable_leaves
-from jaxprune.sparse_training.largest import check_steps
+from jaxprune.allocation import Scope
+from jaxprune.lookahead import weights_of
+from jaxprune.masking import Criterion, apply_masks
+from jaxprune.masking.apply import masked_leaf
+from jaxprune.masking.units import as_arrays
+from jaxprune.params import PyTree, is_float_array
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given, masked_update
 from jaxprune.transforms.moments import clear_moments
 from jaxprune.transforms.placeholder import mappable
-from jaxprune.transforms.scheduled import check_schedule, counts_at, final_shares, nothing_asked, shares_at
-from jaxprune.transforms.turn import turn_if
-from jaxprune.units import as_arrays, full_masks, masks_from_counts, unit_counts
+from jaxprune.transforms.scheduled import check_schedule, counts_at, nothing_asked, shares_at
+from jaxprune.transforms.update import update_if
+from jaxprune.whole_numbers import check_whole
 
 
 class MovementState(NamedTuple):
@@ -86,29 +87,26 @@ def movement(
       Sanh, Wolf, Rush, Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020, arXiv:2005.07683.
     """
     inner = optax.with_extra_args_support(inner)
-    check_scope(scope, structure)
+    criterion = Criterion(structure, scope, where)
     check_schedule(schedule, structure)
-    check_steps(every=every)
+    check_whole(every=every)
 
     def init_fn(params: PyTree) -> MovementState:
-        weights = weights_of(params)
-        chosen = prunable_leaves(weights, where)
-        leaves, treedef = jax.tree.flatten(weights)
+        units = criterion.units(params)
+        leaves, treedef = jax.tree.flatten(weights_of(params))
         scores = [
-            jnp.zeros_like(w, jnp.float32) if i in chosen else jnp.zeros([], jnp.float32)
+            jnp.zeros_like(w, jnp.float32) if i in units.chosen else jnp.zeros([], jnp.float32)
             for i, w in enumerate(leaves)
         ]
-        check_schedule(schedule, structure, weights, chosen)
-        nothing = nothing_asked(schedule, weights, chosen)
-        masks = paired(full_masks(weights, structure, chosen), params)
+        check_schedule(schedule, structure, units)
+        nothing, masks = nothing_asked(schedule, units), units.full_masks()
         count, collected = jnp.zeros([], jnp.int32), jax.tree.unflatten(treedef, scores)
         return MovementState(count, nothing, collected, masks, inner.init(params))
 
     def update_fn(updates: PyTree, state: MovementState, params: PyTree | None = None, **extra_args: Any):
         check_given(params)
-        weights = weights_of(params)
-        chosen = prunable_leaves(weights, where)
-        sparsity = shares_at(schedule, state.count, weights, chosen)
+        units = criterion.units(params)
+        sparsity = shares_at(schedule, state.count, units)
 
         def collect(score: jax.Array, w: jax.Array, g: jax.Array, m: jax.Array) -> jax.Array:
             if m.ndim == 0:
@@ -117,20 +115,18 @@ def movement(
             gain = -w.astype(jnp.float32) * g.astype(jnp.float32)
             return score + jnp.where(jnp.isfinite(gain), gain, 0)
 
-        collected = jax.tree.map(collect, state.movement, weights, updates, weights_of(state.masks))
+        collected = jax.tree.map(
+            collect, state.movement, weights_of(params), updates, weights_of(state.masks)
+        )
 
         def choose(masks: PyTree) -> PyTree:
-            _, leaves, _ = flatten_with_paths(weights)
-            units = unit_counts(structure, leaves, chosen)
-            counts = counts_at(sparsity, final_shares(schedule, weights, chosen), units, scope)
-            prior = None if regrow else weights_of(masks)
-            new = masks_from_counts(collected, counts, structure, chosen, prior)
-            return paired(as_arrays(new, weights), masks)
+            counts = counts_at(schedule, sparsity, units)
+            return as_arrays(units.masks(collected, counts, None if regrow else masks), masks)
 
         is_due = jnp.any(sparsity > state.sparsity)
         if regrow:
             is_due |= jnp.any(sparsity > 0) & (state.count % every == 0)
-        masks = turn_if(is_due, choose, state.masks)
+        masks = update_if(is_due, choose, state.masks)
         fresh = inner.init(params if regrow else apply_masks(params, masks))
         inner_state = clear_moments(state.inner_state, params, masks, fresh)
         new_updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)

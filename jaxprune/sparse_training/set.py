@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import optax
 
+from jaxprune.meshes import placed_like
 from jaxprune.params import PyTree, is_float_array
 from jaxprune.scores import random
 from jaxprune.sparse_training.dynamic import dynamic
 from jaxprune.structures import Structure, Unstructured
-from jaxprune.units import placed_like
 
 
 def set(

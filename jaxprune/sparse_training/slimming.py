@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.lookahead import refuse_pair
+from jaxprune.masking import Criterion
 from jaxprune.params import PyTree, prunable, prunable_leaves
-from jaxprune.structures import Unstructured
 from jaxprune.transforms.masked import check_given, masked_update, without_past
 from jaxprune.transforms.placeholder import mappable
-from jaxprune.units import full_masks
 
 
 class SlimmingState(NamedTuple):
@@ -81,7 +80,7 @@ def slimming(
 
     def init_fn(params: PyTree) -> SlimmingState:
         refuse_pair(params, "slimming")
-        return SlimmingState(full_masks(params, Unstructured(), scales(params)), inner.init(params))
+        return SlimmingState(Criterion().units(params, scales(params)).full_masks(), inner.init(params))
 
     def update_fn(updates: PyTree, state: SlimmingState, params: PyTree | None = None, **extra_args: Any):
         check_given(params)

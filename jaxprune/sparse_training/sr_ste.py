@@ -52,7 +52,7 @@ def sr_ste(
       Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch, 2021,
       arXiv:2102.04010.
     """
-    if not isinstance(structure, NM):
+    if getattr(structure, "fixed_sparsity", None) is None:
         raise TypeError(f"`structure` must be a pattern such as NM(2, 4), got {structure!r}: see `ste`.")
     return ste(
         inner, structure.sparsity, decay=decay, every=every, scope="local", structure=structure, where=where

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import optax
 
-from jaxprune.masks import make_masks
+from jaxprune.masking import make_masks
+from jaxprune.meshes import placed_like
 from jaxprune.params import PyTree, is_float_array
 from jaxprune.scores import random
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import masked
-from jaxprune.units import placed_like
 
 
 def random_masks(

@@ -11,14 +11,16 @@ import optax
 
 from jaxprune.allocation import Scope
 from jaxprune.lookahead import refuse_pair
-from jaxprune.params import PyTree, is_float_array, prunable_leaves
+from jaxprune.masking import Criterion
+from jaxprune.params import PyTree, is_float_array
 from jaxprune.scores import magnitude
-from jaxprune.sparse_training.largest import check_sparsity, check_steps, largest
+from jaxprune.sparse_training.top_k import check_sparsity, top_k
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given
 from jaxprune.transforms.placeholder import mappable
 from jaxprune.transforms.scheduled import check_schedule
-from jaxprune.transforms.turn import turn_if
+from jaxprune.transforms.update import update_if
+from jaxprune.whole_numbers import check_whole
 
 
 class STEState(NamedTuple):
@@ -85,8 +87,9 @@ def ste(
       Conditional Computation, 2013, arXiv:1308.3432.
     """
     inner = optax.with_extra_args_support(inner)
-    check_sparsity(sparsity, scope, structure)
-    check_steps(every=every)
+    criterion = Criterion(structure, scope, where)
+    check_sparsity(sparsity, structure)
+    check_whole(every=every)
     if decay < 0:
         raise ValueError(f"`decay` must be at least 0, got {decay}.")
 
@@ -94,12 +97,12 @@ def ste(
         share = sparsity
         if callable(sparsity):  # a share, or a tree of shares
             share = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sparsity(step))
-        return largest(params, share, scope, structure, where, score)
+        return top_k(params, share, criterion, score)
 
     def init_fn(params: PyTree) -> STEState:
         refuse_pair(params, "ste")
         if callable(sparsity):
-            check_schedule(sparsity, structure, params, prunable_leaves(params, where))
+            check_schedule(sparsity, structure, criterion.units(params))
         count = jnp.zeros([], jnp.int32)
         return STEState(count, masks_of(params, count), inner.init(params))
 
@@ -120,7 +123,7 @@ def ste(
             del masks
             return masks_of(optax.apply_updates(params, updates), count)
 
-        masks = turn_if(count % every == 0, renew, state.masks)
+        masks = update_if(count % every == 0, renew, state.masks)
         return updates, STEState(count, masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(mappable(init_fn, STEState, inner), update_fn)

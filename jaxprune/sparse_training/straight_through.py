@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.masks import apply_masks
+from jaxprune.masking import apply_masks
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array, is_kept_whole, mask_leaves
 
 

@@ -11,14 +11,16 @@ import optax
 
 from jaxprune.allocation import Scope, check_fraction
 from jaxprune.lookahead import refuse_pair
+from jaxprune.masking import Criterion
 from jaxprune.params import PyTree
 from jaxprune.scores import magnitude
-from jaxprune.sparse_training.largest import check_sparsity, check_steps, largest
+from jaxprune.sparse_training.top_k import check_sparsity, top_k
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given
 from jaxprune.transforms.moments import clear_moments
 from jaxprune.transforms.placeholder import mappable
-from jaxprune.transforms.turn import turn_if
+from jaxprune.transforms.update import update_if
+from jaxprune.whole_numbers import check_whole
 
 
 class TopKASTState(NamedTuple):
@@ -84,8 +86,9 @@ def top_kast(
       Jayakumar et al., Top-KAST: Top-K Always Sparse Training, 2021, arXiv:2106.03517.
     """
     inner = optax.with_extra_args_support(inner)
-    check_sparsity(sparsity, scope, structure)
-    check_steps(every=every)
+    criterion = Criterion(structure, scope, where)
+    check_sparsity(sparsity, structure)
+    check_whole(every=every)
     if isinstance(backward_sparsity, int | float):
         check_fraction("backward_sparsity", backward_sparsity)
     is_number = isinstance(sparsity, int | float) and isinstance(backward_sparsity, int | float)
@@ -99,7 +102,7 @@ def top_kast(
 
     def sets_of(params: PyTree) -> tuple[PyTree, PyTree]:
         shares = (sparsity, backward_sparsity)
-        used, learning = (largest(params, share, scope, structure, where, score) for share in shares)
+        used, learning = (top_k(params, share, criterion, score) for share in shares)
         return used, jax.tree.map(jnp.logical_or, used, learning)  # an allocation may ask for less
 
     def init_fn(params: PyTree) -> TopKASTState:
@@ -131,7 +134,7 @@ def top_kast(
             del sets
             return sets_of(optax.apply_updates(params, updates))
 
-        used, learning = turn_if(count % every == 0, renew, (used, learning))
+        used, learning = update_if(count % every == 0, renew, (used, learning))
         return updates, TopKASTState(count, used, learning, inner_state)
 
     return optax.GradientTransformationExtraArgs(mappable(init_fn, TopKASTState, inner), update_fn)

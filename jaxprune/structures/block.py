@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune.meshes import is_explicit
-from jaxprune.structures.structure import Shape, mean_over
+from jaxprune.structures.by_leaf import LeafUnits, cut_by_leaf, matrix_leaf
+from jaxprune.structures.matrix import MatrixUnits
+from jaxprune.structures.mean import mean_over
+from jaxprune.structures.structure import Shape
+from jaxprune.tree_nodes import Leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Block:
     """
 
     shape: tuple[int, ...]
+    fixed_sparsity: ClassVar[None] = None
 
     def __post_init__(self):
         extents = (self.shape,) if isinstance(self.shape, int) else tuple(self.shape)
@@ -50,6 +56,26 @@ class Block:
                 f"Block `shape` must hold extents of at least 1, such as (4, 4), got {self.shape!r}."
             )
         object.__setattr__(self, "shape", extents)
+
+    def check_scope(self, scope: str) -> None:
+        del scope
+
+    def check_sparsity(self, share: Any, path: str) -> None:
+        del share, path
+
+    def default_leaves(self, leaves: Sequence[Leaf]) -> None:
+        del leaves
+
+    def cut(self, leaves: Sequence[Leaf], chosen: Sequence[int]) -> LeafUnits:
+        return cut_by_leaf(self, leaves, chosen)
+
+    def matrix_units(self) -> MatrixUnits:
+        if len(self.shape) != 2:
+            raise ValueError(f"`structure` must be a block of (inputs, outputs), got Block({self.shape}).")
+        return MatrixUnits(f"Block({self.shape})", inputs=self.shape[0], kept=None, are_weights=False)
+
+    def cut_matrix(self, shape: Shape) -> LeafUnits:
+        return self.cut([matrix_leaf(shape)], [0])
 
     def check(self, path: str, shape: Shape) -> None:
         if len(shape) < len(self.shape):

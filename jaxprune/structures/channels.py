@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 
-from jaxprune.structures.structure import Shape, mean_over
+from jaxprune.structures.by_leaf import LeafUnits, cut_by_leaf
+from jaxprune.structures.mean import mean_over
+from jaxprune.structures.structure import Shape
+from jaxprune.tree_nodes import Leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,19 @@ class Channels:
     """
 
     axis: int = -1
+    fixed_sparsity: ClassVar[None] = None
+
+    def check_scope(self, scope: str) -> None:
+        del scope
+
+    def check_sparsity(self, share: Any, path: str) -> None:
+        del share, path
+
+    def default_leaves(self, leaves: Sequence[Leaf]) -> None:
+        del leaves
+
+    def cut(self, leaves: Sequence[Leaf], chosen: Sequence[int]) -> LeafUnits:
+        return cut_by_leaf(self, leaves, chosen)
 
     def check(self, path: str, shape: Shape) -> None:
         if not -len(shape) <= self.axis < len(shape):
@@ -54,3 +72,9 @@ class Channels:
     def expand(self, units: jax.Array, shape: Shape) -> jax.Array:
         del shape
         return units
+
+
+def check_channels(structure: Any) -> None:
+    """Raises TypeError for a structure that is no `Channels`."""
+    if not isinstance(structure, Channels):
+        raise TypeError(f"`structure` must be Channels(axis), got {structure!r}.")

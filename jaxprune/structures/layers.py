@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 
-from jaxprune.structures.structure import Shape, mean_over
+from jaxprune.structures.by_leaf import LeafUnits, cut_by_leaf
+from jaxprune.structures.mean import mean_over
+from jaxprune.structures.structure import Shape
+from jaxprune.tree_nodes import Leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +28,21 @@ class Layers:
       >>> jp.make_masks(scores, 0.5, structure=jp.Layers())["first"]
       Array([[False]], dtype=bool)
     """
+
+    fixed_sparsity: ClassVar[None] = None
+
+    def check_scope(self, scope: str) -> None:
+        if scope == "local":
+            raise ValueError("`scope` must be 'global' for Layers(): layers are compared with each other.")
+
+    def check_sparsity(self, share: Any, path: str) -> None:
+        del share, path
+
+    def default_leaves(self, leaves: Sequence[Leaf]) -> None:
+        del leaves
+
+    def cut(self, leaves: Sequence[Leaf], chosen: Sequence[int]) -> LeafUnits:
+        return cut_by_leaf(self, leaves, chosen)
 
     def check(self, path: str, shape: Shape) -> None:
         del path, shape

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 
+from jaxprune.selection import nm_keep, select
+from jaxprune.structures.by_leaf import LeafUnits, cut_by_leaf, matrix_leaf
+from jaxprune.structures.input_axes import InputAxis, input_axes
+from jaxprune.structures.keep import below_infinity
+from jaxprune.structures.matrix import MatrixUnits
 from jaxprune.structures.structure import Shape
+from jaxprune.tree_nodes import Leaf
 
 _PROJECTIONS = ("query", "key", "value")
 
@@ -66,6 +76,40 @@ class NM:
         """1 - n/m."""
         return 1 - self.n / self.m
 
+    @property
+    def fixed_sparsity(self) -> float:
+        return self.sparsity
+
+    def check_scope(self, scope: str) -> None:
+        del scope
+
+    def check_sparsity(self, share: Any, path: str) -> None:
+        if isinstance(share, Tracer):
+            return  # a schedule's value: it may be anywhere below the pattern's
+        if float(share) != 0 and not math.isclose(float(share), self.sparsity, rel_tol=1e-6):
+            raise ValueError(
+                f"`sparsity` must be {self.sparsity:g} for NM({self.n}, {self.m}), which keeps "
+                f"{self.n} of every {self.m}, got {share} at {path!r}. (`gradual` may pass smaller "
+                "ones.)"
+            )
+
+    def default_leaves(self, leaves: Sequence[Leaf]) -> None:
+        del leaves
+
+    def cut(self, leaves: Sequence[Leaf], chosen: Sequence[int]) -> LeafUnits:
+        structure = with_input_axes(self, leaves)
+        units = cut_by_leaf(structure, leaves, chosen)
+        axes = map(structure.group_axis, units.names, units.leaf_shapes)
+        rule = Pattern(self.n, self.m, tuple(axes), tuple(map(math.prod, units.leaf_shapes)))
+        # Of the structure no more is asked than what all patterns have in common, so that programs are shared.
+        return dataclasses.replace(units, structure=NM(self.n, self.m), rule=rule)
+
+    def matrix_units(self) -> MatrixUnits:
+        return MatrixUnits(f"NM({self.n}, {self.m})", inputs=self.m, kept=self.n, are_weights=True)
+
+    def cut_matrix(self, shape: Shape) -> LeafUnits:
+        return dataclasses.replace(self, axis=0).cut([matrix_leaf(shape)], [0])
+
     def group_axis(self, path: str, shape: Shape) -> int:
         """The axis (counted from the front) along which the groups of this leaf run."""
         if callable(self.axis):
@@ -101,3 +145,76 @@ class NM:
     def expand(self, units: jax.Array, shape: Shape) -> jax.Array:
         del shape
         return units
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """Keeps n of every m weights, or, for counts below the pattern's own, more of them.
+
+    Args:
+      n, m: the pattern.
+      axes: along which the groups of each leaf run.
+      sizes: weights of each leaf.
+    """
+
+    n: int
+    m: int
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    def counts_to_compare(self, counts: Any) -> Any:
+        limits = [size * (self.m - self.n) // self.m for size in self.sizes]
+        if isinstance(counts, list):
+            return None if all(isinstance(count, int) for count in counts) and counts == limits else counts
+        return None if isinstance(counts, int) and counts == sum(limits) else counts
+
+    def select(
+        self,
+        units: list[jax.Array],
+        counts: Any,
+        pruned: list[jax.Array | None],
+        unprotected: list[Any] | None = None,
+    ) -> list[jax.Array]:
+        del unprotected  # a pattern keeps its share of every leaf
+        patterns = [
+            nm_keep(u, self.n, self.m, axis, pruned=p)
+            for u, axis, p in zip(units, self.axes, pruned, strict=True)
+        ]
+        if counts is None:
+            return patterns
+        # Below the pattern's own sparsity: the lowest of the weights that the pattern would prune. A weight that
+        # the pattern keeps ranks above all of them.
+        ranked = [
+            jnp.where(pattern, jnp.inf, jnp.where(jnp.isnan(u), -jnp.inf, below_infinity(u)))
+            for u, pattern in zip(units, patterns, strict=True)
+        ]
+        kept = select(ranked, counts, pruned=pruned)
+        return [k | pattern for k, pattern in zip(kept, patterns, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class InputAxes:
+    """What a tree tells of the input axes of its leaves: path -> axis, for `NM`'s `axis`.
+
+    `elsewhere` is the pattern whose own rule holds for the other leaves.
+    """
+
+    axes: tuple[tuple[str, InputAxis], ...]
+    elsewhere: NM
+
+    def __call__(self, path: str, shape: tuple[int, ...]) -> int:
+        axis = dict(self.axes).get(path)
+        if axis == "either":
+            raise ValueError(
+                f"NM({self.elsewhere.n}, {self.elsewhere.m}) runs along the inputs, but nothing tells whether "
+                f"{path!r} of shape {shape} is (out, in) or (in, out). Name the `axis`: "
+                f"NM({self.elsewhere.n}, {self.elsewhere.m}, axis=-1) for (out, in), -2 for (in, out), or a "
+                "function (path, shape) -> axis."
+            )
+        return self.elsewhere.group_axis(path, shape) if axis is None else axis
+
+
+def with_input_axes(pattern: NM, leaves: Sequence[Leaf]) -> NM:
+    """A pattern without an `axis` with those that the tree of these leaves tells."""
+    known = tuple(input_axes(leaves).items()) if pattern.axis is None else ()
+    return dataclasses.replace(pattern, axis=InputAxes(known, pattern)) if known else pattern

@@ -1,26 +1,115 @@
-"""What every structure offers, and the score of a unit."""
+"""What every structure offers: how a tree is cut into units, and what becomes of them."""
 
 from __future__ import annotations
 
-import functools
-import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
-from jaxprune.float_range import INFINITY, exponent_of, scaled, unscaled, widened
+from jaxprune.tree_nodes import Leaf
 
 Shape = tuple[int, ...]
 
 
 class Structure(Protocol):
-    """A rule that cuts a parameter into units.
+    """A rule that groups weights into units, each kept or pruned as one.
 
-    A structure is a frozen dataclass: static, hashable, and it holds no arrays. The units of a leaf form an
-    array of `unit_shape(shape)`; `unit_scores` reduces a score leaf to it and `expand` turns one decision a
-    unit into a mask leaf that broadcasts to the parameter. Every unit has the same weight in a count.
+    A structure is a frozen dataclass: static, hashable, and it holds no arrays. One whose units lie within one
+    leaf each is a `LeafStructure`, whose `cut` is `cut_by_leaf(self, leaves, chosen)`.
+    """
+
+    @property
+    def fixed_sparsity(self) -> float | None:
+        """The sparsity that the structure itself fixes, of every leaf alike, as N:M does; None if it fixes none."""
+        ...
+
+    def check_scope(self, scope: str) -> None:
+        """Raises ValueError for a scope that has no meaning for these units."""
+        ...
+
+    def check_sparsity(self, share: Any, path: str) -> None:
+        """Raises ValueError, naming `path`, for a known share that masks of this structure cannot have."""
+        ...
+
+    def default_leaves(self, leaves: Sequence[Leaf]) -> list[int] | None:
+        """Positions of the leaves to prune where `where` is None; None for those of `prunable`."""
+        ...
+
+    def cut(self, leaves: Sequence[Leaf], chosen: Sequence[int]) -> Cut:
+        """The units of the chosen leaves of a tree.
+
+        Args:
+          leaves: `leaves_of` the tree: paths and values, of which only the shapes count.
+          chosen: positions of the leaves to prune.
+
+        Raises:
+          ValueError: a leaf that cannot be cut into units (it is named).
+        """
+        ...
+
+
+class Cut(Protocol):
+    """The units of a tree, as one or more arrays of units.
+
+    It is frozen and hashable and holds no arrays: it is a static argument of compiled programs, which are shared
+    between cuts that are equal; so names are left out of the comparison. Leaves and masks go in and come out as
+    lists with an entry for each chosen leaf; units, with an entry for each array of units.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """For error messages, the name of each array of units: a leaf's path, or a group's name."""
+        ...
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shape of each array of units."""
+        ...
+
+    def shares(self, shares: list[Any]) -> list[Any]:
+        """The share of each array of units, from the shares of the leaves (an allocation)."""
+        ...
+
+    def scores(self, leaves: Sequence[jax.Array]) -> list[jax.Array]:
+        """The score of each unit, from the scores of its weights."""
+        ...
+
+    def pruned(self, masks: Sequence[Any]) -> list[jax.Array | None]:
+        """Which units have no weight left under these masks; None in place of a mask or of units: all are kept."""
+        ...
+
+    def masks(self, kept: Sequence[jax.Array]) -> list[jax.Array]:
+        """Mask leaves that broadcast to the parameters, from one decision a unit (True = keep)."""
+        ...
+
+    def counts_to_compare(self, counts: Any) -> Any:
+        """The counts that `select` is to be called with, where these are known; None if it needs none."""
+        ...
+
+    def select(
+        self,
+        units: list[jax.Array],
+        counts: Any,
+        pruned: list[jax.Array | None],
+        unprotected: list[Any] | None = None,
+    ) -> list[jax.Array]:
+        """Which units are kept.
+
+        Args:
+          units: their scores.
+          counts: how many are pruned, one count over all units or a list with one for each array.
+          pruned: units that are pruned before all others.
+          unprotected: for each array, how many units lie outside of the minimum that it keeps; None without one.
+        """
+        ...
+
+
+class LeafStructure(Structure, Protocol):
+    """A structure whose units lie within one leaf each.
+
+    The units of a leaf form an array of `unit_shape(shape)`; `unit_scores` reduces a score leaf to it and
+    `expand` turns one decision a unit into a mask leaf. Every unit has the same weight in a count.
     """
 
     def check(self, path: str, shape: Shape) -> None:
@@ -45,40 +134,3 @@ class Structure(Protocol):
     def expand(self, units: jax.Array, shape: Shape) -> jax.Array:
         """Value of each unit spread over its weights: an array that broadcasts to `shape`."""
         ...
-
-
-@functools.partial(jax.jit, static_argnames="axes")
-def mean_over(
-    scores: jax.Array, axes: tuple[int, ...], inside: jax.typing.ArrayLike | None = None
-) -> jax.Array:
-    """Mean over axes, which are kept with size 1; exact where the scores are constant. inf where one of them is.
-
-    Scores that are one value a unit (as `scores.l2_norm` gives them) must come through unchanged, or rounding
-    in the sum would reorder close units. So the mean is taken of the differences to the unit's lowest entry.
-    `inside` marks the entries that count.
-    """
-    if any(scores.shape[axis] == 0 for axis in axes):
-        return jnp.zeros([min(n, 1) if i in axes else n for i, n in enumerate(scores.shape)], jnp.float32)
-    scores = widened(scores)
-    counts = True if inside is None else inside
-    # Extremes of the bits and not of the floats, whose denormals are flushed.
-    bits = jnp.where(counts, lax.bitcast_convert_type(scores, jnp.int32), 0)
-    magnitude, sign = bits & 0x7FFFFFFF, bits >> 31
-    rank = (magnitude ^ sign) - sign
-    top = jnp.max(magnitude, axis=axes, keepdims=True)
-    lowest = jnp.min(jnp.where(counts, rank, INFINITY), axis=axes, keepdims=True)
-    highest = jnp.max(jnp.where(counts, rank, -INFINITY), axis=axes, keepdims=True)
-    low = lax.bitcast_convert_type(
-        jnp.where(lowest < 0, (-lowest) | jnp.int32(-(1 << 31)), lowest), jnp.float32
-    )
-    exponent = exponent_of(lax.bitcast_convert_type(top, jnp.float32))
-    low = scaled(low, exponent)
-    differences = jnp.where(counts, scaled(scores, exponent) - low, 0)
-    total = jnp.sum(differences, axis=axes, keepdims=True)
-    if inside is None:
-        size = math.prod(scores.shape[axis] for axis in axes)
-    else:
-        size = jnp.sum(inside, axis=axes, keepdims=True, dtype=jnp.float32)
-    mean = unscaled(low + total / size, exponent)
-    mean = jnp.where(highest == INFINITY, jnp.inf, jnp.where(lowest == -INFINITY, -jnp.inf, mean))
-    return jnp.where(top > INFINITY, jnp.nan, mean)

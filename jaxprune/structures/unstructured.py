@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 
+from jaxprune.structures.by_leaf import LeafUnits, cut_by_leaf, matrix_leaf
+from jaxprune.structures.matrix import MatrixUnits
 from jaxprune.structures.structure import Shape
+from jaxprune.tree_nodes import Leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +25,26 @@ class Unstructured:
       Array([[ True, False],
              [False,  True]], dtype=bool)
     """
+
+    fixed_sparsity: ClassVar[None] = None
+
+    def check_scope(self, scope: str) -> None:
+        del scope
+
+    def check_sparsity(self, share: Any, path: str) -> None:
+        del share, path
+
+    def default_leaves(self, leaves: Sequence[Leaf]) -> None:
+        del leaves
+
+    def cut(self, leaves: Sequence[Leaf], chosen: Sequence[int]) -> LeafUnits:
+        return cut_by_leaf(self, leaves, chosen)
+
+    def matrix_units(self) -> MatrixUnits:
+        return MatrixUnits("Unstructured()", inputs=1, kept=None, are_weights=True)
+
+    def cut_matrix(self, shape: Shape) -> LeafUnits:
+        return self.cut([matrix_leaf(shape)], [0])
 
     def check(self, path: str, shape: Shape) -> None:
         del path, shape

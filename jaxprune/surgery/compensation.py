@@ -14,7 +14,7 @@ from jax import lax
 from jaxprune.calibration import LayerResult, SparseGPT
 from jaxprune.calibration.calibrate import check_row_weights
 from jaxprune.calibration.layerwise import over_groups, shared_moments
-from jaxprune.calibration.model import Model, RowWeights, open_model, walk
+from jaxprune.calibration.model import CalibrationModel, RowWeights, open_model, walk
 from jaxprune.calibration.moments import Moments, cross_moment, safe_scale
 from jaxprune.calibration.program import Step, Use
 from jaxprune.calibration.rows import Rows
@@ -22,7 +22,7 @@ from jaxprune.calibration.stream import Site
 from jaxprune.calibration.unseen import warn_of_unseen
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.plan import Plan
-from jaxprune.surgery.scores.obs import unit_norm
+from jaxprune.surgery.scores.obs import with_unit_diagonal
 from jaxprune.tracing import is_array_leaf
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -133,7 +133,7 @@ class _Refit:
 
     def __init__(
         self,
-        model: Model,
+        model: CalibrationModel,
         masks: dict[str, np.ndarray],
         damping: float,
         on_layer: Callable[[LayerResult], None] | None,
@@ -230,7 +230,7 @@ class _Refit:
             self.on_layer(LayerResult(self.model.paths[use.leaf], float(error), share))
 
 
-def _otherwise_used(model: Model) -> set[int]:
+def _otherwise_used(model: CalibrationModel) -> set[int]:
     """Parameters whose entries have uses that one refit can't serve: as two matrices, or beside products."""
     program = model.program
     readers: dict[int, list[Step]] = {}
@@ -267,7 +267,7 @@ def _equal(of: Rows, kept: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 @jax.jit
 def _kept_unit_norm(gram: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return unit_norm(jnp.where(rows[:, None] & rows[None, :], gram, 0.0))
+    return with_unit_diagonal(jnp.where(rows[:, None] & rows[None, :], gram, 0.0))
 
 
 @jax.jit

@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation import Scope, check_least_kept, check_scope, counts_to_prune, least_kept
-from jaxprune.lookahead import paired, weights_of
-from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
+from jaxprune.allocation import Scope
+from jaxprune.lookahead import weights_of
+from jaxprune.masking import Criterion
+from jaxprune.params import PyTree
 from jaxprune.scores import magnitude
 from jaxprune.scores.scorer import call_score
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given, masked_update, without_past
 from jaxprune.transforms.placeholder import mappable
 from jaxprune.transforms.scheduled import check_schedule, counts_at, final_shares, nothing_asked, shares_at
-from jaxprune.transforms.turn import turn_if
-from jaxprune.units import full_masks, next_masks, unit_counts
+from jaxprune.transforms.update import update_if
 
 
 class GradualState(NamedTuple):
@@ -90,39 +90,29 @@ def gradual(
       Zhu, Gupta, To prune, or not to prune, 2017, arXiv:1710.01878.
     """
     inner = optax.with_extra_args_support(inner)
-    check_scope(scope, structure)
+    criterion = Criterion(structure, scope, where, minimum)
     check_schedule(schedule, structure)
 
     def init_fn(params: PyTree) -> GradualState:
-        weights = weights_of(params)
-        chosen = prunable_leaves(weights, where)
-        masks = paired(full_masks(weights, structure, chosen), params)
-        check_schedule(schedule, structure, weights, chosen)
-        final = final_shares(schedule, weights, chosen)
+        units = criterion.units(params)
+        check_schedule(schedule, structure, units)
+        final = final_shares(schedule, units)
         if final is not None:
-            paths, leaves, _ = flatten_with_paths(weights)
-            units = unit_counts(structure, leaves, chosen)
-            counts = counts_to_prune(final, units, scope)
-            check_least_kept(counts, units, least_kept(minimum, units), [paths[i] for i in chosen])
-        nothing = nothing_asked(schedule, weights, chosen)
-        return GradualState(jnp.zeros([], jnp.int32), nothing, masks, inner.init(params))
+            units.check_minimum(final)
+        nothing = nothing_asked(schedule, units)
+        return GradualState(jnp.zeros([], jnp.int32), nothing, units.full_masks(), inner.init(params))
 
     def update_fn(updates: PyTree, state: GradualState, params: PyTree | None = None, **extra_args: Any):
         check_given(params)
-        weights = weights_of(params)
-        chosen = prunable_leaves(weights, where)
-        sparsity = shares_at(schedule, state.count, weights, chosen)
+        units = criterion.units(params)
+        sparsity = shares_at(schedule, state.count, units)
 
         def prune(masks: PyTree) -> PyTree:
             step_key = None if key is None else jax.random.fold_in(key, state.count)
-            scores = call_score(score, weights, step_key)
-            _, leaves, _ = flatten_with_paths(weights)
-            units = unit_counts(structure, leaves, chosen)
-            counts = counts_at(sparsity, final_shares(schedule, weights, chosen), units, scope)
-            least = least_kept(minimum, units)
-            return paired(next_masks(scores, counts, structure, chosen, weights_of(masks), least), masks)
+            scores = call_score(score, weights_of(params), step_key)
+            return units.next_masks(scores, counts_at(schedule, sparsity, units), masks)
 
-        masks = turn_if(jnp.any(sparsity > state.sparsity), prune, state.masks)
+        masks = update_if(jnp.any(sparsity > state.sparsity), prune, state.masks)
         inner_state = without_past(inner, state.inner_state, params, masks)
         new_updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)
         count = optax.safe_increment(state.count)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.lookahead import is_pair, weights_of
-from jaxprune.masks import apply_masks, masked_leaf
+from jaxprune.masking.apply import apply_masks, masked_leaf
 from jaxprune.params import PyTree, resolved
 from jaxprune.transforms.masks_in_state import check_not_optax_mask, stored_masks
 from jaxprune.transforms.moments import clear_moments

@@ -10,8 +10,8 @@ import optax
 
 from jaxprune.holes import check_hidden, filled, is_hole, without_hidden
 from jaxprune.lookahead import paired
+from jaxprune.meshes import placed_like
 from jaxprune.params import PyTree, aligned, is_kept_whole, mask_leaves
-from jaxprune.units import placed_like
 
 
 def holds_masks(node: Any) -> bool:

@@ -9,72 +9,61 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.allocation import Scope, check_fraction, counts_to_prune, is_share
-from jaxprune.params import PyTree, aligned, flatten_with_paths
+from jaxprune.allocation import check_fraction, check_limit, is_share
+from jaxprune.masking import Units
 from jaxprune.selection import counts as exact
-from jaxprune.structures import NM, Structure
+from jaxprune.structures import Structure
 
 
-def check_schedule(
-    schedule: Any, structure: Structure, params: PyTree = None, chosen: list[int] | None = None
-):
+def check_schedule(schedule: Any, structure: Structure, units: Units | None = None) -> None:
     """Raises for a schedule that is none, or whose final sparsity is known to be wrong.
 
-    A tree of final shares is checked with the parameters, on the chosen leaves.
+    A tree of final shares is checked with the units of the parameters.
     """
     if not callable(schedule):
         raise TypeError(f"`schedule` must map a step to a sparsity, got {schedule!r}: see jp.schedules.")
     final = getattr(schedule, "final", None)
-    if final is None or (chosen is None and not is_share(final)):
+    if final is None or (units is None and not is_share(final)):
         return
-    paths = [None] if chosen is None else [flatten_with_paths(params)[0][i] for i in chosen]
-    shares = final_shares(schedule, params, chosen)
-    for share, path in zip(shares if isinstance(shares, list) else [shares] * len(paths), paths, strict=True):
-        check_fraction("schedule", share, path)
-        if isinstance(structure, NM) and share > structure.sparsity + 1e-6:
-            at = f" at {path!r}" if path else ""
-            raise ValueError(
-                f"`schedule` must not pass {structure.sparsity:g}, the sparsity of {structure}, got {share:g}{at}."
-            )
+    names = [None] if units is None else units.cut.names
+    shares = final_shares(schedule, units)
+    for share, name in zip(shares if isinstance(shares, list) else [shares] * len(names), names, strict=True):
+        check_fraction("schedule", share, name)
+        check_limit("schedule", share, structure, f" at {name!r}" if name else "")
 
 
-def final_shares(schedule: Any, params: PyTree, chosen: list[int] | None) -> Any:
-    """The schedule's `final` as a share, or as a list with one for each chosen leaf; None if it tells none."""
+def final_shares(schedule: Any, units: Units | None) -> Any:
+    """The schedule's `final` as a share, or as a list with one for each array of units; None if it tells none."""
     final = getattr(schedule, "final", None)
-    if final is None or is_share(final) or chosen is None:
+    if final is None or is_share(final) or units is None:
         return final
-    shares = aligned(params, final, "schedule")
-    return [shares[i] for i in chosen]
+    return units.each(final, "schedule")
 
 
-def nothing_asked(schedule: Callable[[Any], Any], params: PyTree, chosen: list[int]) -> jax.Array:
-    """Zeros as `shares_at` gives shares: a scalar, or a vector over the chosen leaves."""
-    shape = jax.eval_shape(
-        lambda step: shares_at(schedule, step, params, chosen), jnp.zeros([], jnp.int32)
-    ).shape
+def nothing_asked(schedule: Callable[[Any], Any], units: Units) -> jax.Array:
+    """Zeros as `shares_at` gives shares: a scalar, or a vector over the arrays of units."""
+    shape = jax.eval_shape(lambda step: shares_at(schedule, step, units), jnp.zeros([], jnp.int32)).shape
     return jnp.zeros(shape, jnp.float32)
 
 
-def shares_at(
-    schedule: Callable[[Any], Any], step: jax.Array, params: PyTree, chosen: list[int]
-) -> jax.Array:
-    """float32: a scalar, or a vector over the chosen leaves where the schedule gives a tree."""
+def shares_at(schedule: Callable[[Any], Any], step: jax.Array, units: Units) -> jax.Array:
+    """float32: a scalar, or a vector over the arrays of units where the schedule gives a tree."""
     value = schedule(step)
     if is_share(value):
         return jnp.asarray(value, jnp.float32)
-    shares = aligned(params, value, "schedule")
-    return jnp.stack([jnp.asarray(shares[i], jnp.float32) for i in chosen])
+    return jnp.stack([jnp.asarray(share, jnp.float32) for share in units.each(value, "schedule")])
 
 
-def counts_at(shares: jax.Array, final: Any, units: list[int], scope: Scope) -> Any:
-    """Units to prune for what `shares_at` gave, and exactly those of `final` where that is reached.
+def counts_at(schedule: Any, shares: jax.Array, units: Units) -> Any:
+    """Units to prune for what `shares_at` gave, and exactly those of the schedule's `final` where it is reached.
 
     float32 shares alone are up to 2^-25 off, which is a unit in a leaf of more than 2^24.
     """
-    counts = counts_to_prune(list(shares) if shares.ndim else shares, units, scope)
+    final = final_shares(schedule, units)
+    counts = units.counts(list(shares) if shares.ndim else shares)
     if final is None:
         return counts
-    wanted = counts_to_prune(final, units, scope)
+    wanted = units.counts(final)
     if isinstance(counts, list) != isinstance(wanted, list):
         return counts
     reached = shares == jnp.asarray(np.asarray(final, np.float32))

@@ -16,7 +16,7 @@ from flax.training.train_state import TrainState
 import jaxprune as jp
 from jaxprune.demo.classification import Classification
 from jaxprune.demo.compare.settings import CompareSettings
-from jaxprune.masks import kept_per_leaf
+from jaxprune.masking.share import kept_per_leaf
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.recipes import IMPRecipe, Recipe
 
@@ -121,7 +121,7 @@ def _state(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
 
 def _where(recipe: Recipe | IMPRecipe | None, params: PyTree) -> PyTree | None:
     """The classes themselves can't be pruned as units."""
-    if recipe is None or isinstance(recipe.structure, jp.Unstructured):
+    if recipe is None or recipe.structure == jp.Unstructured():
         return None
     last = [path for path in flatten_with_paths(params)[0] if path.endswith("/kernel")][-1]
     return jp.prunable(params, exclude=(last,))

@@ -130,7 +130,7 @@ def _scores(size: int, consumers: Sequence[Consumer], arrays: dict[str, Any], da
 
 def _rows(consumers: Sequence[Consumer], arrays: dict[str, Any], damping: float) -> _Rows:
     first = consumers[0]
-    gram, norms = unit_norm(first.moments.xtx()[first.place])
+    gram, norms = with_unit_diagonal(first.moments.xtx()[first.place])
     inverse = _inverse(SparseGPT(damping=damping).factorize(gram))
     weights = [c.matrix.of(np.asarray(arrays[c.path], np.float32))[c.place] for c in consumers]
     scaled = jnp.concatenate([_unit_output(jnp.asarray(w), gram, norms) for w in weights], axis=1)
@@ -138,7 +138,7 @@ def _rows(consumers: Sequence[Consumer], arrays: dict[str, Any], damping: float)
 
 
 @jax.jit
-def unit_norm(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+def with_unit_diagonal(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     """X^T X of inputs scaled to unit norm, with 1 for those that are always 0, and their norms."""
     diagonal = jnp.diagonal(gram)
     dead = diagonal <= 0

@@ -11,7 +11,7 @@ from jaxprune.meshes import steady
 from jaxprune.params import PyTree
 
 
-def turn_if(condition: jax.Array, change: Callable[[PyTree], PyTree], value: PyTree) -> PyTree:
+def update_if(condition: jax.Array, change: Callable[[PyTree], PyTree], value: PyTree) -> PyTree:
     """`change(value)` where the condition holds, else `value`: a loop of at most one turn.
 
     Unlike `lax.cond`, which `vmap` turns into a select that runs both branches at every step, a vmapped loop
@@ -28,8 +28,8 @@ def turn_if(condition: jax.Array, change: Callable[[PyTree], PyTree], value: PyT
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxprune.transforms.turn import turn_if
-      >>> [int(turn_if(jnp.array(c), lambda v: v + 1, jnp.array(3))) for c in (False, True)]
+      >>> from jaxprune.transforms.update import update_if
+      >>> [int(update_if(jnp.array(c), lambda v: v + 1, jnp.array(3))) for c in (False, True)]
       [3, 4]
     """
 

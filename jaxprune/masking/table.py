@@ -11,7 +11,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from jaxprune.masks import kept_per_leaf
+from jaxprune.masking.share import kept_per_leaf
 from jaxprune.params import PyTree, flatten_with_paths
 
 

@@ -2,55 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from jaxprune.structures import NM, Structure
-from jaxprune.tree_nodes import Leaf, PyTree, equinox_layer, leaves_of
+from jaxprune.tree_nodes import Leaf, equinox_layer
 
 _BIAS_OF = {"kernel": "bias", "weight": "bias", "w": "b"}
 _TORCH_WEIGHT = re.compile(r"(.*_)?weight(_.*)?|original1")
 # Names of layers that hold (in, out) in one code and (out, in) in another: GPT-2's Conv1D and transposed convolutions.
 _EITHER = re.compile(r"c_attn|c_fc|c_proj|q_attn|.*(transpose|deconv|upconv).*", re.IGNORECASE)
-_ASK = "ask"
 
 
-@dataclasses.dataclass(frozen=True)
-class InputAxes:
-    """What a tree tells of the input axes of its leaves: path -> axis, for `NM`'s `axis`.
-
-    `elsewhere` is the pattern whose own rule holds for the other leaves.
-    """
-
-    axes: tuple[tuple[str, int | str], ...]
-    elsewhere: NM
-
-    def __call__(self, path: str, shape: tuple[int, ...]) -> int:
-        axis = dict(self.axes).get(path)
-        if axis == _ASK:
-            raise ValueError(
-                f"NM({self.elsewhere.n}, {self.elsewhere.m}) runs along the inputs, but nothing tells whether "
-                f"{path!r} of shape {shape} is (out, in) or (in, out). Name the `axis`: "
-                f"NM({self.elsewhere.n}, {self.elsewhere.m}, axis=-1) for (out, in), -2 for (in, out), or a "
-                "function (path, shape) -> axis."
-            )
-        return self.elsewhere.group_axis(path, shape) if axis is None else int(axis)
+# An axis, or "either" where nothing tells which of two it is.
+InputAxis = int | Literal["either"]
 
 
-def with_input_axes(structure: Structure, tree: PyTree) -> Structure:
-    """An `NM` pattern without an `axis` with those that the tree tells; any other structure as it is."""
-    if not isinstance(structure, NM) or structure.axis is not None:
-        return structure
-    leaves = leaves_of(tree)
+def input_axes(leaves: Sequence[Leaf]) -> dict[str, InputAxis]:
+    """The input axes that a tree tells of its leaves, by their paths; the others are as in JAX's own layouts."""
     shapes = {leaf.path: tuple(getattr(leaf.value, "shape", ())) for leaf in leaves}
     told = [(leaf.path, _input_axis(leaf, shapes)) for leaf in leaves if len(shapes[leaf.path]) > 1]
-    known = tuple((path, axis) for path, axis in told if axis is not None)
-    return dataclasses.replace(structure, axis=InputAxes(known, structure)) if known else structure
+    return {path: axis for path, axis in told if axis is not None}
 
 
-def _input_axis(leaf: Leaf, shapes: dict[str, tuple[int, ...]]) -> int | str | None:
-    """The axis, `_ASK` where it may be either, or None for the rule of JAX's layouts."""
+def _input_axis(leaf: Leaf, shapes: dict[str, tuple[int, ...]]) -> InputAxis | None:
+    """The axis, or None for the rule of JAX's layouts."""
     shape = shapes[leaf.path]
     layer = equinox_layer(leaf.holder)
     if layer is not None:
@@ -62,12 +38,12 @@ def _input_axis(leaf: Leaf, shapes: dict[str, tuple[int, ...]]) -> int | str | N
     if by_bias is not None:
         return by_bias
     if name == "kernel":
-        return _ASK if _EITHER.fullmatch(module) and shape[0] == shape[-1] and len(shape) == 2 else None
+        return "either" if _EITHER.fullmatch(module) and shape[0] == shape[-1] and len(shape) == 2 else None
     if not parents or not _TORCH_WEIGHT.fullmatch(name):
         return None
     is_flat = any("." in str(key) for key in leaf.keys)
     if not is_flat or _EITHER.fullmatch(module):
-        return _ASK
+        return "either"
     is_stack = len(shape) == 3 and any(re.search("expert|exps|moe", part) for part in parents)
     return -1 if len(shape) == 2 or is_stack else 1
 

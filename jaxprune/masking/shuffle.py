@@ -1,13 +1,18 @@
-"""Controls: what a mask is compared with."""
+"""Controls: masks of the same counts at random places."""
 
 from __future__ import annotations
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.masking.program import pruned_units
+from jaxprune.params import PyTree
 from jaxprune.structures import Structure, Unstructured
-from jaxprune.units import masks_from_counts, pruned_units
+from jaxprune.structures.structure import Cut
+from jaxprune.tree_nodes import leaves_of
 
 
 def shuffle_masks(key: jax.Array, masks: PyTree, structure: Structure = Unstructured()) -> PyTree:
@@ -38,15 +43,21 @@ def shuffle_masks(key: jax.Array, masks: PyTree, structure: Structure = Unstruct
       Frankle, Carbin, The Lottery Ticket Hypothesis, 2018, arXiv:1803.03635 (random sparsity).
       Su et al., Sanity-Checking Pruning Methods: Random Tickets can Win the Jackpot, 2020, arXiv:2009.11094.
     """
-    paths, leaves, treedef = flatten_with_paths(masks)
-    chosen = [i for i, mask in enumerate(leaves) if jnp.ndim(mask)]
-    scores, counts = list(leaves), []
-    for i, leaf_key in zip(chosen, jax.random.split(key, max(len(chosen), 1)), strict=False):
-        shape = leaves[i].shape
-        structure.check(paths[i], shape)
-        drawn = jax.random.uniform(leaf_key, structure.unit_shape(shape))
-        scores[i] = jnp.broadcast_to(structure.expand(drawn, shape), shape)
-        counts.append(jnp.sum(pruned_units(structure, leaves[i], shape), dtype=jnp.int32))
-    made = masks_from_counts(jax.tree.unflatten(treedef, scores), counts, structure, chosen, None)
-    shuffled = jax.tree.leaves(made)
-    return jax.tree.unflatten(treedef, [new if i in chosen else leaves[i] for i, new in enumerate(shuffled)])
+    leaves = leaves_of(masks)
+    chosen = [i for i, leaf in enumerate(leaves) if jnp.ndim(leaf.value)]
+    if not chosen:
+        return masks
+    cut = structure.cut(leaves, chosen)
+    keys = jax.random.split(key, len(cut.shapes))
+    shuffled = _shuffled(cut, keys, [leaves[i].value for i in chosen])
+    new: list[Any] = [leaf.value for leaf in leaves]
+    for i, mask in zip(chosen, shuffled, strict=True):
+        new[i] = mask
+    return jax.tree.unflatten(jax.tree.structure(masks), new)
+
+
+@functools.partial(jax.jit, static_argnames="cut")
+def _shuffled(cut: Cut, keys: jax.Array, masks: list[jax.Array]) -> list[jax.Array]:
+    counts = [jnp.sum(pruned, dtype=jnp.int32) for pruned in pruned_units(cut, masks)]
+    drawn = [jax.random.uniform(key, shape) for key, shape in zip(keys, cut.shapes, strict=True)]
+    return cut.masks(cut.select(drawn, counts, [None] * len(drawn)))

@@ -1,0 +1,11 @@
+"""Masks: which units may be pruned, how many of them, and which; and what masks do and say."""
+
+from jaxprune.masking.apply import apply_masks
+from jaxprune.masking.criterion import Criterion
+from jaxprune.masking.make import make_masks
+from jaxprune.masking.share import sparsity
+from jaxprune.masking.shuffle import shuffle_masks
+from jaxprune.masking.table import summary
+from jaxprune.masking.units import Units
+
+__all__ = ["Criterion", "Units", "apply_masks", "make_masks", "shuffle_masks", "sparsity", "summary"]

@@ -1,0 +1,169 @@
+"""The units of one tree of parameters: how many there are, how many go, and the masks that follow."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.allocation import Scope, check_least_kept, counts_to_prune, least_kept, shares_of
+from jaxprune.lookahead import paired, weights_of
+from jaxprune.masking import program
+from jaxprune.meshes import placed_like
+from jaxprune.params import PyTree, aligned, is_kept_whole, mask_leaves
+from jaxprune.structures.structure import Cut
+from jaxprune.tree_nodes import Leaf
+
+if TYPE_CHECKING:
+    from jaxprune.masking.criterion import Criterion
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Units:
+    """What a `Criterion` makes of a tree; made by `criterion.units(params)`.
+
+    Scores, masks and shares may be trees like the parameters or, beside lookahead's pair, like its weights.
+
+    Attributes:
+      criterion: where it comes from.
+      params: the tree.
+      leaves: its leaves with their paths; of lookahead's pair the fast weights.
+      chosen: positions of the leaves to prune.
+      cut: how they are cut, array of units by array of units.
+    """
+
+    criterion: Criterion
+    params: PyTree
+    leaves: list[Leaf]
+    chosen: list[int]
+    cut: Cut
+
+    @functools.cached_property
+    def numbers(self) -> list[int]:
+        """Units in each array of units."""
+        return [math.prod(shape) for shape in self.cut.shapes]
+
+    @functools.cached_property
+    def least(self) -> list[int]:
+        """`least[a]` is the minimum number of units that array a keeps."""
+        return least_kept(self.criterion.minimum, self.numbers)
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the chosen leaves."""
+        return [self.leaves[i].path for i in self.chosen]
+
+    # How many are pruned.
+
+    def shares(self, sparsity: Any) -> Any:
+        """A sparsity as one share, or as a list with one for each array of units.
+
+        Raises:
+          ValueError, TypeError: a known share outside [0, 1); a tree that does not match.
+        """
+        shares = shares_of(sparsity, weights_of(self.params), self.chosen)
+        return self.cut.shares(shares) if isinstance(shares, list) else shares
+
+    def each(self, tree: PyTree, argument: str) -> list[Any]:
+        """What each array of units takes of a tree (or a prefix of one) with a number for each leaf."""
+        values = aligned(weights_of(self.params), tree, argument)
+        return self.cut.shares([values[i] for i in self.chosen])
+
+    def counts(self, shares: Any) -> Any:
+        """Units to prune: one count over all, or a list with one for each array of units."""
+        return counts_to_prune(shares, self.numbers, self.criterion.scope)
+
+    def check_final(self, shares: Any) -> None:
+        """Raises ValueError for known shares that masks of the structure, or the minimum, don't allow."""
+        names, structure = self.cut.names, self.criterion.structure
+        each = shares if isinstance(shares, list) else [shares] * len(names)
+        for share, name in zip(each, names, strict=True):
+            structure.check_sparsity(share, name)
+        # A structure that fixes the sparsity has it in every leaf, whatever the scope.
+        self.check_minimum(shares, self.criterion.scope if structure.fixed_sparsity is None else "local")
+
+    def check_minimum(self, shares: Any, scope: Scope | None = None) -> None:
+        """Raises ValueError for known shares that prune more units than the minimum lets them."""
+        if any(self.least):
+            counts = counts_to_prune(shares, self.numbers, scope or self.criterion.scope)
+            check_least_kept(counts, self.numbers, self.least, list(self.cut.names))
+
+    # Which.
+
+    def masks(self, scores: PyTree, counts: Any, prior: PyTree | None = None) -> PyTree:
+        """Masks that prune `counts` units, those of the lowest scores, what `prior` has pruned before all others.
+
+        Args:
+          scores: tree like the parameters, larger = keep.
+          counts: as from `counts`; also traced.
+          prior: masks whose pruned units stay pruned.
+
+        Returns:
+          Tree like the parameters: bool arrays, and the plain `True` for leaves that are not pruned.
+        """
+        return self.masks_and_flags(scores, counts, prior)[0]
+
+    def masks_and_flags(
+        self, scores: PyTree, counts: Any, prior: PyTree | None = None
+    ) -> tuple[PyTree, list[jax.Array]]:
+        """`masks`, and for each chosen leaf whether none of its scores is NaN or -inf."""
+        weights = weights_of(self.params)
+        found = jax.tree.leaves(weights_of(scores))
+        if len(found) != len(self.leaves):
+            raise ValueError(
+                f"`score` must give a tree like the parameters, got {len(found)} leaves for {len(self.leaves)}."
+            )
+        held = [True] * len(found) if prior is None else mask_leaves(weights, weights_of(prior), "prior")
+        held = [True if is_kept_whole(mask) else mask for mask in held]
+        masks, fine = program.keep_masks(
+            self.cut,
+            [found[i] for i in self.chosen],
+            counts,
+            [None if held[i] is True else held[i] for i in self.chosen],
+            self.least,
+        )
+        return self.tree(masks, held), fine
+
+    def next_masks(self, scores: PyTree, counts: Any, masks: PyTree) -> PyTree:
+        """The masks that follow `masks`, what they pruned included: arrays in their tree, as a loop carries them."""
+        return as_arrays(self.masks(scores, counts, masks), masks)
+
+    def full_masks(self) -> PyTree:
+        """All-keep masks in the shapes of `masks`; each leaf an array of its own, placed like its parameter."""
+        masks = program.nothing_pruned(self.cut)
+        weights = [self.leaves[i].value for i in self.chosen]
+        whole = [jnp.array(True) for _ in self.leaves]
+        return self.tree([placed_like(m, w) for m, w in zip(masks, weights, strict=True)], whole)
+
+    # What masks say of units.
+
+    def pruned(self, masks: PyTree) -> list[jax.Array]:
+        """For each array of units which of them have no weight left under these masks."""
+        held = mask_leaves(weights_of(self.params), weights_of(masks))
+        return program.pruned_units(
+            self.cut, [None if is_kept_whole(held[i]) else held[i] for i in self.chosen]
+        )
+
+    def at_chosen(self, tree: PyTree) -> list[Any]:
+        """The leaves of a tree like the parameters at the chosen ones; of lookahead's pair the fast weights'."""
+        leaves = jax.tree.leaves(weights_of(tree))
+        return [leaves[i] for i in self.chosen]
+
+    def tree(self, masks: list[Any], others: list[Any] | None = None) -> PyTree:
+        """A tree like the parameters with these masks at the chosen leaves, elsewhere the plain `True`."""
+        leaves = [True] * len(self.leaves) if others is None else list(others)
+        for i, mask in zip(self.chosen, masks, strict=True):
+            leaves[i] = mask
+        tree = jax.tree.unflatten(jax.tree.structure(weights_of(self.params)), leaves)
+        return paired(tree, self.params)
+
+
+def as_arrays(masks: PyTree, like: PyTree) -> PyTree:
+    """Masks as a loop carries them: arrays throughout, in the tree of `like`."""
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [jnp.asarray(mask) for mask in jax.tree.leaves(masks)]
+    )

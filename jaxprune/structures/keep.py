@@ -1,0 +1,42 @@
+"""Which units are kept, where all of them are compared by their scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.selection import select
+
+
+@dataclasses.dataclass(frozen=True)
+class Highest:
+    """Keeps the units of the highest scores."""
+
+    def counts_to_compare(self, counts: Any) -> Any:
+        return counts
+
+    def select(
+        self,
+        units: list[jax.Array],
+        counts: Any,
+        pruned: list[jax.Array | None],
+        unprotected: list[Any] | None = None,
+    ) -> list[jax.Array]:
+        if unprotected is None:
+            return select(units, counts, pruned=pruned)
+        protected = select(units, unprotected, pruned=pruned)
+        kept = select([above_all(u, p) for u, p in zip(units, protected, strict=True)], counts, pruned=pruned)
+        return [k | p for k, p in zip(kept, protected, strict=True)]
+
+
+def above_all(scores: jax.Array, keep: jax.Array) -> jax.Array:
+    """Scores in which the units to keep rank above all others, also above inf."""
+    return jnp.where(keep, jnp.inf, below_infinity(scores))
+
+
+def below_infinity(scores: jax.Array) -> jax.Array:
+    """Scores with the largest number in place of inf. (A minimum would flush denormals.)"""
+    return jnp.where(scores == jnp.inf, jnp.finfo(scores.dtype).max, scores)

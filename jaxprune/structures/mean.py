@@ -1,0 +1,49 @@
+"""The score of a unit of several weights: their mean."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprune.float_range import INFINITY, exponent_of, scaled, unscaled, widened
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def mean_over(
+    scores: jax.Array, axes: tuple[int, ...], inside: jax.typing.ArrayLike | None = None
+) -> jax.Array:
+    """Mean over axes, which are kept with size 1; exact where the scores are constant. inf where one of them is.
+
+    Scores that are one value a unit (as `scores.l2_norm` gives them) must come through unchanged, or rounding
+    in the sum would reorder close units. So the mean is taken of the differences to the unit's lowest entry.
+    `inside` marks the entries that count.
+    """
+    if any(scores.shape[axis] == 0 for axis in axes):
+        return jnp.zeros([min(n, 1) if i in axes else n for i, n in enumerate(scores.shape)], jnp.float32)
+    scores = widened(scores)
+    counts = True if inside is None else inside
+    # Extremes of the bits and not of the floats, whose denormals are flushed.
+    bits = jnp.where(counts, lax.bitcast_convert_type(scores, jnp.int32), 0)
+    magnitude, sign = bits & 0x7FFFFFFF, bits >> 31
+    rank = (magnitude ^ sign) - sign
+    top = jnp.max(magnitude, axis=axes, keepdims=True)
+    lowest = jnp.min(jnp.where(counts, rank, INFINITY), axis=axes, keepdims=True)
+    highest = jnp.max(jnp.where(counts, rank, -INFINITY), axis=axes, keepdims=True)
+    low = lax.bitcast_convert_type(
+        jnp.where(lowest < 0, (-lowest) | jnp.int32(-(1 << 31)), lowest), jnp.float32
+    )
+    exponent = exponent_of(lax.bitcast_convert_type(top, jnp.float32))
+    low = scaled(low, exponent)
+    differences = jnp.where(counts, scaled(scores, exponent) - low, 0)
+    total = jnp.sum(differences, axis=axes, keepdims=True)
+    if inside is None:
+        size = math.prod(scores.shape[axis] for axis in axes)
+    else:
+        size = jnp.sum(inside, axis=axes, keepdims=True, dtype=jnp.float32)
+    mean = unscaled(low + total / size, exponent)
+    mean = jnp.where(highest == INFINITY, jnp.inf, jnp.where(lowest == -INFINITY, -jnp.inf, mean))
+    return jnp.where(top > INFINITY, jnp.nan, mean)
