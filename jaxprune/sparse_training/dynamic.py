@@ -134,7 +134,7 @@ def _moved(
     pruned = pruned_units(cut, masks)
     drop, gain = ([comparable(u) for u in cut.scores(leaves)] for leaves in (sizes, growth))
     gone = [counts.total(count_of([p], partitioned=True)) for p in pruned]
-    kept = [counts.total(count_of([~p], partitioned=True)) for p in pruned]
+    kept = [counts.subtract(Count.of(p.size), n) for p, n in zip(pruned, gone, strict=True)]
     dropped = [counts.add(n, _share_of(share, k)) for n, k in zip(gone, kept, strict=True)]
     survives = select(drop, dropped, pruned=pruned)
     # As many units as before are not kept; a survivor ranks above every candidate, NaN and inf included.
