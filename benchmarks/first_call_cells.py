@@ -22,6 +22,8 @@ from first_call_shapes import NETWORKS, SHAPES, abstract, random_weights
 from flax.training.train_state import TrainState
 
 import jaxprune as jp
+from jaxprune.allocation import Scope
+from jaxprune.structures import Structure
 
 STEPS, ROUNDS, BATCH = 100, 3, 8
 
@@ -66,7 +68,7 @@ def scores_row(column: str) -> Callable[[], Cost]:
     return lambda: called(lambda: jp.scores.magnitude(params))
 
 
-def masks_row(column: str, structure: jp.Structure, scope: str) -> Callable[[], Cost]:
+def masks_row(column: str, structure: Structure, scope: Scope) -> Callable[[], Cost]:
     params = random_weights(SHAPES[column]())
     scores = jax.block_until_ready(jp.scores.magnitude(params))
     where = None
@@ -152,6 +154,9 @@ def imp_row(column: str, rewind: int, every: int | None) -> Callable[[], Cost]:
     return lambda: compiled(imp.run, key, state)
 
 
+SCOPES: tuple[Scope, ...] = ("global", "local")
+
+
 def rows() -> dict[str, Callable[[str], Callable[[], Cost]]]:
     """Row -> column -> what to measure."""
     structures = (jp.Unstructured(), jp.NM(2, 4), jp.Channels())
@@ -160,7 +165,7 @@ def rows() -> dict[str, Callable[[str], Callable[[], Cost]]]:
             lambda column, a=structure, b=scope: masks_row(column, a, b)
         )
         for structure in structures
-        for scope in ("global", "local")
+        for scope in SCOPES
     }
     steps = {
         f"{way} step": lambda column, way=way: update_row(column, way)

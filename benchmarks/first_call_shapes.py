@@ -40,10 +40,10 @@ def gpt2_small() -> Shapes:
     """
     return {
         f"h_{block}": {
-            "ln_1": {"scale": (768,)},
-            "attn": {"c_attn": {"kernel": (768, 2304)}, "c_proj": {"kernel": (768, 768)}},
-            "ln_2": {"scale": (768,)},
-            "mlp": {"c_fc": {"kernel": (768, 3072), "bias": (3072,)}, "c_proj": {"kernel": (3072, 768)}},
+            "norm_1": {"scale": (768,)},
+            "attention": {"qkv": {"kernel": (768, 2304)}, "out": {"kernel": (768, 768)}},
+            "norm_2": {"scale": (768,)},
+            "mlp": {"up": {"kernel": (768, 3072), "bias": (3072,)}, "down": {"kernel": (3072, 768)}},
         }
         for block in range(12)
     }
