@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def keep_masks(
       priors: for each leaf what was pruned before; None where nothing was.
       least: units that each array of units keeps at least.
     """
-    sizes = [functools.reduce(int.__mul__, shape, 1) for shape in cut.shapes]
+    sizes = map(math.prod, cut.shapes)
     unprotected = [_argument(n - m) for n, m in zip(sizes, least, strict=True)] if any(least) else None
     counts = cut.counts_to_compare(counts)
     counts = [_argument(count) for count in counts] if isinstance(counts, list) else _argument(counts)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from jaxprune.selection.counts import Count, as_count, stack
 
 
@@ -22,4 +25,9 @@ def counts_of_rounds(rounds: list[Any]) -> Any:
 
 
 def _column(counts: list[Any]) -> Count:
-    return stack([as_count(count) for count in counts])
+    if not all(isinstance(count, int) for count in counts):
+        return stack([as_count(count) for count in counts])
+    words = ([count >> 32 for count in counts], [count & 0xFFFFFFFF for count in counts])
+    return Count(
+        *(jnp.asarray(np.array(word, np.uint32)) for word in words)
+    )  # one constant, no operation a round

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxprune.params import PyTree
 from jaxprune.scores.gradients import check_batches, checked_loss, split_floats
 from jaxprune.scores.unit_sum import float_paths, spread, unit_sum
-from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures import LeafStructure, Unstructured
 from jaxprune.whole_numbers import check_whole
 
 
@@ -20,7 +20,7 @@ def fisher(
     loss_fn: Callable[[PyTree, Any], Any],
     params: PyTree,
     *batches: Any,
-    structure: Structure = Unstructured(),
+    structure: LeafStructure = Unstructured(),
     chunk: int = 32,
 ) -> PyTree:
     r"""Second-order change of the loss when a weight goes: \(w^2\,\frac1N\sum_n g_n^2\), \(g_n\) of sample n.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from jaxprune.params import PyTree
 from jaxprune.scores.unit_norm import l1_of_units, unit_norm
-from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures import LeafStructure, Unstructured
 
 
-def l1_norm(params: PyTree, structure: Structure = Unstructured()) -> PyTree:
+def l1_norm(params: PyTree, structure: LeafStructure = Unstructured()) -> PyTree:
     """L1 norm of each unit: `score = sum |w|` over the unit's weights.
 
     A sum grows with the unit's size; compare layers of different sizes with `normalize`, or take

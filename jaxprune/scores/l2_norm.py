@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from jaxprune.params import PyTree
 from jaxprune.scores.unit_norm import l2_of_units, unit_norm
-from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures import LeafStructure, Unstructured
 
 
-def l2_norm(params: PyTree, structure: Structure = Unstructured()) -> PyTree:
+def l2_norm(params: PyTree, structure: LeafStructure = Unstructured()) -> PyTree:
     """L2 norm of each unit: `score = sqrt(sum w^2)` over the unit's weights.
 
     Args:

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jaxprune.params import PyTree
 from jaxprune.scores.gradients import checked_loss, mean_gradients, split_floats
 from jaxprune.scores.unit_sum import over_units
-from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures import LeafStructure, Unstructured
 
 
 def snip(
     loss_fn: Callable[[PyTree, Any], Any],
     params: PyTree,
     *batches: Any,
-    structure: Structure = Unstructured(),
+    structure: LeafStructure = Unstructured(),
 ) -> PyTree:
     r"""Effect on the loss of a gate at each weight: \(|w\,g|\), \(g = \partial L/\partial w\).
 

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jaxprune.params import PyTree, is_float_array
 from jaxprune.scores.gradients import split_floats
 from jaxprune.scores.unit_sum import over_units
-from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures import LeafStructure, Unstructured
 
 
 def synflow(
     fn: Callable[..., Any],
     params: PyTree,
     *inputs: Any,
-    structure: Structure = Unstructured(),
+    structure: LeafStructure = Unstructured(),
     scale: float = 1.0,
 ) -> PyTree:
     r"""Flow through each weight: \(|w\,\partial R/\partial |w||\), R the sum of the outputs for |w| and ones.

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jaxprune.params import PyTree
 from jaxprune.scores.gradients import checked_loss, mean_gradients, mean_over_batches, split_floats
 from jaxprune.scores.unit_sum import over_units
-from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures import LeafStructure, Unstructured
 
 
 def taylor(
     loss_fn: Callable[[PyTree, Any], Any],
     params: PyTree,
     *batches: Any,
-    structure: Structure = Unstructured(),
+    structure: LeafStructure = Unstructured(),
 ) -> PyTree:
     r"""Squared first-order change of the loss when a unit goes: \((\sum w\,g)^2\), \((w\,g)^2\) for one weight.
 

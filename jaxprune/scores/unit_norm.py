@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from jaxprune.float_range import exponent_of, scaled, unscaled, widened
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array
-from jaxprune.structures import Structure
+from jaxprune.structures import LeafStructure
 
 
 def unit_norm(
-    params: PyTree, structure: Structure, of_units: Callable[[jax.Array, Structure], jax.Array]
+    params: PyTree, structure: LeafStructure, of_units: Callable[[jax.Array, LeafStructure], jax.Array]
 ) -> PyTree:
     """The norm of each unit, at every weight of the unit."""
     paths, leaves, treedef = flatten_with_paths(params)
@@ -36,12 +36,12 @@ def unit_norm(
     return jax.tree.unflatten(treedef, scores)
 
 
-def l1_of_units(w: jax.Array, structure: Structure) -> jax.Array:
+def l1_of_units(w: jax.Array, structure: LeafStructure) -> jax.Array:
     """Sum of the absolute values of each unit."""
     return structure.unit_scores(jnp.abs(widened(w))) * structure.unit_sizes(w.shape)
 
 
-def l2_of_units(w: jax.Array, structure: Structure) -> jax.Array:
+def l2_of_units(w: jax.Array, structure: LeafStructure) -> jax.Array:
     """Root of the sum of the squares of each unit, which are taken of numbers near 1: of w over a power of two."""
     w = widened(w)
     exponent = exponent_of(structure.unit_scores(jnp.abs(jax.lax.stop_gradient(w))))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array
-from jaxprune.structures import Structure
+from jaxprune.structures import LeafStructure
 
 
 def float_paths(params: PyTree) -> list[str]:
@@ -17,7 +17,7 @@ def float_paths(params: PyTree) -> list[str]:
     return [path for path, leaf in zip(paths, leaves, strict=True) if is_float_array(leaf)]
 
 
-def unit_sum(path: str, values: jax.Array, structure: Structure) -> jax.Array:
+def unit_sum(path: str, values: jax.Array, structure: LeafStructure) -> jax.Array:
     """Sum of the values over each unit: an array of the units' shape.
 
     A leaf that the structure cannot cut is returned as it is: whether it may be pruned at all is for
@@ -28,7 +28,7 @@ def unit_sum(path: str, values: jax.Array, structure: Structure) -> jax.Array:
     return structure.unit_scores(values) * structure.unit_sizes(values.shape)
 
 
-def spread(path: str, units: jax.Array, shape: tuple[int, ...], structure: Structure) -> jax.Array:
+def spread(path: str, units: jax.Array, shape: tuple[int, ...], structure: LeafStructure) -> jax.Array:
     """The value of each unit at every one of its weights."""
     return jnp.broadcast_to(structure.expand(units, shape), shape) if _cuts(path, shape, structure) else units
 
@@ -36,7 +36,7 @@ def spread(path: str, units: jax.Array, shape: tuple[int, ...], structure: Struc
 def over_units(
     params: PyTree,
     values: Sequence[jax.Array],
-    structure: Structure,
+    structure: LeafStructure,
     score: Callable[[jax.Array], jax.Array] = lambda total: total,
 ) -> list[jax.Array]:
     """`score(sum over the unit)` at every weight of the unit, for the values of all float leaves."""
@@ -46,7 +46,7 @@ def over_units(
     ]
 
 
-def _cuts(path: str, shape: tuple[int, ...], structure: Structure) -> bool:
+def _cuts(path: str, shape: tuple[int, ...], structure: LeafStructure) -> bool:
     if not shape or 0 in shape:
         return False
     try:

@@ -93,8 +93,10 @@ def dynamic(
         def move(old: PyTree) -> PyTree:
             share = fraction / 2 * (1 + jnp.cos(math.pi * step.astype(jnp.float32) / max(end, 1)))
             weights = weights_of(params)
-            trees = old, magnitude(weights), grow(updates, weights, step)
-            moved = _moved(units.cut, *map(units.at_chosen, trees), share)
+            masks, sizes, growth = map(
+                units.at_chosen, (old, magnitude(weights), grow(updates, weights, step))
+            )
+            moved = _moved(units.cut, masks, sizes, growth, share)
             return weights_of(units.tree(moved, jax.tree.leaves(old)))
 
         new = update_if(is_due, move, old)

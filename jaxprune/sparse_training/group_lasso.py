@@ -14,7 +14,7 @@ from jaxprune.masking import Criterion
 from jaxprune.meshes import placed_like
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores.unit_norm import l2_of_units
-from jaxprune.structures import Channels, Structure
+from jaxprune.structures import Channels, LeafStructure
 from jaxprune.transforms.masked import check_given
 from jaxprune.transforms.placeholder import mappable
 
@@ -29,7 +29,7 @@ class GroupLassoState(NamedTuple):
 
 def group_penalty(
     params: PyTree,
-    structure: Structure = Channels(),
+    structure: LeafStructure = Channels(),
     where: PyTree | None = None,
 ) -> jax.Array:
     """Sum over units of the root of their size times their L2 norm: `sum_g sqrt(n_g) ||w_g||`.
@@ -73,7 +73,7 @@ def group_lasso(
     strength: float,
     *,
     learning_rate: float | Callable[[Any], Any],
-    structure: Structure = Channels(),
+    structure: LeafStructure = Channels(),
     where: PyTree | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that each step is followed by the proximal step of `strength * group_penalty`.
@@ -145,6 +145,6 @@ def group_lasso(
     return optax.GradientTransformationExtraArgs(mappable(init_fn, GroupLassoState, inner), update_fn)
 
 
-def _norm_and_size(w: jax.Array, structure: Structure) -> tuple[jax.Array, jax.Array]:
+def _norm_and_size(w: jax.Array, structure: LeafStructure) -> tuple[jax.Array, jax.Array]:
     """L2 norm of each unit, and the number of its weights."""
     return l2_of_units(w, structure), jnp.asarray(structure.unit_sizes(w.shape), jnp.float32)

@@ -4,7 +4,7 @@ from jaxprune.structures.block import Block
 from jaxprune.structures.channels import Channels
 from jaxprune.structures.layers import Layers
 from jaxprune.structures.nm import NM
-from jaxprune.structures.structure import Structure
+from jaxprune.structures.structure import LeafStructure, Structure
 from jaxprune.structures.unstructured import Unstructured
 
-__all__ = ["NM", "Block", "Channels", "Layers", "Structure", "Unstructured"]
+__all__ = ["NM", "Block", "Channels", "Layers", "LeafStructure", "Structure", "Unstructured"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,10 @@ class Block:
     """
 
     shape: tuple[int, ...]
-    fixed_sparsity: ClassVar[None] = None
+
+    @property
+    def fixed_sparsity(self) -> None:
+        return None
 
     def __post_init__(self):
         extents = (self.shape,) if isinstance(self.shape, int) else tuple(self.shape)

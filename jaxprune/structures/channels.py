@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 
@@ -37,7 +37,10 @@ class Channels:
     """
 
     axis: int = -1
-    fixed_sparsity: ClassVar[None] = None
+
+    @property
+    def fixed_sparsity(self) -> None:
+        return None
 
     def check_scope(self, scope: str) -> None:
         del scope

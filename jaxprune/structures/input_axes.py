@@ -21,8 +21,12 @@ InputAxis = int | Literal["either"]
 def input_axes(leaves: Sequence[Leaf]) -> dict[str, InputAxis]:
     """The input axes that a tree tells of its leaves, by their paths; the others are as in JAX's own layouts."""
     shapes = {leaf.path: tuple(getattr(leaf.value, "shape", ())) for leaf in leaves}
-    told = [(leaf.path, _input_axis(leaf, shapes)) for leaf in leaves if len(shapes[leaf.path]) > 1]
-    return {path: axis for path, axis in told if axis is not None}
+    known: dict[str, InputAxis] = {}
+    for leaf in leaves:
+        axis = _input_axis(leaf, shapes) if len(shapes[leaf.path]) > 1 else None
+        if axis is not None:
+            known[leaf.path] = axis
+    return known
 
 
 def _input_axis(leaf: Leaf, shapes: dict[str, tuple[int, ...]]) -> InputAxis | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 
@@ -29,7 +29,9 @@ class Layers:
       Array([[False]], dtype=bool)
     """
 
-    fixed_sparsity: ClassVar[None] = None
+    @property
+    def fixed_sparsity(self) -> None:
+        return None
 
     def check_scope(self, scope: str) -> None:
         if scope == "local":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 
@@ -26,7 +26,9 @@ class Unstructured:
              [False,  True]], dtype=bool)
     """
 
-    fixed_sparsity: ClassVar[None] = None
+    @property
+    def fixed_sparsity(self) -> None:
+        return None
 
     def check_scope(self, scope: str) -> None:
         del scope
