@@ -19,7 +19,7 @@ from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given, masked_update
 from jaxprune.transforms.moments import clear_moments
 from jaxprune.transforms.placeholder import mappable
-from jaxprune.transforms.scheduled import check_schedule, counts_at, nothing_asked, shares_at
+from jaxprune.transforms.scheduled import check_schedule, nothing_asked, scheduled_counts, shares_at
 from jaxprune.transforms.update import update_if
 from jaxprune.whole_numbers import check_whole
 
@@ -120,7 +120,7 @@ def movement(
         )
 
         def choose(masks: PyTree) -> PyTree:
-            counts = counts_at(schedule, sparsity, units)
+            counts = scheduled_counts(schedule, sparsity, units)
             return as_arrays(units.masks(collected, counts, None if regrow else masks), masks)
 
         is_due = jnp.any(sparsity > state.sparsity)

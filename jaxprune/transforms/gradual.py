@@ -18,7 +18,13 @@ from jaxprune.scores.scorer import call_score
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms.masked import check_given, masked_update, without_past
 from jaxprune.transforms.placeholder import mappable
-from jaxprune.transforms.scheduled import check_schedule, counts_at, final_shares, nothing_asked, shares_at
+from jaxprune.transforms.scheduled import (
+    check_schedule,
+    final_shares,
+    nothing_asked,
+    scheduled_counts,
+    shares_at,
+)
 from jaxprune.transforms.update import update_if
 
 
@@ -110,7 +116,7 @@ def gradual(
         def prune(masks: PyTree) -> PyTree:
             step_key = None if key is None else jax.random.fold_in(key, state.count)
             scores = call_score(score, weights_of(params), step_key)
-            return units.next_masks(scores, counts_at(schedule, sparsity, units), masks)
+            return units.next_masks(scores, scheduled_counts(schedule, sparsity, units), masks)
 
         masks = update_if(jnp.any(sparsity > state.sparsity), prune, state.masks)
         inner_state = without_past(inner, state.inner_state, params, masks)

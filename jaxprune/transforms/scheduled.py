@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.allocation import check_fraction, check_limit, is_share
+from jaxprune.allocation import Scope, check_fraction, check_limit, counts_to_prune, is_share
 from jaxprune.masking import Units
 from jaxprune.selection import counts as exact
 from jaxprune.structures import Structure
@@ -54,16 +54,20 @@ def shares_at(schedule: Callable[[Any], Any], step: jax.Array, units: Units) -> 
     return jnp.stack([jnp.asarray(share, jnp.float32) for share in units.each(value, "schedule")])
 
 
-def counts_at(schedule: Any, shares: jax.Array, units: Units) -> Any:
-    """Units to prune for what `shares_at` gave, and exactly those of the schedule's `final` where it is reached.
+def scheduled_counts(schedule: Any, shares: jax.Array, units: Units) -> Any:
+    """Units to prune for what `shares_at` gave."""
+    return counts_at(shares, final_shares(schedule, units), units.numbers, units.criterion.scope)
+
+
+def counts_at(shares: jax.Array, final: Any, numbers: list[int], scope: Scope) -> Any:
+    """Of arrays with these numbers of units, how many to prune; exactly those of `final` where that is reached.
 
     float32 shares alone are up to 2^-25 off, which is a unit in a leaf of more than 2^24.
     """
-    final = final_shares(schedule, units)
-    counts = units.counts(list(shares) if shares.ndim else shares)
+    counts = counts_to_prune(list(shares) if shares.ndim else shares, numbers, scope)
     if final is None:
         return counts
-    wanted = units.counts(final)
+    wanted = counts_to_prune(final, numbers, scope)
     if isinstance(counts, list) != isinstance(wanted, list):
         return counts
     reached = shares == jnp.asarray(np.asarray(final, np.float32))
