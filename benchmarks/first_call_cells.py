@@ -7,6 +7,7 @@ prints the cost as JSON. The process ends with the signal SIGXCPU after LIMIT CP
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 import sys
@@ -161,8 +162,8 @@ def rows() -> dict[str, Callable[[str], Callable[[], Cost]]]:
     """Row -> column -> what to measure."""
     structures = (jp.Unstructured(), jp.NM(2, 4), jp.Channels())
     masks = {
-        f"make_masks, {type(structure).__name__}, {scope}": (
-            lambda column, a=structure, b=scope: masks_row(column, a, b)
+        f"make_masks, {type(structure).__name__}, {scope}": functools.partial(
+            masks_row, structure=structure, scope=scope
         )
         for structure in structures
         for scope in SCOPES

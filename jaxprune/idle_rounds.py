@@ -8,6 +8,7 @@ counts as training.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -87,8 +88,13 @@ class Clock:
         jax.eval_shape(look, self.start(), jnp.zeros([], jnp.int32))
         return seen[0]
 
-    def run(self, counts: Counts, start: int, stop: int) -> tuple[Counts, bool]:
-        """The counts after steps start, ..., stop - 1, and whether one of them can train."""
+    @functools.cached_property
+    def loop(self) -> Callable[[Any, Any, Any], Any]:
+        """(start, stop, (counts, whether a step trained)) -> the last one, compiled.
+
+        To be asked for outside of `ensure_compile_time_eval`: inside it each of its operations on known numbers
+        would be compiled and run on its own while the loop is traced.
+        """
 
         def body(number: jax.Array, carry: tuple[Counts, jax.Array]) -> tuple[Counts, jax.Array]:
             after, moves = self.advance(carry[0], number)
@@ -96,10 +102,14 @@ class Clock:
             new = tuple(jnp.asarray(x, old.dtype) for x, old in zip(new, carry[0], strict=True))
             return new, carry[1] | moves
 
-        if not hasattr(self, "_loop"):
-            self._loop = jax.jit(lambda low, high, carry: jax.lax.fori_loop(low, high, body, carry))
-        carry = tuple(map(jnp.asarray, counts)), jnp.zeros([], bool)
-        counts, trains = self._loop(jnp.int32(start), jnp.int32(stop), carry)
+        number = jax.ShapeDtypeStruct((), np.int32)
+        carry = jax.eval_shape(lambda *args: args, self.start(), np.zeros([], bool))
+        looped = jax.jit(lambda low, high, carry: jax.lax.fori_loop(low, high, body, carry))
+        return looped.lower(number, number, carry).compile()
+
+    def run(self, counts: Counts, start: int, stop: int) -> tuple[Counts, bool]:
+        """The counts after steps start, ..., stop - 1, and whether one of them can train."""
+        counts, trains = self.loop(np.int32(start), np.int32(stop), (counts, np.zeros([], bool)))
         return tuple(map(np.asarray, counts)), bool(trains)
 
 
@@ -125,6 +135,7 @@ def idle_round(
     if not clock.is_telling:
         return None
     restore = _Program(lambda key, s, base: rewind.restore(key, s, rewind.take(base)), key, state, state)
+    _ = clock.loop  # compiled here, see there
     with jax.ensure_compile_time_eval():
         snapshot, early = clock.run(clock.start(), 0, rewind.step)
         end, late = clock.run(snapshot, rewind.step, training.steps)
@@ -153,6 +164,7 @@ def is_over(training: Training, key: jax.Array, state: Any, chosen: list[int]) -
     if not clock.is_telling:
         return False
     start = clock.start()
+    _ = clock.loop
     with jax.ensure_compile_time_eval():
         fresh = tuple(np.zeros_like(count) for count in start)
         return not clock.run(start, 0, training.steps)[1] and clock.run(fresh, 0, training.steps)[1]

@@ -153,11 +153,17 @@ def _is_plain(x: Any) -> bool:
 def _zero(x: Value) -> Any:
     if isinstance(x, Hint):
         return x.zero
-    return _flag(jnp.all(jnp.asarray(x.value) == 0))
+    return _all_equal(x.value, 0)
+
+
+def _all_equal(value: Any, number: int) -> Any:
+    """Whether all entries are this number; on the host where they are known, so that nothing is compiled."""
+    xp = jnp if isinstance(value, Tracer) else np
+    return _flag(xp.all(xp.asarray(value) == number))
 
 
 def _one(x: Value) -> Any:
-    return _flag(jnp.all(jnp.asarray(x.value) == 1)) if isinstance(x, Known) else False
+    return _all_equal(x.value, 1) if isinstance(x, Known) else False
 
 
 def _same(x: Value) -> tuple[int, Any] | None:
@@ -211,7 +217,7 @@ def _select(which: Value, cases: list[Value]) -> Value:
 
 def _chosen(which: Any, cases: Sequence[Value]) -> Value:
     """The case of a known number."""
-    is_case = [_flag(jnp.asarray(which) == i) for i in range(len(cases))]
+    is_case = [_all_equal(which, i) for i in range(len(cases))]
     for case, is_it in zip(cases, is_case, strict=True):
         if is_it is True:
             return case
