@@ -1,4 +1,5 @@
-# Two commands do everything: `make demo` (the main job on real data) and `make test` (all checks).
+# Three commands do everything: `make demo` (the main job on real data), `make test` (all checks) and
+# `make check` (within 90 s on two cores: formatting, lint, types and the tests that are not marked `slow`).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,16 +10,26 @@ NEWEST_TESTS := tests/surgery $(wildcard tests/test_calibration*.py) tests/test_
   tests/test_transforms.py tests/test_gradual.py $(wildcard tests/test_imp*.py) \
   tests/test_jax_compat.py jaxprune README.md
 
-.PHONY: demo test test-newest newest clean
+.PHONY: demo test check lint types fast test-newest newest clean
 
 demo: $(VENV)/.demo
 	$(BIN)/jaxprune imp --overwrite
 
-test: $(VENV)/.test
+test: lint types
+	$(BIN)/pytest -n auto
+
+check: $(VENV)/.test
+	@$(MAKE) --no-print-directory -j2 lint types fast
+
+lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(VENV)/.test
 	$(BIN)/pyright
-	$(BIN)/pytest -n auto
+
+fast: $(VENV)/.test
+	$(BIN)/pytest -n auto -m "not slow" tests
 
 test-newest:
 	@for version in $(NEWER_PYTHONS); do \

@@ -33,6 +33,7 @@ ALLOCATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALLOCATIONS)
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.999])
 def test_total_is_exact_and_make_masks_takes_it(name, sparsity):
@@ -76,6 +77,7 @@ def test_erk_of_equal_layers_is_uniform():
     assert jp.allocate.erk(params, 0.75) == jp.allocate.uniform(params, 0.75) == [0.75] * 3
 
 
+@pytest.mark.slow
 def test_owl_hand_numbers_for_layers_of_unequal_size():
     # Outliers: 0 of 100 and 2 of 200 (100 against a mean of 1.99). Densities c and c + 0.2; 150 are kept:
     # 100 c + 200 (c + 0.2) = 150, c = 110/300.
@@ -108,6 +110,7 @@ def test_owl_layers_of_several_leaves():
 # One threshold
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("structure", "sparsity"),
     [(jp.Unstructured(), 0.8), (jp.Block((3, 4)), 0.3), (jp.Channels(), 0.5), (jp.Layers(), 0.5)],

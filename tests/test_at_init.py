@@ -41,6 +41,7 @@ def by_loop(score, params, sparsity, rounds, **options):
     return masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"scope": "local", "structure": jp.Channels(), "minimum": 1}], ids=["global", "local"]
 )
@@ -66,6 +67,7 @@ def test_one_round_is_pruning_in_one_shot():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_synflow_leaves_no_layer_empty_where_magnitude_and_one_shot_do():
     """The theorem's claim: at maximal critical compression one weight a layer is left, and a path through them."""
     params = params_of(widths=(10, 30, 5, 4))
@@ -78,6 +80,7 @@ def test_synflow_leaves_no_layer_empty_where_magnitude_and_one_shot_do():
     assert float(net(ones, jnp.ones((1, 10))).sum()) > 0
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_with_a_traced_sparsity_bfloat16_and_sparsity_0():
     prune = jax.jit(lambda params, sparsity: jp.prune_at_init(synflow, params, sparsity, 3))
     seeds = [params_of(0), params_of(1)]
@@ -91,6 +94,7 @@ def test_vmap_over_seeds_with_a_traced_sparsity_bfloat16_and_sparsity_0():
     assert sum(kept(prune(params_of(0, jnp.bfloat16), 0.9))) == 22
 
 
+@pytest.mark.slow
 def test_allocation_key_and_leaves_that_are_no_weights():
     params = {**params_of(), "steps": jnp.arange(3), "activation": jax.nn.relu}
     shares = {"w": [0.5, 0.25], "bias": 0.0, "steps": 0.0, "activation": 0.0}
@@ -98,12 +102,14 @@ def test_allocation_key_and_leaves_that_are_no_weights():
     assert kept(masks) == [80, 48] and masks["steps"] is True
 
 
+@pytest.mark.slow
 def test_pattern_is_whole_at_the_end():
     params = {"w": jax.random.normal(jax.random.key(0), (8, 4))}
     mask = jp.prune_at_init(jp.scores.magnitude, params, 0.5, 3, structure=jp.NM(2, 4))["w"]
     assert bool((mask.reshape(2, 4, 4).sum(1) == 2).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_parameters_give_the_same_masks(kind):
     params = {"w": jax.random.normal(jax.random.key(0), (8, 16))}
@@ -115,6 +121,7 @@ def test_sharded_parameters_give_the_same_masks(kind):
     np.testing.assert_array_equal(got["w"], want["w"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

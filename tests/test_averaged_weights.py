@@ -25,6 +25,7 @@ def step_of(tx, grads=lambda params: jax.tree.map(jnp.cos, params)):
     return step
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("name", ["masked", "gradual", "rigl"])
 def test_evaluation_parameters_of_schedule_free_are_zero_under_masks_that_come_late(name):
     inner, params = contrib.schedule_free_sgd(0.1), weights_of()
@@ -61,6 +62,7 @@ def fast_gradients(params):
     return jax.tree.map(jnp.cos, params.fast)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_both_weights_of_lookahead_have_the_same_masks_and_zeros(name):
     params = optax.LookaheadParams.init_synced(weights_of())

@@ -36,6 +36,7 @@ def test_hand_worked_second_moment_norms_and_means():
     np.testing.assert_allclose(square, [[(16 + 25) / 2] * 3], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_diagonal_is_that_of_the_full_moment():
     params, batches = {"w": draw(0, 5, 3)}, [draw(1, 7, 5), draw(2, 7, 5)]
     diagonal = jp.calibrate(lambda p, x: x @ p["w"], params, batches)["w"]
@@ -45,6 +46,7 @@ def test_diagonal_is_that_of_the_full_moment():
         diagonal.output_moments(params["w"])
 
 
+@pytest.mark.slow
 def test_wide_inputs_are_symmetric_and_exact():  # several strips of X^T X
     x = draw(0, 40, 450)
     stats = jp.calibrate(lambda p, x: x @ p["w"], {"w": jnp.ones((450, 2))}, [x], moments="full")
@@ -78,6 +80,7 @@ def custom(x, w):
 custom.defjvp(lambda primals, tangents: (custom(*primals), custom(tangents[0], primals[1])))
 
 
+@pytest.mark.slow_beyond(3)
 @pytest.mark.parametrize("name", layouts(np.zeros((6, 4))))
 def test_statistics_reach_the_weight_however_it_is_stored(name):
     x, w = draw(0, 9, 6), draw(1, 6, 4)
@@ -257,6 +260,7 @@ def test_wanda_prunes_every_output_alike_and_counts_exactly():
         np.testing.assert_array_equal(np.flatnonzero(~np.asarray(masks["w"])[:, o]), np.sort(lowest))
 
 
+@pytest.mark.slow
 def test_wanda_compares_per_output_in_torch_layout_too():
     w, x = draw(0, 8, 5), draw(1, 30, 8)
     params = {"w": w.T}
@@ -291,6 +295,7 @@ def test_statistics_of_other_parameters_are_refused():
         jp.scores.ria({"w": jnp.ones((4, 2))}, stats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_inputs_that_are_not_finite_are_an_error_that_names_the_first_weight_they_reach(bad):
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}

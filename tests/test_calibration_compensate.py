@@ -51,6 +51,7 @@ def test_refit_is_least_squares_on_the_kept_rows_in_float64():
     assert layer.error == pytest.approx(np.sum((h @ (expected - w)) ** 2) / np.sum((h @ w) ** 2), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_what_loses_no_input_stays_as_it_was_and_masked_is_shrunk():
     params, x = mlp_params(0), draw(1, 50, 6)
     groups = jp.find_groups(mlp, params, x)
@@ -84,6 +85,7 @@ def test_a_duplicate_unit_goes_without_loss():
     np.testing.assert_allclose(new["down"][2], params["down"][2] + params["down"][5], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_head_that_is_a_combination_of_others_goes_without_loss():
     """Head 4 gives what heads 0 and 1 give, mixed by a matrix."""
 
@@ -110,6 +112,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("damping", [1e-3, 1.0])
 def test_no_output_gets_worse_than_by_masking_alone(name, damping):
@@ -144,6 +147,7 @@ def refitted(here, there, w0, kept, damping):
     return w
 
 
+@pytest.mark.slow
 def test_layers_see_the_refitted_layers_before_them_with_their_own_units_still_there():
     params, x = {"up": draw(0, 4, 6), "mid": draw(1, 6, 8), "out": draw(2, 8, 3)}, draw(3, 80, 4)
 
@@ -163,6 +167,7 @@ def test_layers_see_the_refitted_layers_before_them_with_their_own_units_still_t
     assert [(layer.path, round(layer.sparsity, 3)) for layer in seen] == [("mid", 0.333), ("out", 0.25)]
 
 
+@pytest.mark.slow
 def test_a_norm_over_removed_channels_is_made_up_for():
     """What is left of the stream is scaled otherwise: the weights after it are fitted to what they will see."""
     params, x = {"in": draw(0, 4, 6), "out": draw(1, 6, 3)}, draw(2, 80, 4)
@@ -183,6 +188,7 @@ def test_a_norm_over_removed_channels_is_made_up_for():
     assert plan.verify(fn, new, x).ok
 
 
+@pytest.mark.slow
 def test_padding_does_not_count_whatever_it_holds():
     params, x = mlp_params(0), draw(1, 7, 5, 6)
     padding = jnp.arange(5) < jnp.array([5, 4, 3, 2, 5, 1, 5])[:, None]
@@ -197,6 +203,7 @@ def test_padding_does_not_count_whatever_it_holds():
         np.testing.assert_allclose(new["down"], plain["down"], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_scanned_layers_are_refitted_each():
     params, x = {"up": draw(0, 3, 4, 6), "down": draw(2, 3, 6, 4)}, draw(1, 40, 4)
 
@@ -220,6 +227,7 @@ def test_scanned_layers_are_refitted_each():
     assert plan.verify(fn, new, x).ok
 
 
+@pytest.mark.slow
 def test_grouped_convolutions_lose_channels_in_each_group():
     def fn(p, x):
         numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -238,6 +246,7 @@ def test_grouped_convolutions_lose_channels_in_each_group():
     assert plan.verify(fn, new, x).ok
 
 
+@pytest.mark.slow
 def test_tied_weights_and_tables_are_only_masked():
     """A weight that encodes and decodes: refitted for one it would spoil the other. So with an embedding."""
 
@@ -278,6 +287,7 @@ def test_a_weight_of_two_uses_is_refitted_for_both():
     np.testing.assert_allclose(new["out"], expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_bfloat16_and_is_no_worse():
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), mlp_params(0))
     x = draw(1, 200, 6).astype(jnp.bfloat16)
@@ -291,6 +301,7 @@ def test_bfloat16_stays_bfloat16_and_is_no_worse():
     assert error(new) < 0.7 * error(masked)
 
 
+@pytest.mark.slow
 def test_fewer_rows_than_inputs_and_dead_inputs_stay_finite():
     params = mlp_params(0)
     params["up"] = params["up"].at[:, 1].set(0)
@@ -343,6 +354,7 @@ class Net(eqx.Module):
         return self.activation(x @ self.up.T) @ self.down.T
 
 
+@pytest.mark.slow
 def test_modules_and_transposed_weights():
     params, x = mlp_params(0), draw(1, 40, 6)
     net = Net(params["up"].T, params["down"].T, jnp.tanh)
@@ -365,6 +377,7 @@ def test_modules_and_transposed_weights():
     np.testing.assert_allclose(plan.compact(fn)(small, x), fn(new, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_nnx_models():
     model = nnx.Sequential(nnx.Linear(6, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
     graph, params = nnx.split(model)

@@ -29,6 +29,7 @@ def damped(x, share=0.01):
     return h + share * np.mean(np.diag(h)) * np.eye(len(h))
 
 
+@pytest.mark.slow
 def test_sparsegpt_unstructured_is_brute_force_obs():
     w, x = draw(0, 12, 7), correlated(1, 60, 12)
     h = damped(x)
@@ -59,6 +60,7 @@ def test_sparsegpt_2_4_is_brute_force_obs():
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_sparsegpt_blocks_change_nothing_but_the_choice():
     """With the mask given by 2:4, updates that wait for the end of a block are the same updates."""
     w, x = draw(0, 20, 7), correlated(1, 60, 20)
@@ -68,6 +70,7 @@ def test_sparsegpt_blocks_change_nothing_but_the_choice():
     np.testing.assert_allclose(whole[0], lazy[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_least_squares_is_the_solution_of_each_output():
     w, x = draw(0, 8, 5), correlated(1, 60, 8)
     got, mask = prune(w, x, 0.5, method=jp.MaskOnly("wanda"), refine=(jp.LeastSquares(20),))
@@ -78,6 +81,7 @@ def test_least_squares_is_the_solution_of_each_output():
         np.testing.assert_allclose(got[kept, o], solution, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_swaps_find_the_best_mask_of_a_small_output():
     """2 of 4 kept in one group: six masks, the best one by least squares for each is brute force."""
     w, x = draw(0, 4, 6), correlated(1, 60, 4)
@@ -96,6 +100,7 @@ def test_swaps_find_the_best_mask_of_a_small_output():
     assert found >= 5
 
 
+@pytest.mark.slow
 def test_swaps_with_dense_values_by_hand():
     """G = diag(1, 4), w = (3, 2): keeping 2 costs 9, keeping 3 costs 16. Magnitude keeps 3; the swap mends it."""
     w, x = jnp.array([[3.0], [2.0]]), jnp.array([[1.0, 0.0], [0.0, 2.0]])
@@ -105,6 +110,7 @@ def test_swaps_with_dense_values_by_hand():
     assert after.ravel().tolist() == [0, 2] and mask.ravel().tolist() == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["magnitude", "wanda", "ria"])
 def test_masks_by_a_score_need_the_diagonal_only(score):
     """What is reported asks for X^T X, and changes nothing else."""
@@ -130,6 +136,7 @@ def test_masks_by_a_score_need_the_diagonal_only(score):
     assert len(layers) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(7, 5), (1, 4), (6, 1)])
 def test_each_output_is_pruned_alike_and_ties_go_by_index(shape):
     """Against ranks inside each output, for every count; what equal parts leave over goes by flat index."""

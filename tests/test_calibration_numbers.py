@@ -11,6 +11,7 @@ import jaxprune as jp
 # Numbers whose squares leave float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-20, 1e25])
 @pytest.mark.parametrize("method", [jp.MaskOnly(), jp.SparseGPT(), jp.ADMM()], ids=lambda m: type(m).__name__)
 def test_the_unit_of_inputs_and_weights_changes_nothing(method, size):
@@ -29,6 +30,7 @@ def test_the_unit_of_inputs_and_weights_changes_nothing(method, size):
         assert 0 < results[0].error < 1
 
 
+@pytest.mark.slow
 def test_statistics_hold_small_and_large_inputs_beside_each_other():
     x = np.array([[1.0, 2e-25, 0, 3e20], [1.0, -1e-25, 0, 1e20]], np.float32)
     for kind in ("diagonal", "full"):
@@ -40,6 +42,7 @@ def test_statistics_hold_small_and_large_inputs_beside_each_other():
         assert np.asarray(stats.moments[0].unseen).tolist() == [[False, False, True, False]]
 
 
+@pytest.mark.slow
 def test_uses_of_one_weight_at_sizes_far_apart_add_up():
     w, x = draw(0, 8, 8), draw(1, 40, 8)
     fn = lambda p, x: (x @ p["w"], (x * 1e20) @ p["w"])  # noqa: E731
@@ -51,6 +54,7 @@ def test_uses_of_one_weight_at_sizes_far_apart_add_up():
     np.testing.assert_allclose(new["w"], alone["w"], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_compensate_and_unit_scores_at_any_size():
     params = {"up": draw(0, 6, 8), "down": draw(1, 8, 3)}
     fn = lambda p, x: (x @ p["up"]) @ p["down"]  # noqa: E731
@@ -78,6 +82,7 @@ def test_weights_that_are_not_finite_are_named(bad):
 # Settings of JAX
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_64_bit_mode_changes_neither_dtypes_nor_counts(dtype):
     with jax.enable_x64(True):
@@ -101,6 +106,7 @@ def test_64_bit_mode_changes_neither_dtypes_nor_counts(dtype):
         assert jp.compensate(mlp, params, plan, [x])["b"].dtype == dtype
 
 
+@pytest.mark.slow
 def test_nothing_needs_implicit_promotion_of_ranks_or_dtypes():
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         params, x = {"a": draw(0, 8, 8), "b": draw(1, 8, 4)}, draw(2, 30, 8)

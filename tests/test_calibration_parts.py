@@ -26,6 +26,7 @@ def test_a_weight_that_can_not_be_pruned_as_a_whole_is_an_error(fn, message):
         jp.reconstruct(fn, {"w": draw(0, 8, 6)}, [draw(1, 20, 8)])
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize(
     "fn",
     [
@@ -47,6 +48,7 @@ def test_slices_that_hold_all_lose_the_asked_share_of_the_whole(fn, share):
 # N:M
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [jp.MaskOnly(), jp.SparseGPT(), jp.ADMM()], ids=lambda m: type(m).__name__)
 def test_a_pattern_takes_its_own_sparsity_only(method):
     params, batches = {"a": draw(0, 8, 8), "b": draw(1, 8, 4)}, [draw(2, 30, 8)]
@@ -71,6 +73,7 @@ def images(params, x):
     return x
 
 
+@pytest.mark.slow
 def test_what_a_pattern_does_not_fit_stays_dense_and_is_named():
     params, batches = {"rgb": draw(0, 3, 3, 3, 8), "hidden": draw(1, 3, 3, 8, 4)}, [draw(2, 2, 5, 5, 3)]
     for method in (jp.SparseGPT(), jp.MaskOnly()):
@@ -93,6 +96,7 @@ def test_what_a_pattern_does_not_fit_stays_dense_and_is_named():
     assert masks["rgb"] is True and jp.sparsity(new, masks) == 0.5
 
 
+@pytest.mark.slow
 def test_swap_refine_leaves_dense_what_a_pattern_does_not_fit():
     params = {"up": draw(0, 6, 8), "down": draw(1, 8, 4)}
 

@@ -13,6 +13,7 @@ METHODS = [jp.MaskOnly("magnitude"), jp.MaskOnly("wanda"), jp.MaskOnly("ria"), j
 STRUCTURES = [jp.Unstructured(), jp.NM(2, 4), jp.Block((4, 3))]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`batches` say nothing about weights")
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
@@ -62,6 +63,7 @@ def test_singular_inputs_give_finite_weights_and_small_errors(method, rows):
     assert error(got, w, x) < 0.05 * error(0 * got, w, x)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`batches` say nothing about weights")
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_inputs_that_are_all_zero_are_pruned_without_nan(method):
@@ -79,6 +81,7 @@ def test_extreme_sparsities(share):
             np.testing.assert_allclose(got, w, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_layer_is_pruned_on_what_the_pruned_layers_give():
     params, x = {"a": draw(0, 8, 8), "b": draw(1, 8, 8)}, draw(2, 50, 8)
     fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]  # noqa: E731
@@ -89,6 +92,7 @@ def test_each_layer_is_pruned_on_what_the_pruned_layers_give():
     np.testing.assert_allclose(pruned["b"], second, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_scanned_layers_are_pruned_as_the_same_layers_in_a_list():
     w, x = draw(0, 3, 8, 8) / 2, draw(2, 50, 8)
     scan = lambda p, x: lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p["w"])[0]  # noqa: E731
@@ -113,6 +117,7 @@ def test_a_shared_weight_is_pruned_once_on_all_its_inputs():
     assert np.sum(~mask) == 32
 
 
+@pytest.mark.slow
 def test_an_allocation_counts_for_each_leaf_and_results_are_reported():
     params, x = {"a": draw(0, 8, 4), "b": draw(1, 4, 8)}, draw(2, 50, 8)
     results = []
@@ -155,6 +160,7 @@ def test_dense_parameters_and_batches_are_left_as_they_were():
     np.testing.assert_array_equal(params["w"], w)
 
 
+@pytest.mark.slow
 def test_dense_targets_make_up_for_the_layers_before():
     """What the model gives in the end comes nearer to the dense model."""
     x = correlated(9, 400, 8)
@@ -175,6 +181,7 @@ def test_dense_targets_make_up_for_the_layers_before():
         jp.reconstruct(fn, params, [x], 0.5, dense_targets=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [jp.SparseGPT(), jp.ADMM()], ids=lambda m: type(m).__name__)
 def test_fisher_scores_weigh_the_errors_of_the_outputs(method):
     w, x = draw(0, 16, 6), correlated(1, 80, 16)
@@ -190,6 +197,7 @@ def test_fisher_scores_weigh_the_errors_of_the_outputs(method):
     assert mask[:, 1].sum() > mask[:, 5].sum()
 
 
+@pytest.mark.slow
 def test_fisher_scores_that_say_nothing_change_nothing_and_bad_ones_are_named():
     w, x = draw(0, 16, 6), correlated(1, 80, 16)
     plain, _ = prune(w, x, 0.5)
@@ -204,6 +212,7 @@ def test_fisher_scores_that_say_nothing_change_nothing_and_bad_ones_are_named():
         prune(w, x, 0.5, fisher={"v": jnp.ones((16, 6))})
 
 
+@pytest.mark.slow
 def test_padding_rows_have_no_part_in_the_weights():
     w, x = draw(0, 8, 8), draw(2, 6, 10, 8)
     padding = jnp.arange(10) < 6
@@ -222,6 +231,7 @@ def test_bfloat16_weights_stay_bfloat16():
     assert 0 < ours < 0.3 * dead
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
 def test_convolutions_are_pruned_as_the_products_they_are(groups):
     """Each output's error on the convolution itself is that of least squares on its kept weights."""
@@ -251,6 +261,7 @@ def test_convolutions_are_pruned_as_the_products_they_are(groups):
     assert jnp.max(jnp.abs(slope)) < 1e-3 * jnp.max(jnp.abs(jax.grad(loss)(jnp.asarray(got))))
 
 
+@pytest.mark.slow
 def test_swap_refine_improves_a_pruned_model_and_keeps_its_pattern():
     params, x = {"a": draw(0, 8, 8), "b": draw(1, 8, 8)}, correlated(2, 100, 8)
     fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]  # noqa: E731
@@ -267,6 +278,7 @@ def test_swap_refine_improves_a_pruned_model_and_keeps_its_pattern():
             np.testing.assert_array_equal(np.asarray(new["a"]).reshape(2, 4, 8).sum(axis=1), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
@@ -284,6 +296,7 @@ def test_mistakes_are_named(change, kind, message):
         jp.reconstruct(dense, {"w": draw(0, 8, 4)}, [draw(1, 5, 8)], **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [

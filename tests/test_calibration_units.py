@@ -44,6 +44,7 @@ def test_hand_worked_scores():
     assert order[2] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "dim"), [(8, 1), (5, 3), (70, 1)])  # the last: several blocks
 def test_scores_are_those_of_greedy_removal_in_float64(n, dim):
     params, x = heads_params(0, n=n, dim=dim), draw(5, 6 * n * dim, 6)
@@ -60,6 +61,7 @@ def test_scores_are_those_of_greedy_removal_in_float64(n, dim):
     np.testing.assert_allclose(scores[order], errors / np.sum(w * (gram @ w)), rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_first_removal_is_the_best_of_all_and_the_search_is_near_the_best_subsets():
     params, x = mlp_params(1), draw(2, 100, 6)
     groups, stats = jp.find_groups(mlp, params, x), jp.calibrate(mlp, params, [x], moments="full")
@@ -75,6 +77,7 @@ def test_first_removal_is_the_best_of_all_and_the_search_is_near_the_best_subset
         assert best * (1 - 1e-9) <= found <= (1 if count == 1 else 1.5) * best * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_several_consumers_are_averaged_and_those_of_one_activation_share_an_inverse():
     params = {"up": draw(0, 4, 7), "a": draw(1, 7, 3), "b": 10 * draw(2, 7, 2), "c": draw(3, 7, 3)}
 
@@ -106,6 +109,7 @@ def test_several_consumers_are_averaged_and_those_of_one_activation_share_an_inv
     np.testing.assert_allclose(scores[gone], expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_plans_are_nested_and_dead_units_go_first():
     params = mlp_params(3)
     params["up"] = params["up"].at[:, jnp.array([2, 5])].set(0)
@@ -124,6 +128,7 @@ def test_plans_are_nested_and_dead_units_go_first():
     assert plan.widths["down"] == (4, 5)
 
 
+@pytest.mark.slow
 def test_global_scope_removes_up_to_one_relative_error():
     """Of two layers the one with redundant units loses more."""
     params = {"a": draw(0, 3, 8), "b": draw(1, 8, 8), "c": draw(2, 8, 2)}
@@ -140,6 +145,7 @@ def test_global_scope_removes_up_to_one_relative_error():
     assert sorted(np.flatnonzero(~plan.kept["b"][0]) % 4) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_scan_stacked_layers_count_all():
     w, x = draw(0, 3, 4, 6), draw(1, 40, 4)
     params = {"up": w, "down": draw(2, 3, 6, 4)}
@@ -167,6 +173,7 @@ def test_scan_stacked_layers_count_all():
     np.testing.assert_allclose(scores[hidden.name][first], min(errors), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_channels_of_a_convolution_behind_a_depthwise_one():
     params, x = conv_params(0, True), draw(3, 4, 6, 6, 2)
     groups, stats = jp.find_groups(conv_net, params, x), jp.calibrate(conv_net, params, [x], moments="full")
@@ -179,6 +186,7 @@ def test_channels_of_a_convolution_behind_a_depthwise_one():
     np.testing.assert_allclose(scores[order], errors / np.sum(w * (gram @ w)), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_groups_that_feed_no_weight_must_be_excluded():
     def fn(p, x):  # queries and keys meet each other, values meet `out`
         scores = (x @ p["q"]) @ (x @ p["k"]).T
@@ -199,6 +207,7 @@ def test_groups_that_feed_no_weight_must_be_excluded():
     )
 
 
+@pytest.mark.slow
 def test_an_input_of_two_units_has_no_score():
     def fn(p, x):  # products of pairs of units, summed with a weight each
         h = jnp.tanh(x @ p["up"])

@@ -39,6 +39,7 @@ def assert_kept(params, new, masks, unseen, share):
 # Inputs that are always 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_weights_of_unseen_inputs_are_pruned_as_asked_and_otherwise_kept(method):
     params, x = {"w": draw(0, 16, 6)}, partly_unseen(1)
@@ -68,6 +69,7 @@ def test_no_refinement_weighting_or_target_changes_what_is_not_known(more):
     assert_kept(params, new, masks, unseen, 0.25)
 
 
+@pytest.mark.slow
 def test_a_block_counts_what_is_known_of_it():
     """Rows 4 to 7 are unseen but for one input of large weights; rows 8 to 11 are unseen and pruned first."""
     w = jnp.ones((16, 4)).at[4:8].set(5.0)
@@ -103,6 +105,7 @@ def by_ragged_dot(params, x):
     return lax.ragged_dot(hidden, params["down"], sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fn", "method"),
     [
@@ -131,6 +134,7 @@ def test_an_expert_that_no_row_reaches_keeps_its_largest_weights(fn, method):
             assert size[kept].min() > size[~kept].max()
 
 
+@pytest.mark.slow
 def test_experts_by_ragged_dot_are_pruned_as_their_rows_alone():
     params, x = {"up": draw(2, 3, 8, 16), "down": draw(3, 3, 16, 8)}, draw(4, 48, 8)
     x = x.at[:, 0].set(jnp.where(jnp.arange(48) < 30, 1, -1) * jnp.abs(x[:, 0]))
@@ -149,6 +153,7 @@ def test_masks_alone_leave_every_bit_of_the_kept_weights():
     np.testing.assert_array_equal(new["w"], jnp.where(masks["w"], params["w"], 0))
 
 
+@pytest.mark.slow
 def test_swap_refine_keeps_unseen_weights_and_all_that_has_no_mask():
     params = {"w": draw(0, 16, 6), "bias": jnp.zeros(6)}
     fn = lambda p, x: x @ p["w"] + p["bias"]  # noqa: E731
@@ -162,6 +167,7 @@ def test_swap_refine_keeps_unseen_weights_and_all_that_has_no_mask():
     assert better["bias"] is True
 
 
+@pytest.mark.slow
 def test_swap_refine_leaves_masked_weights_that_multiply_nothing_as_they_are():
     params = {"w": draw(0, 8, 6), "table": draw(1, 4, 8)}
     fn = lambda p, x: (x + p["table"][0]) @ p["w"]  # noqa: E731
@@ -186,6 +192,7 @@ def test_compensate_keeps_what_it_does_not_know_and_names_it():
     assert not np.array_equal(new["down"][0], params["down"][0])
 
 
+@pytest.mark.slow
 def test_calibrate_names_matrices_without_any_input_and_nothing_less():
     params = {"up": draw(2, 3, 8, 16), "down": draw(3, 3, 16, 8)}
     with pytest.warns(UserWarning, match=r"'up' \(128 of 384\), 'down' \(128 of 384\)"):

@@ -54,6 +54,7 @@ def test_every_kind_of_leaf_comes_back_bit_for_bit(tmp_path):
     same(checkpoint.restore(tmp_path / "new" / "folder", like=everything()), everything())
 
 
+@pytest.mark.slow
 def test_a_train_state_with_masks_comes_back_from_its_abstract_form(tmp_path):
     params = {"w": jnp.ones((2, 3))}
     tx = jp.masked(optax.chain(optax.clip(1.0), optax.adam(1e-3)), {"w": jnp.eye(2, 3) > 0})
@@ -74,6 +75,7 @@ def test_keys_come_back_from_their_abstract_form(tmp_path):
     same(checkpoint.restore(tmp_path / "keys", like=jax.eval_shape(lambda: keys)), keys)
 
 
+@pytest.mark.slow
 def test_nnx_state_comes_back(tmp_path):
     state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
     checkpoint.save(tmp_path / "nnx", state)
@@ -133,6 +135,7 @@ def test_empty_arrays_alone_come_back(tmp_path):
     assert checkpoint.restore(tmp_path / "c", like={"w": jnp.zeros((0, 3))})["w"].shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_without_orbax_the_error_says_what_to_install():
     code = (
         "import sys; sys.modules['orbax'] = sys.modules['orbax.checkpoint'] = None\n"
@@ -168,6 +171,7 @@ NUMBERS = [  # saved, like, whether the wanted dtype holds it
 ]
 
 
+@pytest.mark.slow
 def test_a_number_is_restored_only_into_what_holds_it(tmp_path):
     checkpoint.save(tmp_path / "c", [{"step": saved} for saved, _, _ in NUMBERS])
     likes = [{"step": saved} for saved, _, _ in NUMBERS]

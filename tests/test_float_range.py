@@ -11,6 +11,7 @@ from jaxprune.float_range import exponent_of, scaled, unscaled
 STRUCTURES = [jp.Unstructured(), jp.Channels(), jp.Block((2, 1)), jp.Block((3, 1)), jp.NM(1, 2)]
 
 
+@pytest.mark.slow
 def test_scaling_by_powers_of_two_is_exact_from_the_smallest_denormal_to_the_largest_number():
     exponents = np.arange(-149, 128)
     x = np.ldexp(np.float32(1), exponents).astype(np.float32)
@@ -26,6 +27,7 @@ def test_scaling_by_powers_of_two_is_exact_from_the_smallest_denormal_to_the_lar
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [2.0**-146, 2.0**120])
 @pytest.mark.parametrize("structure", [*STRUCTURES[1:], jp.Layers()], ids=str)
 def test_masks_do_not_depend_on_the_size_of_the_scores(structure, factor):
@@ -42,6 +44,7 @@ def test_masks_do_not_depend_on_the_size_of_the_scores(structure, factor):
             np.testing.assert_array_equal(got[name], mask)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
 @pytest.mark.parametrize("minimum", [0, 1])
 def test_inf_means_keep_in_every_structure_eagerly_and_under_jit(structure, minimum):
@@ -54,6 +57,7 @@ def test_inf_means_keep_in_every_structure_eagerly_and_under_jit(structure, mini
         assert jnp.broadcast_to(masks["v"], (2, 4)).astype(int).tolist() == [[1, 0, 0, 1]] * 2
 
 
+@pytest.mark.slow
 def test_whole_layers_with_an_inf_stay():
     scores = {
         "a": jnp.full((2, 2), jnp.inf),
@@ -64,6 +68,7 @@ def test_whole_layers_with_an_inf_stay():
     assert [bool(m.all()) for m in jax.tree.leaves(masks)] == [True, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", STRUCTURES[1:3], ids=str)
 def test_a_unit_with_nan_is_pruned_first_under_jit_and_one_with_minus_inf_next(structure):
     w = jnp.ones((2, 4)).at[0, 2].set(jnp.nan).at[0, 1].set(-jnp.inf).at[1, 2].set(jnp.inf)
@@ -78,6 +83,7 @@ def test_more_infs_than_may_stay_go_by_index():
     assert masks["w"].astype(int).tolist() == [[0, 0, 1, 1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1e-40, 1e-25, 1.0, 1e37])
 @pytest.mark.parametrize("structure", [jp.Channels(), jp.Block((2, 2))], ids=str)
 def test_l2_norms_are_those_of_float64_at_any_size(structure, factor):
@@ -90,6 +96,7 @@ def test_l2_norms_are_those_of_float64_at_any_size(structure, factor):
     np.testing.assert_allclose(found, want, rtol=3e-5 if factor == 1e-40 else 1e-6, atol=3e-45)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", [jp.scores.fpgm, jp.scores.lamp, jp.scores.normalize])
 @pytest.mark.parametrize("factor", [2.0**-140, 2.0**120])
 def test_scores_of_layers_keep_their_order_at_any_size(score, factor):
@@ -102,6 +109,7 @@ def test_scores_of_layers_keep_their_order_at_any_size(score, factor):
     assert bool(jnp.isfinite(other).all())
 
 
+@pytest.mark.slow
 def test_normalize_and_owl_count_what_is_finite():
     score = jp.scores.normalize({"w": jnp.array([1.0, 3.0, jnp.inf])})["w"]
     assert score.tolist() == [0.5, 1.5, float("inf")]
@@ -110,6 +118,7 @@ def test_normalize_and_owl_count_what_is_finite():
     assert jp.allocate.owl(kept, 0.5) == jp.allocate.owl(spiky, 0.5)
 
 
+@pytest.mark.slow
 def test_surgery_and_group_lasso_take_weights_of_any_size():
     def penalty(factor):
         return float(jp.sparse_training.group_penalty({"w": jnp.array([[3.0, 0.0], [4.0, 0.0]]) * factor}))
@@ -125,6 +134,7 @@ def test_surgery_and_group_lasso_take_weights_of_any_size():
     np.testing.assert_allclose(jp.surgery.l2_scores(groups, params)["down[0]"], [5e25, np.sqrt(1.25) * 1e25])
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_the_group_penalty_has_its_gradient_in_every_dtype(dtype):
     w = jnp.array([[3.0, 0.5], [4.0, 0.0]], dtype)

@@ -10,6 +10,7 @@ from optimizers import OPTIMIZERS, assert_exact_zeros, inputs, params_of, step_o
 import jaxprune as jp
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_gradual_reaches_the_sparsity_holds_zeros_and_forgets_the_pruned(name):
     params, x = params_of(), inputs()
@@ -33,6 +34,7 @@ def test_gradual_reaches_the_sparsity_holds_zeros_and_forgets_the_pruned(name):
     assert sparsities[0] == 0 and sparsities[-1] == 0.75
 
 
+@pytest.mark.slow
 def test_gradual_recomputes_masks_at_the_schedules_steps_only():
     params = params_of()
     calls = []
@@ -54,6 +56,7 @@ def test_gradual_recomputes_masks_at_the_schedules_steps_only():
     assert seen == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 8
 
 
+@pytest.mark.slow
 def test_gradual_resets_the_moments_of_newly_pruned_weights_to_their_initial_value():
     params = params_of()
     tx = jp.gradual(optax.chain(optax.adagrad(0.1), optax.trace(0.9)), jp.schedules.one_shot(0.5, step=2))
@@ -68,6 +71,7 @@ def test_gradual_resets_the_moments_of_newly_pruned_weights_to_their_initial_val
     assert (np.asarray(accumulator)[~dead] > 0.1).all() and (np.asarray(trace)[~dead] != 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -95,6 +99,7 @@ def test_gradual_with_every_structure_scope_and_score(kwargs):
         assert (groups.sum(1) == 2).all()
 
 
+@pytest.mark.slow
 def test_vmapped_gradual_scores_only_at_steps_where_a_schedule_moves():
     scored = []
 
@@ -116,6 +121,7 @@ def test_vmapped_gradual_scores_only_at_steps_where_a_schedule_moves():
     assert seen == [False, False, False, True, False, True, False]  # 0 to 0.25 at step 3, to 0.5 at step 5
 
 
+@pytest.mark.slow
 def test_a_step_of_gradual_can_be_differentiated_in_the_gradients_it_gets():
     params = {"w": jnp.array([[4.0, 3.0], [2.0, 1.0]])}
     tx = jp.gradual(optax.sgd(0.5), jp.schedules.constant(0.5))
@@ -140,6 +146,7 @@ def pruned_of(masks, params):
     return jax.tree.map(lambda m, w: int((~jnp.broadcast_to(m, w.shape)).sum()), masks, params)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("made", ["schedule", "function"])
 @pytest.mark.parametrize("kwargs", [{}, {"scope": "local", "minimum": 1}, {"structure": jp.Block((2, 2))}])
 def test_gradual_with_a_tree_of_shares_brings_each_leaf_to_its_own(made, kwargs):
@@ -164,6 +171,7 @@ def test_gradual_with_a_tree_of_shares_brings_each_leaf_to_its_own(made, kwargs)
     assert step.__wrapped__.traces == 1 and state.sparsity.tolist() == [0.75, 0.25]
 
 
+@pytest.mark.slow
 def test_an_allocation_that_grows_under_vmap_in_bfloat16_and_with_nm():
     final = {"a": 0.5, "b": 0.25}
     params = {
@@ -176,6 +184,7 @@ def test_an_allocation_that_grows_under_vmap_in_bfloat16_and_with_nm():
         assert pruned_of(jp.get_masks(state), params) == want
 
 
+@pytest.mark.slow
 def test_the_final_count_is_exact_beyond_what_float32_holds():
     """0.9 of 3 * 2^24 is 45298483.2; the float32 nearest to 0.9 is 1.2 units too much."""
     from jaxprune.transforms.scheduled import counts_at

@@ -44,6 +44,7 @@ REWINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REWINDS)
 def test_one_program_equals_loops_by_hand(name):
     rewind, restore = REWINDS[name]
@@ -63,6 +64,7 @@ def test_one_program_equals_loops_by_hand(name):
     assert int(state.step) == int(want.step)
 
 
+@pytest.mark.slow
 def test_ladder_of_the_lottery_ticket_paper():
     """LeNet-300-100 shapes, 20 % a round, 10 % on the output layer, each layer by itself."""
     shapes = {"Dense_0": (784, 300), "Dense_1": (300, 100), "Dense_2": (100, 10)}
@@ -90,6 +92,7 @@ def test_ladder_of_the_lottery_ticket_paper():
         np.testing.assert_allclose(history.sparsity, 1 - history.kept / 266_200, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_pruned_weights_are_zero_after_the_last_round_and_the_masks_are_nested():
     imp = experiment(keep_masks=True, rounds=4)
     state, history = jax.jit(imp.run)(jax.random.key(0), state_of())
@@ -102,6 +105,7 @@ def test_pruned_weights_are_zero_after_the_last_round_and_the_masks_are_nested()
             assert not bool((mask[1:] & ~mask[:-1]).any())
 
 
+@pytest.mark.slow
 def test_step_by_step_equals_run_bit_for_bit():
     imp = experiment(rewind=jp.Rewind(step=2), every=2)
     key = jax.random.key(2)
@@ -119,6 +123,7 @@ def test_step_by_step_equals_run_bit_for_bit():
         imp.step(carry)
 
 
+@pytest.mark.slow
 def test_vmap_over_four_seeds_equals_four_single_runs():
     imp = experiment(keep_masks=True, rewind=jp.Rewind(step=1), every=3)
     keys = jax.random.split(jax.random.key(3), 4)
@@ -138,6 +143,7 @@ def test_vmap_over_four_seeds_equals_four_single_runs():
     assert len(np.unique(np.asarray(losses))) == losses.size, "every replicate has its own weights and data"
 
 
+@pytest.mark.slow
 def test_vmapped_step_with_an_unbatched_round_equals_run():
     imp = experiment(rewind=jp.Rewind(step=2))
     keys = jax.random.split(jax.random.key(4), 2)
@@ -152,6 +158,7 @@ def test_vmapped_step_with_an_unbatched_round_equals_run():
     np.testing.assert_allclose(row.evaluation["loss"], history.evaluation["loss"][:, -1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_curves_start_where_the_round_starts():
     imp = experiment(rewind=jp.Rewind(step=3), every=2, steps=7)
     assert imp.curve_steps == (2, 4, 6)
@@ -164,6 +171,7 @@ def test_curves_start_where_the_round_starts():
     np.testing.assert_allclose(history.curve["loss"][:, -1], history.evaluation["loss"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kwargs", [
     {"scope": "local"}, {"structure": jp.Channels()}, {"structure": jp.Block((2, 2)), "scope": "local"},
     {"structure": jp.NM(1, 2), "rounds": 2}, {"score": jp.scores.random}, {"rounds": 0},
@@ -181,6 +189,7 @@ def test_every_structure_scope_and_score(kwargs):
     assert float(history.sparsity[-1]) == pytest.approx(1 - 0.8**imp.rounds, abs=0.1)
 
 
+@pytest.mark.slow
 def test_random_scores_differ_between_rounds_and_replicates():
     imp = experiment(score=jp.scores.random, keep_masks=True)
     first, second = (
@@ -189,6 +198,7 @@ def test_random_scores_differ_between_rounds_and_replicates():
     assert not bool((first[1] == second[1]).all())
 
 
+@pytest.mark.slow
 def test_reinitialize_draws_anew_each_round_and_restarts_the_optimizer():
     drawn = jp.Reinitialize(lambda key: MLP().init(key, X))
     imp = experiment(rewind=drawn, steps=1, rounds=2)
@@ -207,6 +217,7 @@ def test_reinitialize_draws_anew_each_round_and_restarts_the_optimizer():
     assert int(carry.state.step) == 1
 
 
+@pytest.mark.slow
 def test_learning_rate_rewinding_restores_moments_with_their_count():
     imp = experiment(rewind=jp.RewindLearningRate(step=2))
     carry, _ = imp.step(imp.init(jax.random.key(0), state_of()))
@@ -215,6 +226,7 @@ def test_learning_rate_rewinding_restores_moments_with_their_count():
     assert float(jnp.abs(restored.opt_state.inner_state[0].mu["Dense_0"]["kernel"]).sum()) > 0
 
 
+@pytest.mark.slow
 def test_rewound_moments_of_pruned_weights_are_cleared():
     imp = experiment(rewind=jp.Rewind(step=3), steps=4, rounds=1, rate=0.5)
     carry, _ = imp.step(imp.init(jax.random.key(0), state_of()))
@@ -224,6 +236,7 @@ def test_rewound_moments_of_pruned_weights_are_cleared():
     assert not bool(jnp.any(carry.state.opt_state.inner_state[0].mu["Dense_0"]["kernel"][~mask] != 0))
 
 
+@pytest.mark.slow
 def test_controls_run_from_the_same_masks():
     imp = experiment(keep_masks=True, every=3)
     _, history = jax.jit(imp.run)(jax.random.key(0), state_of())

@@ -45,6 +45,7 @@ RUN_OUT = {
 }
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("name", RUN_OUT)
 def test_a_round_that_would_train_nothing_is_an_error_before_it_runs(name):
     imp, state = experiment(rewind=jp.Finetune(), evaluate=None), state_of(tx=jp.masked(RUN_OUT[name]))
@@ -57,6 +58,7 @@ def test_a_round_that_would_train_nothing_is_an_error_before_it_runs(name):
         )
 
 
+@pytest.mark.slow
 def test_the_round_in_which_the_schedule_runs_out_is_named():
     state = state_of(tx=jp.masked(optax.adam(optax.linear_schedule(0.02, 0.0, 14))))
     with pytest.raises(ValueError, match="leaves round 3 nothing to train"):
@@ -89,6 +91,7 @@ def test_an_idle_round_is_found_in_any_form_of_the_step_and_after_any_rewind(ste
         imp.init(jax.random.key(0), state_of(tx=tx))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tx", "rewind"),
     [
@@ -102,11 +105,13 @@ def test_every_sparse_round_trains_where_the_schedule_lets_it(tx, rewind):
     assert min(largest_moves(experiment(rewind=rewind, evaluate=None), state_of(tx=jp.masked(tx)))) > 1e-5
 
 
+@pytest.mark.slow
 def test_a_training_without_any_learning_is_left_alone():
     moves = largest_moves(experiment(rewind=jp.Finetune()), state_of(tx=jp.masked(optax.sgd(0.0))))
     assert moves == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_finetuning_with_a_restart_is_learning_rate_rewinding_to_step_0():
     runs = [
         jax.jit(experiment(rewind=rewind).run)(jax.random.key(1), state_of())[0]
@@ -117,6 +122,7 @@ def test_finetuning_with_a_restart_is_learning_rate_rewinding_to_step_0():
         jp.Finetune("stop")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_a_control_from_a_trained_state_whose_schedule_has_run_out_is_an_error():
     imp, state = experiment(rewind=jp.Rewind()), state_of(tx=jp.masked(optax.adam(COSINE)))
     masks = jax.tree.map(lambda w: jnp.ones_like(w, bool), state.params)

@@ -57,6 +57,7 @@ def full_train_step(state, batch, *, tx):
     return FullState(params, opt_state, stats, key, state.step + 1), {"loss": loss, "step": state.step}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewind", [jp.Rewind(2), jp.RewindLearningRate(2), jp.Finetune()])
 def test_batch_statistics_and_dropout_keys_come_along(rewind):
     tx = jp.masked(optax.sgd(SCHEDULE, momentum=0.9))
@@ -113,6 +114,7 @@ class Tuple(NamedTuple):
     opt_state: Any
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Frozen, Tuple])
 def test_any_state_with_params_and_opt_state(kind):
     tx = jp.masked(optax.sgd(0.1))
@@ -127,6 +129,7 @@ def test_any_state_with_params_and_opt_state(kind):
     assert history.kept.tolist() == [90, 72, 58]
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters():
     def cast(tree):
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
@@ -139,6 +142,7 @@ def test_bfloat16_parameters():
     assert history.kept.tolist() == [90, 72, 58, 46]
 
 
+@pytest.mark.slow
 def test_sharded_parameters_give_the_same_masks():
     mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
@@ -151,6 +155,7 @@ def test_sharded_parameters_give_the_same_masks():
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), alone.masks, history.masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewind", [jp.Rewind(), jp.Rewind(2), jp.RewindLearningRate(1), jp.Finetune()])
 def test_a_donated_carry_leaves_the_callers_arrays_alone(rewind):
     imp, key, state = (

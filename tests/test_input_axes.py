@@ -35,6 +35,7 @@ def input_axes(tree):
     return {path: structure.group_axis(path, shape) for path, shape in shapes.items() if len(shape) > 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "axis"),
     [
@@ -51,6 +52,7 @@ def test_equinox_layers(layer, axis):
     assert input_axes(params)["named_anything/weight"] == axis
 
 
+@pytest.mark.slow
 def test_equinox_recurrent_cells():
     axes = input_axes(eqx.filter(eqx.nn.GRUCell(8, 4, key=KEY), eqx.is_array))
     assert axes == {"weight_ih": 1, "weight_hh": 1}
@@ -91,6 +93,7 @@ def test_a_bias_tells_the_outputs(tree, axis):
     assert next(found for path, found in axes.items() if "b" not in path) == axis
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
@@ -113,6 +116,7 @@ def test_what_nothing_tells_is_asked_for(name, shape):
         assert jp.sparsity(tree, jp.make_masks(tree, 0.5)) == 0.5, "other structures do not ask"
 
 
+@pytest.mark.slow
 def test_loops_run_along_the_same_axis():
     import optax
 

@@ -41,6 +41,7 @@ def test_hand_worked_global_and_local():
     assert each["a"].tolist() == [[False, False, True, True]] == each["b"].tolist()
 
 
+@pytest.mark.slow
 def test_masks_have_the_trees_structure_and_plain_true_where_nothing_may_be_pruned():
     params = tree()
     masks = jp.make_masks(jp.scores.magnitude(params), 0.5)
@@ -50,6 +51,7 @@ def test_masks_have_the_trees_structure_and_plain_true_where_nothing_may_be_prun
     assert jp.sparsity(params, masks) == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["global", "local"])
 @pytest.mark.parametrize("sparsity", [0, 0.33, 0.99])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
@@ -62,6 +64,7 @@ def test_same_as_a_stable_sort(scope, sparsity, dtype):
         np.testing.assert_array_equal(g, w)
 
 
+@pytest.mark.slow
 def test_traced_sparsity_under_jit_vmap_and_eagerly_gives_the_same_masks():
     scores = jp.scores.magnitude(tree(2))
     values = jnp.array([0.0, 0.25, 0.5, 0.9])
@@ -80,6 +83,7 @@ def test_traced_sparsity_under_jit_vmap_and_eagerly_gives_the_same_masks():
     )
 
 
+@pytest.mark.slow
 def test_vmap_over_scores_equals_single_calls():
     many = jax.vmap(lambda key: jax.random.normal(key, (5, 7)))(jax.random.split(jax.random.key(3), 4))
     masks = jax.vmap(lambda s: jp.make_masks({"w": s}, 0.4)["w"])(many)
@@ -93,6 +97,7 @@ def test_ties_go_by_leaf_then_index_and_the_count_is_exact():
     assert masks["a"].tolist() == [[False, False, False], [False, False, True]] and masks["c"].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "structure", [jp.Unstructured(), jp.Channels(), jp.Block((2, 2)), jp.Layers(), jp.NM(2, 4)]
 )
@@ -120,6 +125,7 @@ def test_prior_is_pruned_first_counts_and_never_comes_back():
     assert jp.make_masks(scores, 0.25, prior=unpruned)["w"].tolist() == [[True, True, False, True]]
 
 
+@pytest.mark.slow
 def test_ladder_of_rounds_is_exact_and_nested():
     scores = {"a": jnp.zeros((20, 20)), "c": jnp.ones((30, 20))}  # a collapses first, with ties inside
     masks, n = None, 1000
@@ -138,6 +144,7 @@ def test_ladder_of_rounds_is_exact_and_nested():
         masks = new
 
 
+@pytest.mark.slow
 def test_prior_of_whole_weights_under_a_coarser_structure_stays_pruned():
     scores = {"w": jnp.array([[1.0, 5.0, 6.0], [1.0, 5.0, 6.0]])}
     prior = {"w": jnp.array([[True, True, False], [True, False, True]])}
@@ -151,6 +158,7 @@ def test_allocation_tree_gives_each_leaf_its_own_share():
     assert pruned_in(jp.make_masks(scores, shares)) == [0, 12, 0, 24]
 
 
+@pytest.mark.slow
 def test_where_decides_and_embeddings_can_opt_in():
     scores = {"embedding": jnp.ones((4, 2)), "kernel": jnp.full((2, 2), 2.0)}
     where = jp.prunable(scores, include=(..., "embedding"))
@@ -168,6 +176,7 @@ def test_nan_goes_first_under_jit():
     assert mask.tolist() == [[True, False, True, True]]
 
 
+@pytest.mark.slow
 def test_one_weight_and_empty_leaves():
     scores = {"one": jnp.ones((1, 1)), "none": jnp.zeros((0, 4)), "w": jnp.ones((3, 3))}
     for scope in ("global", "local"):
@@ -190,6 +199,7 @@ def test_apply_masks_uses_where_keeps_dtypes_and_leaves_the_rest_alone():
     assert out["n"] is params["n"] and out["f"] is jax.nn.relu
 
 
+@pytest.mark.slow
 def test_sparsity_counts_prunable_weights_only_and_works_under_jit():
     params = tree()
     masks = jp.make_masks(jp.scores.magnitude(params), 0.5, structure=jp.Channels())
@@ -227,6 +237,7 @@ def test_bad_sparsity(sparsity, message):
         jp.make_masks(tree(), sparsity)
 
 
+@pytest.mark.slow
 def test_bad_input_is_named():
     scores = jp.scores.magnitude(tree())
     with pytest.raises(TypeError, match="must be a number"):
@@ -292,6 +303,7 @@ def test_summary_reads_like_a_table():
         jax.jit(lambda p: jp.summary(p, jax.tree.map(lambda _: True, p)).kept)(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "structure",
     [jp.Unstructured(), jp.Channels(), jp.Block((2, 2)), jp.NM(1, 2), jp.NM(2, 4, axis=-1)],
@@ -310,12 +322,14 @@ def test_shuffled_masks_keep_the_counts_of_each_layer_and_the_structure(structur
         assert (groups.sum(1) == structure.n).all()
 
 
+@pytest.mark.slow
 def test_shuffled_places_are_uniform():
     masks = {"w": jnp.arange(8).reshape(2, 4) < 2}
     drawn = jax.vmap(lambda k: jp.shuffle_masks(k, masks)["w"])(jax.random.split(jax.random.key(0), 2000))
     np.testing.assert_allclose(drawn.mean(0), 0.25, atol=0.04)
 
 
+@pytest.mark.slow
 def test_float64_scores_and_float8_parameters():
     with jax.enable_x64():
         masks = jp.make_masks({"w": jnp.arange(6.0).reshape(2, 3)}, 0.5)

@@ -37,6 +37,7 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_map_params_reaches_the_moments_and_nothing_else(name):
     tx = optax.chain(optax.clip(1.0), WRAPPERS[name](optax.adam(0.1)))
@@ -70,6 +71,7 @@ def test_map_params_inside_and_around_partitions():
         same(jp.get_masks(new), jp.get_masks(state))
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(
     "labels",
     [{"body": "a", "head": "b"}, {"body": {"kernel": "a", "scale": "a"}, "head": {"kernel": "b"}}],
@@ -94,6 +96,7 @@ def test_masks_inside_a_partition_fit_all_parameters_and_go_back(labels):
     assert (trained["head"]["kernel"] == 1).all()
 
 
+@pytest.mark.slow
 def test_masks_of_several_groups_are_one_tree():
     params = params_of()
     tx = optax.partition(
@@ -137,6 +140,7 @@ def test_a_parameter_called_masks_is_no_wrapper():
 OFF = {"bool": False, "numpy": np.False_, "array": jnp.array(False), "traced": jnp.array(False)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OFF)
 def test_a_scalar_false_prunes_its_whole_leaf_everywhere(kind):
     params = {"w": jnp.full((2, 2), 9.0), "v": jnp.ones((2, 2)), "bias": jnp.ones(2)}
@@ -166,6 +170,7 @@ def test_a_scalar_false_prunes_its_whole_leaf_everywhere(kind):
         assert [row.kept for row in jp.summary(params, masks).rows] == [None, 4, 0]
 
 
+@pytest.mark.slow
 def test_one_training_of_imp_takes_a_scalar_false():
     def train_step(state, batch):
         grads = jax.tree.map(jnp.ones_like, state.params)
@@ -193,6 +198,7 @@ def test_what_optax_calls_a_mask_is_told_from_ours():
     assert jp.sparsity(params, all_kept) == 0
 
 
+@pytest.mark.slow
 def test_masks_may_be_a_function_or_a_prefix_and_keep_the_shapes_of_the_state():
     params = params_of()
     made = jp.masked(optax.sgd(0.1), lambda p: jp.make_masks(jp.scores.magnitude(p), 0.5)).init(params)

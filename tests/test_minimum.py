@@ -41,6 +41,7 @@ def test_hand_worked():
     assert masks["a"].tolist() == [[False, True, True]] and masks["c"].tolist() == [[False, True, True]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("minimum", "least"), [(0, [0, 0]), (3, [3, 3]), (0.1, [5, 2])])
 def test_against_sorting_with_the_best_set_aside(minimum, least):
     scores = tree()
@@ -52,12 +53,14 @@ def test_against_sorting_with_the_best_set_aside(minimum, least):
                 np.testing.assert_array_equal(np.ravel(mask), keep)
 
 
+@pytest.mark.slow
 def test_share_is_read_as_written():
     """0.07 * 100 is 7.000000000000001 in floats, whose ceiling is 8."""
     scores = {"a": jnp.arange(100.0).reshape(10, 10), "c": 1000 + jnp.arange(100.0).reshape(10, 10)}
     assert int(jp.make_masks(scores, 0.5, minimum=0.07)["a"].sum()) == 7
 
 
+@pytest.mark.slow
 def test_ties_small_and_empty_leaves():
     scores = {
         "a": jnp.ones((2, 4)),
@@ -70,6 +73,7 @@ def test_ties_small_and_empty_leaves():
     assert masks["a"].tolist() == [[False] * 4, [False, False, True, True]]
 
 
+@pytest.mark.slow
 def test_units_of_other_structures():
     scores = {
         "a": jnp.ones((4, 3)) * jnp.array([1.0, 2.0, 3.0]),
@@ -81,6 +85,7 @@ def test_units_of_other_structures():
     assert jp.sparsity({"w": jnp.ones((8, 4))}, masks) == 0.5
 
 
+@pytest.mark.slow
 def test_prior_keeps_its_own_and_the_ladder_its_counts():
     scores, masks = tree(), None
     for r in range(1, 6):
@@ -94,6 +99,7 @@ def test_prior_keeps_its_own_and_the_ladder_its_counts():
         masks = new
 
 
+@pytest.mark.slow
 def test_a_leaf_that_fell_under_the_minimum_before_keeps_what_it_has():
     scores = {"a": jnp.array([[1.0, 2.0, 3.0, 4.0]]), "c": jnp.array([[5.0, 6.0, 7.0, 8.0]])}
     prior = {"a": jnp.array([[True, False, False, False]]), "c": True}
@@ -101,12 +107,14 @@ def test_a_leaf_that_fell_under_the_minimum_before_keeps_what_it_has():
     assert masks["a"].tolist() == [[True, False, False, False]] and int(masks["c"].sum()) == 3
 
 
+@pytest.mark.slow
 def test_traced_sparsity_beyond_the_minimum_stops_there():
     scores = tree()
     masks = jax.jit(lambda p: jp.make_masks(scores, p, minimum=2))(0.999)
     assert [int(m.sum()) for m in jax.tree.leaves(masks)] == [2, 2]
 
 
+@pytest.mark.slow
 def test_infinite_scores_under_jit_do_not_pass_the_protected():
     scores = {"w": jnp.array([[1.0, jnp.inf, jnp.inf, jnp.inf]])}
     masks = jax.jit(lambda s: jp.make_masks(s, 0.5, minimum=1))(scores)
@@ -138,6 +146,7 @@ def test_pattern_that_keeps_less_than_the_minimum():
         jp.make_masks({"a": jnp.ones((64, 4)), "w": jnp.ones((8, 4))}, 0.5, structure=jp.NM(2, 4), minimum=17)
 
 
+@pytest.mark.slow
 def test_gradual_and_imp_keep_it():
     params = {"a": jnp.array([[0.1, 0.2, 0.3, 0.4]]), "c": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
     tx = jp.gradual(optax.sgd(0.0), jp.schedules.constant(0.5), minimum=1)

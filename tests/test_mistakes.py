@@ -15,6 +15,7 @@ def pruned(masks):
     return sum(int((~np.asarray(m)).sum()) for m in jax.tree.leaves(masks))
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 101])
 @pytest.mark.parametrize("distinct", [1, 2, 1000])
 def test_not_one_weight_too_many_also_under_ties(n, distinct):
@@ -38,6 +39,7 @@ def test_ignored_layers_are_not_in_the_budget():
     assert jp.sparsity(scores, masks) == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2**24 + 1, 10**8, 2**31 + 5, 7 * 10**9])
 def test_counts_do_not_pass_through_float32(n):
     assert count_to_prune(0.9, n) == round(0.9 * n)
@@ -64,6 +66,7 @@ def test_nan_and_inf_under_a_mask_become_zero():
     assert jp.apply_masks(w, jnp.array([False, False, False, True])).tolist() == [0, 0, 0, 1]
 
 
+@pytest.mark.slow
 def test_nan_gradients_under_a_mask_do_not_reach_the_survivors():
     params = {"w": jnp.ones((1, 2))}
     tx = jp.masked(
@@ -89,6 +92,7 @@ def test_rewinding_keeps_momentum_and_the_schedules_step():
     np.testing.assert_allclose(trace, 1 + 0.9 + 0.81, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_replicates_have_their_own_data_and_a_round_its_own_order():
     seen = []
 
@@ -108,6 +112,7 @@ def test_replicates_have_their_own_data_and_a_round_its_own_order():
     assert again.metrics["batch"].tolist() == seen[:3], "and it is seeded"
 
 
+@pytest.mark.slow
 def test_layers_with_one_weight_or_none_and_sparsity_zero_in_every_scope():
     scores = {"one": jnp.ones((1, 1)), "none": jnp.ones((3, 0)), "w": jnp.zeros((4, 4))}
     for scope in ("global", "local"):

@@ -90,6 +90,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrapper", "name"),
     [("gradual", "partition"), ("gradual", "history"), ("rigl", "masked"), ("ac_dc", "selective_transform")],

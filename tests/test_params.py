@@ -35,6 +35,7 @@ class LinenNet(nn.Module):
         return nn.Dense(3)(nn.LayerNorm()(x))
 
 
+@pytest.mark.slow
 def test_linen_paths_drop_the_collection_and_attention_biases_and_embeddings_are_left_out():
     variables = LinenNet().init(key(), jnp.ones((1, 2, 2, 3)), jnp.zeros((1, 4), int))
     attention = [f"MultiHeadDotProductAttention_0/{name}/kernel" for name in ("key", "out", "query", "value")]
@@ -171,6 +172,7 @@ def test_bad_arguments():
         jp.prunable(PARAMS, exclude=(3,))
 
 
+@pytest.mark.slow
 def test_where_is_a_tree_of_bools_or_a_prefix_of_one_or_a_function_that_gives_either():
     w = jnp.arange(1.0, 17).reshape(4, 4)
     params = {"body": {"a": {"kernel": w, "bias": w[0]}, "none": None}, "head": {"kernel": w}}

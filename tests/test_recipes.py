@@ -82,6 +82,7 @@ def pruned_units(recipe, params, masks):
     return pruned, total
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(
     ("name", "sparsity"),
     [*((name, 0.75) for name in MAKE if name != "imp"), ("set", 0.0)],
@@ -95,6 +96,7 @@ def test_each_recipe_ends_at_its_exact_sparsity_with_exact_zeros(name, sparsity)
         assert np.all(np.isfinite(w)) and not np.any(np.where(mask, 0, w))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.9])
 def test_imp_ends_at_its_exact_sparsity_in_the_steps_it_was_given(sparsity):
     def train_step(state, batch):
@@ -166,6 +168,7 @@ def test_recipes_are_frozen():
             recipe.sparsity = 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gmp"])
 def test_under_vmap_each_seed_gets_what_it_gets_alone(name):
     recipe = MAKE[name](0.75)
@@ -179,6 +182,7 @@ def test_under_vmap_each_seed_gets_what_it_gets_alone(name):
             np.testing.assert_allclose(one, of_all[i], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["set"])
 def test_in_bfloat16_the_count_is_exact_too(name):
     recipe = MAKE[name](0.75)
@@ -205,6 +209,7 @@ def of_unequal_scale():
     return params
 
 
+@pytest.mark.slow
 def test_magnitude_loses_the_layer_of_small_weights_and_synflow_and_lamp_do_not():
     params, kept = of_unequal_scale(), COUNT - round(0.95 * COUNT)
     assert kept_by_layer(jp.recipes.one_shot(0.95, at=0.0), params) == [kept, 0]
@@ -213,6 +218,7 @@ def test_magnitude_loses_the_layer_of_small_weights_and_synflow_and_lamp_do_not(
         assert min(layers) > 0 and sum(layers) == kept
 
 
+@pytest.mark.slow
 def test_minimum_keep_leaves_each_layer_half_of_an_equal_part():
     kept, least = COUNT - round(0.95 * COUNT), int(0.5 * 0.05 * COUNT / 2)
     layers = kept_by_layer(jp.recipes.minimum_keep(0.95, at=0.0), of_unequal_scale())
@@ -221,6 +227,7 @@ def test_minimum_keep_leaves_each_layer_half_of_an_equal_part():
         jp.recipes.minimum_keep(0.9, share=2)
 
 
+@pytest.mark.slow
 def test_gradual_with_a_minimum_prunes_as_many_and_leaves_each_layer_its_largest():
     params = {"a": jnp.array([[4.0, 3.0]]), "b": jnp.array([[2.0, 1.0]])}
     kept = {}
@@ -248,6 +255,7 @@ ALLOCATED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALLOCATED)
 def test_an_allocation_gives_each_layer_its_own_share(name):
     params = fresh(jax.random.key(0))
@@ -269,6 +277,7 @@ def test_an_allocation_gives_each_layer_its_own_share(name):
     assert [int((~m).sum()) for m in jax.tree.leaves(jit(run)(params)) if m.ndim] == [96, 84]
 
 
+@pytest.mark.slow
 def test_an_allocation_of_imp_needs_the_parameters_and_is_reached_in_rounds():
     params = fresh(jax.random.key(0))
     recipe = jp.recipes.imp(0.75, rounds=2, allocation=jp.allocate.erk)

@@ -49,6 +49,7 @@ def params_of(dtype=jnp.float32):
     }
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", SCORES)
 def test_shared_properties(name, dtype):
@@ -84,6 +85,7 @@ def test_magnitude_keeps_bfloat16():
     assert jp.scores.magnitude({"w": jnp.array([-1.5], jnp.bfloat16)})["w"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize(
     "structure", [jp.Channels(), jp.Channels(0), jp.Block((2, 3)), jp.Layers(), jp.Unstructured()]
 )
@@ -102,6 +104,7 @@ def test_unit_norms_against_float64(norm, order, structure):
     np.testing.assert_allclose(got, want, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_l1_and_mean_magnitude_rank_channels_of_a_layer_alike():
     params = {"w": jax.random.normal(jax.random.key(2), (9, 12))}
     by_norm = jp.make_masks(jp.scores.l1_norm(params, jp.Channels()), 0.5, structure=jp.Channels())

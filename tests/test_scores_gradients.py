@@ -104,6 +104,7 @@ def test_hand_worked_synflow():
     assert scores[0].tolist() == [[3, 8]] and scores[1].tolist() == [[3], [8]]
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_units_against_sums_by_hand(structure):
     params = params_of()
@@ -115,6 +116,7 @@ def test_units_against_sums_by_hand(structure):
     close(jp.scores.taylor(loss_fn, params, *BATCHES, structure=structure), squares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", [jp.Unstructured(), jp.Channels()])
 def test_grasp_against_the_whole_hessian(structure):
     params = params_of()
@@ -141,6 +143,7 @@ def test_grasp_keeps_what_the_gradient_norm_would_lose_most_by():
     assert np.argsort(scores).tolist() == np.argsort(norms)[::-1].tolist() == [1, 2, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("structure", "chunk"), [(jp.Unstructured(), 3), (jp.Channels(0), 1), (jp.Block((2, 3)), 100)]
 )
@@ -179,6 +182,7 @@ def chain(widths, dtype=jnp.float32):
     return [jax.random.normal(k, s, dtype) / s[0] ** 0.5 for k, s in zip(keys, shapes, strict=False)]
 
 
+@pytest.mark.slow
 def test_synflow_is_conserved_by_layers_and_by_neurons():
     params = chain([7, 9, 8, 6, 3])
     scores = [np.asarray(s, np.float64) for s in jp.scores.synflow(relu_net, params, jnp.zeros((1, 7)))]
@@ -189,6 +193,7 @@ def test_synflow_is_conserved_by_layers_and_by_neurons():
         np.testing.assert_allclose(before.sum(0), after.sum(1), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_synflow_needs_only_shapes_and_leaves_integers_alone():
     params = {"table": jnp.array([[1.0], [-2.0]]), "w": jnp.array([[3.0]])}
 
@@ -201,6 +206,7 @@ def test_synflow_needs_only_shapes_and_leaves_integers_alone():
     assert jp.scores.synflow(lambda p, x: x @ p, jnp.ones((3, 1)), shape).tolist() == [[2], [2], [2]]
 
 
+@pytest.mark.slow
 def test_synflow_scale_keeps_a_deep_network_in_range():
     def deep(params, x):
         for w in params:
@@ -216,6 +222,7 @@ def test_synflow_scale_keeps_a_deep_network_in_range():
         np.testing.assert_allclose(s / jnp.sum(s), want / jnp.sum(want), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_norm_in_use_starves_what_lies_before_it():
     """Why the docstring asks for norms to be left out: the sum of what they divide by their own size is fixed."""
 
@@ -241,6 +248,7 @@ def functions():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", functions())
 def test_bfloat16_gives_float32_scores_near_those_of_float32(name):
     params = params_of(jnp.bfloat16)
@@ -250,6 +258,7 @@ def test_bfloat16_gives_float32_scores_near_those_of_float32(name):
         np.testing.assert_allclose(got, want, atol=0.1 * float(jnp.abs(want).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "structure"), [(AxisType.Auto, jp.Channels()), (AxisType.Explicit, jp.Block((2, 2)))]
 )

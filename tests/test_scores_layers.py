@@ -26,6 +26,7 @@ def test_lamp_by_hand():
     np.testing.assert_allclose(scores, [[9 / 25, 1 / 26], [1, 0]], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("decimals", [6, 0])
 def test_lamp_against_its_definition(dtype, decimals):
@@ -36,6 +37,7 @@ def test_lamp_against_its_definition(dtype, decimals):
     np.testing.assert_allclose(np.ravel(scores), lamp_reference(w), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lamp_of_equal_weights_falls_by_index_and_is_one_for_the_last():
     scores = jp.scores.lamp({"w": jnp.full((5,), -0.3)})["w"]
     np.testing.assert_allclose(scores, 1 / np.array([5, 4, 3, 2, 1]), rtol=1e-6)
@@ -47,6 +49,7 @@ def test_lamp_of_very_small_and_very_large_weights(size):
     np.testing.assert_allclose(scores, [1 / 5, 1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lamp_in_a_large_layer_is_in_the_order_of_magnitude_and_near_float64():
     w = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
     scores = np.asarray(jp.scores.lamp({"w": jnp.asarray(w)})["w"])
@@ -55,6 +58,7 @@ def test_lamp_in_a_large_layer_is_in_the_order_of_magnitude_and_near_float64():
     np.testing.assert_allclose(scores[order], squares / squares[::-1].cumsum()[::-1], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_lamp_keeps_layers_alive_where_magnitude_empties_them():
     params = {
         "large": jnp.linspace(1, 2, 900).reshape(30, 30),
@@ -70,6 +74,7 @@ def test_lamp_keeps_layers_alive_where_magnitude_empties_them():
     assert int(masks["a"].sum()) == int(masks["c"].sum()) == 30
 
 
+@pytest.mark.slow
 def test_layers_of_one_weight_none_and_only_zeros():
     params = {
         "one": jnp.full((1, 1), 0.5),
@@ -88,6 +93,7 @@ def fpgm_reference(w, axis):
     return [np.mean([np.sqrt(((a - b) ** 2).sum()) for b in filters]) for a in filters]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [-1, 0, 2])
 def test_fpgm_against_its_definition(axis):
     w = jax.random.normal(jax.random.key(1), (3, 3, 4, 5))
@@ -135,6 +141,7 @@ def test_batch_norm_scale_along_another_axis():
     assert scores["w"][:, 4].tolist() == [1, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_layers_give_the_same_scores(kind):
     params = {"w": jax.random.normal(jax.random.key(4), (8, 4)), "gamma": jnp.arange(4.0)}

@@ -68,6 +68,7 @@ def distributions():
     }
 
 
+@pytest.mark.slow_beyond(13)
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 @pytest.mark.parametrize("name", distributions())
 @pytest.mark.parametrize("dtypes", [("float32",), ("bfloat16",), ("float32", "float16", "bfloat16")])
@@ -87,6 +88,7 @@ VALUES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(
     flat=st.lists(VALUES, min_size=SIZE, max_size=SIZE),
@@ -100,6 +102,7 @@ def test_keeps_what_a_stable_sort_keeps_of_any_floats(flat, k, seed, rate):
     assert_same(select(scores, k, pruned=pruned), expected(scores, k, pruned))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_scores(dtype):
     rng = np.random.default_rng(1)
@@ -108,6 +111,7 @@ def test_many_scores(dtype):
         assert_same(select(scores, k), expected(scores, k))
 
 
+@pytest.mark.slow
 def test_jit_with_a_traced_count_does_not_recompile():
     scores = split(distributions()["signed"])
     traces = []
@@ -208,6 +212,7 @@ def test_count_and_unsigned_counts():
     assert_same(select(scores, jnp.uint32(2**32 - 1)), everything)
 
 
+@pytest.mark.slow
 def test_vmap_over_scores_and_counts():
     names = ("signed", "heavy ties", "mostly zeros", "with NaN")
     rows = [split(distributions()[name]) for name in names]
@@ -221,6 +226,7 @@ def test_vmap_over_scores_and_counts():
         assert_same([leaf[i] for leaf in counts_only], expected(rows[1], k))
 
 
+@pytest.mark.slow
 def test_scan_over_rising_sparsity_keeps_what_was_pruned():
     scores = split(distributions()["signed"])
 
@@ -235,6 +241,7 @@ def test_scan_over_rising_sparsity_keeps_what_was_pruned():
     assert_same(masks, expected(scores, 67))
 
 
+@pytest.mark.slow
 def test_strict_promotion_nan_checks_and_64_bit_mode():
     scores = split(distributions()["heavy ties"])
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), jax.debug_nans(True):
@@ -243,12 +250,14 @@ def test_strict_promotion_nan_checks_and_64_bit_mode():
         assert_same(select(scores, jnp.asarray(33)), expected(scores, 33))
 
 
+@pytest.mark.slow
 def test_no_leaves_and_empty_leaves():
     assert select([], 0) == []
     assert [keep.shape for keep in select([np.zeros((0, 3), np.float32)], 0)] == [(0, 3)]
     assert_same(select([np.float32(2.0)], 1), [np.array(False)])
 
 
+@pytest.mark.slow
 def test_indices_of_several_digits(monkeypatch):
     """The way of leaves with more than 2^31 entries, taken with a smaller base."""
     digits = in_place._digits
@@ -259,6 +268,7 @@ def test_indices_of_several_digits(monkeypatch):
         assert_same(run(scores, Count.of(k)), expected(scores, k))
 
 
+@pytest.mark.slow
 def test_needs_no_memory_beside_the_masks():
     leaf = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
     scores, k = [leaf, leaf], Count.of(0)
@@ -290,6 +300,7 @@ def test_refuses_pruned_that_does_not_match():
         select([np.ones(3, np.float32)], 1, pruned=[np.ones(4, bool)])
 
 
+@pytest.mark.slow_beyond(4)
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2), (2, 4), (3, 4), (4, 8), (2, 3)])
 def test_nm_keeps_what_a_stable_sort_of_groups_keeps(n, m, axis):

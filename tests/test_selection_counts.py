@@ -42,6 +42,7 @@ def test_total_of_many_largest_parts_does_not_wrap():
     )
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("partitioned", [False, True])
 @pytest.mark.parametrize("largest_sum", [1 << 32, 200, 40])
 def test_count_by_parts(partitioned, largest_sum):
@@ -65,6 +66,7 @@ def test_digits_number_every_entry_in_row_major_order():
     assert _digits((30_000, 300_000 // 5)) == [[0, 1]]
 
 
+@pytest.mark.slow
 def test_search_among_more_entries_than_2_to_the_32():
     """Ten billion entries, each value v < 1000 of part p held by ten million times p."""
     weights = [0, 3, 997]
@@ -91,6 +93,7 @@ def test_search_among_more_entries_than_2_to_the_32():
             ]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     sparsity=st.one_of(st.floats(0, 1, width=32), st.integers(0, 64).map(lambda i: i / 64)),
@@ -102,6 +105,7 @@ def test_traced_sparsity_rounds_half_to_even_exactly(sparsity, n):
     assert int(k) == round(Fraction(sparsity) * n)
 
 
+@pytest.mark.slow
 def test_traced_sparsity_of_other_types():
     k = jax.jit(jax.vmap(lambda s: count_to_prune(s, 10_000_000_001)))(
         jnp.array([0.7, 0.5, 1.0], jnp.bfloat16)
@@ -114,6 +118,7 @@ def test_traced_sparsity_of_other_types():
         assert int(count_to_prune(jnp.float64(0.1), 10**18)) == round(Fraction(0.1) * 10**18)
 
 
+@pytest.mark.slow
 def test_float32_would_have_lost_the_count():
     """At 1e8 weights a rank held in float32 is off; the count is not."""
     n = 100_000_001

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 SHAPES = ((16, 24), (8,), (3, 3, 4, 8), (5, 3))
 
@@ -44,6 +45,7 @@ def run_process(address: str, process: int, folder: str) -> None:
     jax.distributed.shutdown()
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one_device(tmp_path):
     import jax.numpy as jnp
 

@@ -45,6 +45,7 @@ def collectives(compiled):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("jitted", [False, True])
 def test_same_masks_in_the_same_place(kind, jitted):
@@ -77,6 +78,7 @@ def test_the_program_sends_nothing_but_all_reduces_of_counts(kind):
     assert len(found) <= 4 + len(SPECS)
 
 
+@pytest.mark.slow
 def test_uneven_shards():
     mesh = make_mesh(AxisType.Auto)
     uneven = [P("a", "b"), P("b"), P(None, "b", None, "a"), P("a", "b"), P("a", "b")]
@@ -96,6 +98,7 @@ def test_uneven_shards():
     assert ("all-reduce", 1) in collectives(compiled)
 
 
+@pytest.mark.slow
 def test_vmapped_on_sharded_replicates():
     mesh = make_mesh(AxisType.Auto)
     stacked = np.random.default_rng(1).standard_normal((4, 8, 6)).astype(np.float32)
@@ -105,6 +108,7 @@ def test_vmapped_on_sharded_replicates():
         np.testing.assert_array_equal(keep, select([row], k)[0])
 
 
+@pytest.mark.slow
 def test_under_shard_map_each_shard_selects_its_own():
     mesh = make_mesh(AxisType.Auto)
     scores = jax.device_put(leaves()[0], NamedSharding(mesh, P("a", "b")))
@@ -119,6 +123,7 @@ def test_under_shard_map_each_shard_selects_its_own():
             np.testing.assert_array_equal(keep[part], select([leaves()[0][part]], 50)[0])
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(("leaf", "axis"), [(0, 0), (0, 1), (2, 2)])
 def test_nm_stays_where_it_is(kind, leaf, axis):
@@ -133,6 +138,7 @@ def test_nm_stays_where_it_is(kind, leaf, axis):
         np.testing.assert_array_equal(keep, reference)
 
 
+@pytest.mark.slow
 def test_nm_groups_across_shards():
     reference = nm_keep(jnp.asarray(leaves()[1]), 2, 4, 0)
     auto = place(make_mesh(AxisType.Auto))[1]

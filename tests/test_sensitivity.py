@@ -30,6 +30,7 @@ def loss_fn(params, x):
 X = jax.random.normal(jax.random.key(5), (6, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("structure", "chunk"), [(jp.Unstructured(), 2), (jp.Channels(), 1)])
 def test_same_as_pruning_each_layer_with_make_masks(structure, chunk):
     params = params_of()
@@ -57,6 +58,7 @@ def test_one_program_for_all_layers_and_sparsities():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_bfloat16_and_patterns():
     params = {"w": jnp.ones((4, 4), jnp.bfloat16)}
     table = jp.sensitivity(
@@ -175,6 +177,7 @@ def test_flops_budget_spares_the_cheap_layer():
     assert shares["b"] == 0 and removed == pytest.approx(0.45 * 1010, abs=5)
 
 
+@pytest.mark.slow
 def test_allocation_goes_into_make_masks_for_any_tree_with_its_paths():
     params = params_of()
     table = jp.sensitivity(loss_fn, params, X, GRID)

@@ -33,6 +33,7 @@ def test_rigl_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_drop_fraction_follows_the_cosine():
     w = jax.random.normal(jax.random.key(0), (20, 20))
     start = {"w": jnp.arange(400).reshape(20, 20) < 100}
@@ -46,6 +47,7 @@ def test_drop_fraction_follows_the_cosine():
         assert int((start["w"] & ~after.masks["w"]).sum()) == round(share * 100)
 
 
+@pytest.mark.slow
 def test_rigl_grows_where_the_dense_gradient_is_largest_and_set_does_not_look():
     w = jax.random.normal(jax.random.key(0), (30, 20))
     params, start = {"w": w}, {"w": jnp.arange(600).reshape(30, 20) % 5 == 0}
@@ -65,6 +67,7 @@ def test_rigl_grows_where_the_dense_gradient_is_largest_and_set_does_not_look():
     assert 0.8 < chosen_by_chance < 1.25
 
 
+@pytest.mark.slow
 def test_what_was_just_dropped_may_come_back_and_keeps_its_value_and_moments():
     params = {"w": row(3.0, 1.0, 0.0, 0.0)}
     tx = st.rigl(
@@ -78,6 +81,7 @@ def test_what_was_just_dropped_may_come_back_and_keeps_its_value_and_moments():
     np.testing.assert_array_equal(state.inner_state.trace["w"], row(0.5, 0.25, 0.0, 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [st.rigl, functools.partial(st.set, key=jax.random.key(5))])
 def test_counts_of_every_layer_stay_zeros_are_exact_and_the_new_start_without_moments(make):
     keys = jax.random.split(jax.random.key(0), 3)
@@ -105,6 +109,7 @@ def test_counts_of_every_layer_stay_zeros_are_exact_and_the_new_start_without_mo
     assert moves > 20
 
 
+@pytest.mark.slow
 def test_a_move_takes_the_place_of_the_optimizers_step():
     params = {"w": row(4.0, 3.0, 0.0, 0.0), "bias": jnp.ones(2)}
     grads = jax.tree.map(jnp.ones_like, params)
@@ -116,6 +121,7 @@ def test_a_move_takes_the_place_of_the_optimizers_step():
     assert int(after.count) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", [jp.Channels(), jp.Block((2, 2))])
 def test_units_move_as_a_whole(structure):
     params = {"w": jax.random.normal(jax.random.key(0), (8, 10))}
@@ -131,6 +137,7 @@ def test_units_move_as_a_whole(structure):
     np.testing.assert_array_equal(last["w"], jp.apply_masks(last, state.masks)["w"])
 
 
+@pytest.mark.slow
 def test_where_leaves_the_other_masks_where_they_are():
     params = {"a": jax.random.normal(jax.random.key(0), (6, 6)), "b": jnp.ones((6, 6))}
     start = jax.tree.map(lambda w: jnp.arange(36).reshape(6, 6) < 18, params)
@@ -142,6 +149,7 @@ def test_where_leaves_the_other_masks_where_they_are():
     assert (state.masks["a"] != start["a"]).any() and int(state.masks["a"].sum()) == 18
 
 
+@pytest.mark.slow
 def test_gradients_that_are_not_finite_do_not_corrupt_the_masks():
     params = {"w": jax.random.normal(jax.random.key(0), (10, 10))}
     start = {"w": jnp.arange(100).reshape(10, 10) % 2 == 0}
@@ -161,6 +169,7 @@ def test_gradients_that_are_not_finite_do_not_corrupt_the_masks():
         )
 
 
+@pytest.mark.slow
 def test_layers_of_no_weight_one_weight_equal_weights_and_no_sparsity():
     params = {
         "none": jnp.zeros((0, 4)),
@@ -181,6 +190,7 @@ def test_layers_of_no_weight_one_weight_equal_weights_and_no_sparsity():
         assert all(np.isfinite(w).all() for w in after.values())
 
 
+@pytest.mark.slow
 def test_static_masks_are_random_counted_by_layer_and_never_move():
     params = {"a": jnp.ones((10, 10)), "b": jnp.ones((5, 8)), "bias": jnp.ones(3)}
     tx = st.static(optax.adamw(0.1), {"a": 0.93, "b": 0.5, "bias": 0.0}, key=jax.random.key(0))
@@ -194,6 +204,7 @@ def test_static_masks_are_random_counted_by_layer_and_never_move():
     assert (other["b"] != first["b"]).any()
 
 
+@pytest.mark.slow
 def test_replicates_have_masks_of_their_own_when_the_wrapper_is_built_inside_vmap():
     params = {"w": jax.random.normal(jax.random.key(0), (8, 8))}
 
@@ -215,6 +226,7 @@ def test_replicates_have_masks_of_their_own_when_the_wrapper_is_built_inside_vma
 # AC/DC
 
 
+@pytest.mark.slow
 def test_ac_dc_alternates_and_ends_sparse_with_new_masks_each_time():
     params = {"w": jax.random.normal(jax.random.key(0), (6, 8)), "bias": jnp.ones(3)}
     tx = st.ac_dc(optax.sgd(0.5, momentum=0.9), 0.75, begin=2, end=8, every=2)
@@ -247,6 +259,7 @@ def test_ac_dc_from_step_0_on():
     assert [jp.sparsity(p, s.masks) for p, s in steps_of(tx, params, lambda p, t: p, 3)] == [0.5] * 3
 
 
+@pytest.mark.slow
 def test_bad_input_is_named():
     sgd, key, params = optax.sgd(0.1), jax.random.key(0), {"w": jnp.ones((4, 4))}
     with pytest.raises(ValueError, match="either `sparsity`"):

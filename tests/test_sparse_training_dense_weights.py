@@ -14,6 +14,7 @@ import jaxprune as jp
 from jaxprune import sparse_training as st
 
 
+@pytest.mark.slow
 def test_straight_through_has_the_dense_gradient_of_the_masked_point():
     w = {"w": jax.random.normal(jax.random.key(0), (4, 5)), "bias": jnp.ones(5)}
     masks = jp.make_masks(jp.scores.magnitude(w), 0.5)
@@ -54,6 +55,7 @@ def test_ste_by_hand_masks_are_those_of_the_updated_weights():
     assert kept_places(state.masks) == [0, 1]
 
 
+@pytest.mark.slow
 def test_ste_follows_a_schedule_every_other_step():
     params = {"w": jax.random.normal(jax.random.key(0), (4, 5))}
     tx = st.ste(optax.sgd(1.0), jp.schedules.linear(0.5, begin=0, end=4), every=2)
@@ -61,12 +63,14 @@ def test_ste_follows_a_schedule_every_other_step():
     assert [jp.sparsity(p, s.masks) for p, s in seen] == [0, 0.25, 0.25, 0.5, 0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_ste_takes_an_allocation():
     params = {"a": jnp.ones((4, 5)), "b": jnp.ones((2, 2))}
     masks = st.ste(optax.sgd(1.0), {"a": 0.9, "b": 0.0}).init(params).masks
     assert int(masks["a"].sum()) == 2 and masks["b"].all()
 
 
+@pytest.mark.slow
 def test_sr_ste_decays_what_is_pruned_and_only_that():
     params = {"w": jnp.array([[4.0], [-3.0], [2.0], [-1.0]]), "bias": jnp.ones(1)}
     tx = st.sr_ste(optax.sgd(0.1), jp.NM(2, 4), decay=0.5)
@@ -98,6 +102,7 @@ def test_top_kast_moments_end_where_learning_ends():
     np.testing.assert_allclose(after.inner_state[0].trace["w"], row(0.0, 0.0, 0.0))
 
 
+@pytest.mark.slow
 def test_top_kast_sets_are_nested():
     params = {"w": jnp.round(3 * jax.random.normal(jax.random.key(0), (9, 7)))}
     tx = st.top_kast(optax.sgd(0.0), 0.8, backward_sparsity=0.3)
@@ -119,6 +124,7 @@ def test_top_kast_takes_allocations_and_what_is_used_always_learns():
 # Movement
 
 
+@pytest.mark.slow
 def test_movement_scores_are_the_running_sum_of_minus_w_g():
     params = {"w": jax.random.normal(jax.random.key(0), (3, 4))}
     tx = st.movement(optax.sgd(0.1), jp.schedules.one_shot(0.5, step=4))
@@ -155,6 +161,7 @@ def test_movement_forgets_steps_that_are_not_finite():
     assert kept_places(state.masks) == [0]
 
 
+@pytest.mark.slow
 def test_ste_takes_an_allocation_that_grows():
     params = {"a": jnp.arange(1.0, 17).reshape(4, 4), "b": jnp.arange(1.0, 17).reshape(4, 4)}
     schedule = jp.schedules.iterative({"a": 0.5, "b": 0.25}, rounds=2, begin=1)

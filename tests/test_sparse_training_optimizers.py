@@ -61,7 +61,7 @@ def _ramp(w):
 
 # A fifth of all pairs: every optimizer in several wrappers, every wrapper with several optimizers.
 PAIRS = [
-    (wrapper, name, jnp.float32)
+    pytest.param(wrapper, name, jnp.float32, marks=pytest.mark.slow)
     for i, wrapper in enumerate(WRAPPERS)
     for j, name in enumerate(OPTIMIZERS)
     if (i + j) % 5 == 0
@@ -128,6 +128,7 @@ def assert_same(got, want):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got[0], want[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["rigl", "ac_dc", "sr_ste", "top_kast", "movement", "group_lasso"])
 def test_a_jitted_scan_under_vmap_is_the_same_as_operation_by_operation(wrapper):
     want = reference(wrapper, 5)
@@ -141,6 +142,7 @@ def test_a_jitted_scan_under_vmap_is_the_same_as_operation_by_operation(wrapper)
     assert_same(jax.jit(jax.vmap(run))(many_params()), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrapper", "axis_type"),
     [("rigl", "Auto"), ("set", "Explicit"), ("ste", "Explicit"), ("group_lasso", "Explicit")],
@@ -168,6 +170,7 @@ def test_sharded_parameters_keep_their_sharding_and_so_do_the_masks(wrapper, axi
     assert_same(jax.device_get((params, masks)), want)
 
 
+@pytest.mark.slow
 def test_nnx_optimizer():
     model = nnx.Linear(8, 16, rngs=nnx.Rngs(0))
     tx = st.rigl(optax.adamw(0.1), 0.75, end=9, every=2, key=KEY)

@@ -13,6 +13,7 @@ import jaxprune as jp
 from jaxprune import sparse_training as st
 
 
+@pytest.mark.slow
 def test_group_lasso_is_the_proximal_operator():
     """max(0, 1 - t sqrt(n) / ||w||) w minimises 1/2 ||v - w||^2 + t sqrt(n) ||v||: its gradient is 0 there."""
     w = jax.random.normal(jax.random.key(0), (6, 4)) * jnp.array([1.0, 0.5, 0.03, 0.01])
@@ -32,6 +33,7 @@ def test_group_lasso_is_the_proximal_operator():
     assert float(penalty) == pytest.approx(math.sqrt(6) * norms.sum(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_group_lasso_follows_the_learning_rate_and_lets_units_come_back():
     params = {"w": row(0.3, 2.0)}
     tx = st.group_lasso(
@@ -44,6 +46,7 @@ def test_group_lasso_follows_the_learning_rate_and_lets_units_come_back():
     assert kept_places(state.masks) == [1] and kept_places(after.masks) == [0, 1]
 
 
+@pytest.mark.slow
 def test_group_lasso_of_strength_0_does_nothing_and_does_not_hide_nan():
     w = {"w": row(1.0, 0.0, jnp.nan)}
     tx = st.group_lasso(optax.set_to_zero(), 0.0, learning_rate=1.0)
@@ -55,6 +58,7 @@ def test_group_lasso_of_strength_0_does_nothing_and_does_not_hide_nan():
     assert kept_places(state.masks) == [0, 2]
 
 
+@pytest.mark.slow
 def test_group_penalty_has_a_gradient_at_zero_and_skips_what_where_says():
     params = {"w": jnp.zeros((2, 2)), "v": jnp.ones((2, 2))}
     grads = jax.grad(st.group_penalty)(params)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import jaxprune as jp
 
 
+@pytest.mark.slow
 def test_nm_runs_along_the_input_axis_of_dense_and_convolution_kernels():
     for shape, axis in (((8, 3), 0), ((3, 3, 8, 5), 2), ((3, 8, 5), 1)):
         scores = jax.random.uniform(jax.random.key(5), shape)
@@ -35,6 +36,7 @@ def test_nm_of_flax_attention_groups_the_model_axis_of_projections_and_head_dim_
     assert jp.NM(2, 4, axis=lambda path, shape: 0 if "first" in path else 1).group_axis("first", (4, 4)) == 0
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (4, 8), (1, 2), (7, 8)])
 def test_nm_keeps_n_of_every_m_with_ties_and_a_prior(n, m):
     scores = jnp.round(jax.random.uniform(jax.random.key(6), (2 * m, 6)) * 3)
@@ -47,6 +49,7 @@ def test_nm_keeps_n_of_every_m_with_ties_and_a_prior(n, m):
     assert (np.asarray(after).T.reshape(-1, m).sum(1) <= n).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_nm_below_its_sparsity_prunes_the_lowest_of_its_own_candidates(scope):
     scores = {"w": jax.random.uniform(jax.random.key(8), (8, 6))}
@@ -59,6 +62,7 @@ def test_nm_below_its_sparsity_prunes_the_lowest_of_its_own_candidates(scope):
     np.testing.assert_array_equal(most, full)
 
 
+@pytest.mark.slow
 def test_channels_mask_is_broadcastable_and_along_any_axis():
     scores = {"w": jnp.arange(1.0, 25).reshape(2, 3, 4)}
     for axis, shape in ((-1, (1, 1, 4)), (0, (2, 1, 1)), (1, (1, 3, 1))):
@@ -75,6 +79,7 @@ def test_channels_mask_is_broadcastable_and_along_any_axis():
     ]
 
 
+@pytest.mark.slow
 def test_channels_against_a_brute_force_over_subsets():
     w = jax.random.normal(jax.random.key(9), (5, 6))
     mask = np.asarray(
@@ -84,6 +89,7 @@ def test_channels_against_a_brute_force_over_subsets():
     assert tuple(np.flatnonzero(~mask)) == best
 
 
+@pytest.mark.slow
 def test_blocks_with_edges_that_do_not_divide():
     scores = np.ones((5, 7), np.float32)
     scores[4:, 6:] = 0.1  # a 1 x 1 corner block
@@ -103,6 +109,7 @@ def test_blocks_leave_leading_axes_ungrouped():
     assert set(per_block.ravel()) == {0.0, 1.0} and per_block.sum() == 6
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 7), st.integers(1, 7)),
@@ -141,6 +148,7 @@ def test_constant_unit_scores_pass_through_the_mean_unchanged():
     np.testing.assert_array_equal(mask, np.arange(64) >= 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "structure",
     [

@@ -17,6 +17,7 @@ import jaxprune as jp
 from jaxprune.transforms.moments import clear_moments
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [(name, jnp.float32) for name in OPTIMIZERS] + [(name, jnp.bfloat16) for name in list(OPTIMIZERS)[::2]],
@@ -39,6 +40,7 @@ def test_masked_holds_zeros_from_the_first_update_on_and_survivors_move(name, dt
     assert moved.sum() > 0.5 * masks["Dense_0"]["kernel"].sum()
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_survivors_train_as_if_the_pruned_weights_did_not_exist(name):
     """Gradients and values of pruned weights reach neither moments nor norms nor decay."""
@@ -60,6 +62,7 @@ def test_survivors_train_as_if_the_pruned_weights_did_not_exist(name):
             close(ours.astype(jnp.float32), theirs.astype(jnp.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["masked", "gradual"])
 def test_scan_equals_a_loop_and_vmap_equals_single_runs(kind):
     params, x = params_of(), inputs()
@@ -88,6 +91,7 @@ def test_scan_equals_a_loop_and_vmap_equals_single_runs(kind):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["masked", "gradual"])
 def test_donated_buffers_leave_the_users_masks_alone(kind):
     params = params_of()
@@ -100,6 +104,7 @@ def test_donated_buffers_leave_the_users_masks_alone(kind):
     assert jp.sparsity(params, masks) == pytest.approx(0.6, abs=0.01), "still readable"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["masked", "gradual"])
 @pytest.mark.parametrize("explicit", [False, True])
 def test_sharded_parameters_keep_their_sharding_and_so_do_the_masks(kind, explicit):
@@ -149,6 +154,7 @@ class Net(nnx.Module):
         return self.layers[0](nnx.relu(self.first(x)))
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("kind", ["masked", "gradual"])
 def test_nnx_optimizer(kind):
     model = Net(nnx.Rngs(0))
@@ -174,6 +180,7 @@ def test_nnx_optimizer(kind):
     )
 
 
+@pytest.mark.slow
 def test_train_state():
     net = nn.Dense(4)
     params = net.init(jax.random.key(0), inputs())["params"]
@@ -190,6 +197,7 @@ def test_train_state():
     assert_exact_zeros(state.params, masks)
 
 
+@pytest.mark.slow
 def test_extra_args_reach_the_inner_optimizer():
     params = params_of()
     tx = jp.masked(optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()), masks_for(params))
@@ -228,6 +236,7 @@ def test_replaced_masks_are_enforced_by_the_next_update():
     assert_exact_zeros(params, masks)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("name", ["adam", "muon", "adafactor", "multi_steps", "schedule_free"])
 def test_clear_moments_touches_pruned_entries_only(name):
     params = params_of()

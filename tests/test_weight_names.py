@@ -149,6 +149,7 @@ class Equinox(eqx.Module):
     cell: eqx.nn.GRUCell
 
 
+@pytest.mark.slow
 def test_equinox_layers_say_what_they_hold_whatever_they_are_called():
     keys = jax.random.split(jax.random.key(0), 4)
     model = Equinox(
@@ -246,6 +247,7 @@ def test_an_output_layer_that_is_the_embedding_itself_is_warned_about():
     assert [name for name, flag in jp.prunable(shared).items() if flag] == list(shared)[1:]
 
 
+@pytest.mark.slow
 def test_a_tied_model_trains_like_any_other():
     table = jax.random.normal(jax.random.key(0), (6, 4))
     params = {
@@ -301,6 +303,7 @@ def test_adapters_in_equinox_layers_are_left_out():
     assert jax.tree.leaves(jp.prunable(eqx.filter(model, eqx.is_array))) == [True, False]
 
 
+@pytest.mark.slow
 def test_nnx_filters_choose_variables():
     state = nnx.state(nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Linear(3, 2, rngs=nnx.Rngs(0))))
 

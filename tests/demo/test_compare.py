@@ -43,6 +43,7 @@ def assert_same(one, other):
         assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_results_and_nothing_else(finished):
     assert sorted(p.name for p in finished.iterdir()) == [
         "plot.png", "results.csv", "results.json", "settings.json",
@@ -68,6 +69,7 @@ def test_records_have_every_recipe_at_every_sparsity_with_its_exact_count(finish
     assert float(rows[7]["test_accuracy"]) == records[3]["test_accuracy"][1]
 
 
+@pytest.mark.slow
 def test_a_record_is_what_a_plain_loop_gives(finished):
     import optax
     from flax.training.train_state import TrainState
@@ -103,6 +105,7 @@ class Killed(BaseException):
     """Stands for a signal that nobody catches."""
 
 
+@pytest.mark.slow
 def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
     finished, tmp_path, monkeypatch
 ):
@@ -128,6 +131,7 @@ def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
     assert_same(finished, tmp_path)
 
 
+@pytest.mark.slow
 def test_killed_in_another_process_nothing_is_half_written_and_it_resumes(finished, tmp_path, compile_once):
     env = {**os.environ, **compile_once}
     out = tmp_path / "out"

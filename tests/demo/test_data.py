@@ -77,6 +77,7 @@ def test_a_damaged_idx_file_is_an_error_that_names_it(tmp_path):
         data.read_idx(tmp_path / "other.gz")
 
 
+@pytest.mark.slow
 def test_labels_that_are_no_digits_and_counts_that_differ_are_errors_that_name_the_file(tmp_path):
     shapes = [(60000, 28, 28), (60000,), (10000, 28, 28), (10000,)]
     for name, shape in zip(data.MNIST_FILES, shapes, strict=True):
@@ -106,6 +107,7 @@ def test_files_of_another_data_set_are_an_error(tmp_path):
         data.mnist(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(MNIST is None, reason="the environment variable JAXPRUNE_DATA names no data folder")
 def test_mnist_is_normalized_and_split():
     found = data.mnist(MNIST)

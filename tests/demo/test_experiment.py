@@ -63,6 +63,7 @@ def finished(tmp_path_factory, compile_once):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_results_and_nothing_else(finished):
     assert sorted(p.name for p in finished.iterdir()) == [
         "checkpoint", "plot.png", "results.csv", "results.json", "settings.json",
@@ -92,6 +93,7 @@ def test_records_have_every_training_of_ticket_and_controls(finished):
     assert float(rows[0]["test_accuracy"]) == found["records"][0]["test_accuracy"][0]
 
 
+@pytest.mark.slow
 def test_the_checkpoint_holds_masks_of_each_round_and_parameters_under_the_last(finished):
     model_params = jax.eval_shape(
         lambda: {
@@ -133,6 +135,7 @@ def test_seeds_differ_and_do_not_depend_on_how_many_there_are(finished):
         assert abs(one[0] - other[0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_controls_keep_what_they_say_and_differ_from_round_to_round(finished):
     of = programs.compile_programs(TINY, data.digits())
     carry, _ = of.round(of.first())
@@ -222,6 +225,7 @@ class Killed(BaseException):
     """Stands for a signal that nobody catches."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainings", [5])
 def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
     finished, tmp_path, monkeypatch, trainings
@@ -255,6 +259,7 @@ def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
     assert_same(finished, tmp_path)
 
 
+@pytest.mark.slow
 def test_overwriting_replaces_an_interrupted_run(finished, tmp_path):
     out = tmp_path / "out"
     (out / "rounds").mkdir(parents=True)
@@ -283,6 +288,7 @@ def whole(folder: Path):
                 assert checkpointer.restore(path.absolute())
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_is_half_written_and_it_resumes(finished, tmp_path, compile_once):
     env = {**os.environ, **compile_once}
     command = [sys.executable, "-m", "jaxprune.cli", "imp", f"--out={tmp_path / 'out'}", *arguments(TINY)]
@@ -302,6 +308,7 @@ def test_killed_at_any_moment_nothing_is_half_written_and_it_resumes(finished, t
     assert_same(finished, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 @pytest.mark.parametrize(
     "changes",

@@ -19,6 +19,7 @@ def draw(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+@pytest.mark.slow_beyond(3)
 @pytest.mark.parametrize("padding", ["SAME", "VALID", "SAME_LOWER", [(2, 0), (1, 3)], [(-1, 0), (0, -2)]])
 @pytest.mark.parametrize(
     ("strides", "dilation", "kernel"),
@@ -37,6 +38,7 @@ def test_equals_the_native_convolution(padding, strides, dilation, kernel):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spatial", [1, 3])
 def test_any_number_of_spatial_axes(spatial):
     x, w = draw(2, *(5,) * spatial, 3), draw(*(3,) * spatial, 3, 4, seed=1)
@@ -64,6 +66,7 @@ def test_a_dilated_input_equals_the_native_convolution():
     )
 
 
+@pytest.mark.slow
 def test_gradients_equal_the_native_ones():
     x, w = draw(2, 6, 6, 3), draw(3, 3, 3, 4, seed=1)
 
@@ -84,6 +87,7 @@ def test_a_window_larger_than_the_input_gives_an_empty_output():
     )
 
 
+@pytest.mark.slow
 def test_preferred_element_type_and_precision_are_passed_on():
     x, w = draw(1, 4, 4, 2).astype(jnp.bfloat16), draw(3, 3, 2, 2).astype(jnp.bfloat16)
     out = matmul_conv(
@@ -92,6 +96,7 @@ def test_preferred_element_type_and_precision_are_passed_on():
     assert out.dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR", 1])
 def test_serves_linen_and_nnx_with_the_same_kernel(padding):
     x = draw(2, 8, 8, 3)
@@ -132,6 +137,7 @@ def test_what_it_does_not_do_is_an_error_that_says_so(call, message):
         matmul_conv(**call)
 
 
+@pytest.mark.slow
 def test_needs_jax_alone():
     code = (
         "import sys; from importlib.abc import MetaPathFinder\n"

@@ -20,6 +20,7 @@ def test_the_vgg_has_one_convolution_and_then_blocks_of_two():
     assert params["Dense_0"]["kernel"].shape == (32, 10) and len(params) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [models.SmallCNN, models.SmallVGG])
 def test_a_cnn_is_the_same_with_the_native_convolution(network):
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))

@@ -198,6 +198,7 @@ def test_settings_alone_are_no_run_that_one_could_lose(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_interrupted_before_anything_is_saved_nothing_is_promised(tmp_path):
     out = tmp_path / "out"
     lock = out / ".lock"

@@ -26,6 +26,7 @@ def test_activations_are_what_the_next_layer_sums_over(hand):
     np.testing.assert_allclose(rms["b[0]"], np.sqrt(squares), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_activations_of_heads_and_of_query_and_key_dimensions():
     fn, params, inputs = plain_models.fused_qkv("split")
     groups = jp.find_groups(fn, params, *inputs)
@@ -44,6 +45,7 @@ def test_activations_of_heads_and_of_query_and_key_dimensions():
     np.testing.assert_allclose(scores[v.name], jnp.abs(mixed).mean((0, 1, 2)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_activations_inside_scans_and_derivative_rules():
     """An LSTM: its hidden state goes into the next step and into the head."""
     fn, params, inputs = plain_models.lstm()
@@ -109,6 +111,7 @@ def test_activations_say_what_is_wrong(hand):
         activation_scores(groups, {k: v for k, v in params.items() if k != "b"}, [jnp.ones((1, 2))])
 
 
+@pytest.mark.slow
 def test_activations_at_any_batch_size():
     params = {
         "up": jnp.asarray(np.random.default_rng(0).normal(size=(6, 8)), jnp.float32),

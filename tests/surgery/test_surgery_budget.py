@@ -66,6 +66,7 @@ def test_parameters_of_no_unit_count_and_units_are_rounded():
     assert left(jp.plan_removal(groups, params, 0.9, budget="units")) == 6
 
 
+@pytest.mark.slow
 def test_unlike_units_meet_the_budget():
     params = weights(a=(4, 20), b=(20, 12), c=(12, 2))
     groups = jp.find_groups(lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"], params, data(1, 4))

@@ -42,6 +42,7 @@ MEETINGS = {
 }
 
 
+@pytest.mark.slow_beyond(3)
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("meeting", ["product", "choice"])
 def test_a_table_of_jax_is_like_one_of_numpy(table, meeting):
@@ -63,6 +64,7 @@ def test_a_table_of_jax_is_like_one_of_numpy(table, meeting):
     assert difference(small[0], by_hand) < 1e-5 and difference(small[1], by_hand) < 1e-5
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("meeting", MEETINGS)
 def test_a_table_may_come_into_a_call(meeting):
     params, x = weights(w=(3, 8), out=(8, 2)), data(4, 3)
@@ -94,6 +96,7 @@ def test_two_uses_of_a_table_in_a_loop_couple_nothing():
     assert random_plan(groups).verify(fn, params, data(4, 3)).zeroed < 1e-5
 
 
+@pytest.mark.slow
 def test_patches_of_channels_leave_the_channels_free():
     params = weights(w=(3, 3, 2, 6), out=(6 * 4, 2))
 

@@ -20,6 +20,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_debug_callback_sees_the_kept_units(wrapper):
     seen = []
@@ -77,6 +78,7 @@ def test_a_pure_callback_freezes_only_what_it_touches():
     assert random_plan(groups).verify(fn, params, x).zeroed < 1e-5
 
 
+@pytest.mark.slow
 def test_experts_of_a_ragged_product_lose_hidden_units():
     params, x = weights(router=(3, 2), gate=(2, 3, 8), up=(2, 3, 8), down=(2, 8, 5), out=(5, 2)), data(6, 3)
 
@@ -104,6 +106,7 @@ def test_experts_of_a_ragged_product_lose_hidden_units():
     assert difference(plan.compact(experts)(small, x), by_hand) < 1e-5
 
 
+@pytest.mark.slow
 def test_ragged_contractions_and_batches():
     params, x = (
         weights(a=(3, 8), b=(3, 6), rows=(8,), out=(6, 2), heads=(3, 8), e=(2, 2, 4, 5), last=(5, 2)),

@@ -57,6 +57,7 @@ def test_dense_by_hand():
     np.testing.assert_allclose(folded["b2"], [7.0, -1.0, 1.0])  # plus 2 * (3, -1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", [jax.nn.sigmoid, jnp.exp, jax.nn.gelu, lambda x: jax.nn.softplus(x) ** 2])
 def test_dense(act):
     def fn(p, x):
@@ -66,6 +67,7 @@ def test_dense(act):
     check(fn, params, data(5, 3), ["b2"])
 
 
+@pytest.mark.slow
 def test_constants_without_any_bias_of_their_own():
     """exp(0) = 1."""
 
@@ -77,6 +79,7 @@ def test_constants_without_any_bias_of_their_own():
     np.testing.assert_allclose(folded["b2"], params["b2"] + params["w2"][GONE].sum(0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_layers_in_a_row():
     """Units that go in the second layer: their own change does not matter."""
 
@@ -90,6 +93,7 @@ def test_two_layers_in_a_row():
     np.testing.assert_array_equal(folded["b2"][GONE], params["b2"][GONE])
 
 
+@pytest.mark.slow
 def test_valid_convolution_with_batch_norm_between_and_after():
     """The next kernel has no bias: the mean of its BatchNorm takes the constants."""
 
@@ -119,6 +123,7 @@ def test_padding_ends_a_constant_at_the_border():
     assert all(np.array_equal(folded[k], params[k]) for k in params)
 
 
+@pytest.mark.slow
 def test_flatten_pool_and_scale_on_the_way():
     """A 1 x 1 kernel without a bias, a mean over positions, a learned scale, flattened into a dense layer."""
 
@@ -141,6 +146,7 @@ class Linen(nn.Module):
         return nn.DenseGeneral((2, 2))(x)
 
 
+@pytest.mark.slow
 def test_channel_masks_of_a_linen_model_fold_away():
     """What `make_masks` prunes by channel leaves biases behind; folded, the masked model is reproduced."""
     x = data(2, 5, 5, 2)
@@ -157,6 +163,7 @@ def test_channel_masks_of_a_linen_model_fold_away():
     assert difference(plan.compact(module.apply)(plan.shrink(params), x), expected) > 1e-3
 
 
+@pytest.mark.slow
 def test_einsum_in_a_jitted_call_with_a_bias_outside():
     def fn(p, x):
         h = jax.jit(lambda x: jnp.exp(jnp.einsum("bi,ij->bj", x, p["w1"])))(x)
@@ -166,6 +173,7 @@ def test_einsum_in_a_jitted_call_with_a_bias_outside():
     check(fn, params, data(5, 3), ["b2"])
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_keep_their_type():
     def fn(p, x):
         return jnp.exp(x @ p["w1"]) @ p["w2"] + p["b2"]
@@ -235,6 +243,7 @@ def test_other_reductions_over_removed_units():
     refused(fn, params, x, "reduce_max at .* changes it in a way that no bias can")
 
 
+@pytest.mark.slow
 def test_units_inside_a_loop():
     def fn(p, x):
         h, _ = lax.scan(lambda h, _: (jnp.cos(h @ p["w"] + p["b1"]), None), x @ p["w1"], None, length=2)

@@ -93,6 +93,7 @@ def normalised(h):
     return jnp.tanh(h * lax.rsqrt(1 + (h * h).mean(-1, keepdims=True)))
 
 
+@pytest.mark.slow_beyond(4)
 @pytest.mark.parametrize("name", COPIES)
 def test_only_units_that_parameters_make_are_offered(name):
     fn, shapes, sizes = COPIES[name]

@@ -90,11 +90,13 @@ def test_table_names_every_model():
     assert set(GROUPS) == set(MODELS)
 
 
+@pytest.mark.slow_beyond(15)
 def test_finds_the_groups(model):
     name, *_, groups = model
     assert sorted(group.size for group in groups) == GROUPS[name]
 
 
+@pytest.mark.slow_beyond(4)
 def test_small_function_equals_masked_function(model):
     name, fn, params, inputs, groups = model
     report = random_plan(groups, 0).verify(fn, params, *inputs, tolerance=1e-5)
@@ -105,12 +107,14 @@ def test_small_function_equals_masked_function(model):
         assert report.zeroed < 1e-5, str(report)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("model", DIFFERENTIATED, indirect=True)
 def test_gradients_equal_those_of_the_masked_function(model):
     _, fn, params, inputs, groups = model
     assert gradient_error(random_plan(groups, 2), fn, params, *inputs) < 1e-5
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(
     "model", [name for i, name in enumerate(MODELS) if i % 3 == 1 or name == "LSTM"], indirect=True
 )
@@ -126,6 +130,7 @@ def test_runs_at_other_batch_sizes(model):
     assert difference(small, masked) < 1e-5
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("model", list(MODELS)[::2], indirect=True)
 def test_permuting_all_members_of_a_group_changes_nothing_and_fewer_changes_something(model):
     name, fn, params, inputs, groups = model

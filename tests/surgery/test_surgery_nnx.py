@@ -28,6 +28,7 @@ def analysed(module, *inputs):
     return fn, state, jp.find_groups(fn, state, *inputs)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("name", MODULES)
 def test_module_in_place(name):
     module_type, shape = MODULES[name]
@@ -110,6 +111,7 @@ def recurrent(rngs):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [convolutions, products, recurrent, Stack])
 def test_every_kind_of_layer_takes_its_new_sizes(make):
     module, x = make(nnx.Rngs(0)), data(2, 5, 3)
@@ -168,6 +170,7 @@ def test_a_module_that_would_compute_something_else_is_left_as_it_was(name):
     assert is_as_before(module, graph, leaves)
 
 
+@pytest.mark.slow
 def test_the_inputs_are_the_plan_s_or_given(tmp_path):
     module, x = library_models.NnxMlp(nnx.Rngs(0)), data(3, 4)
     graph, state = nnx.split(module)

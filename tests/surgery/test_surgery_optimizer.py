@@ -50,6 +50,7 @@ def advance(tx, params, grads):
     return params, state
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_state_has_the_shapes_of_a_small_one_and_the_values_of_the_full_one(model, name):
     params, plan = model
@@ -71,6 +72,7 @@ def test_state_has_the_shapes_of_a_small_one_and_the_values_of_the_full_one(mode
         assert not floats[0] or difference(*floats) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "keep"), [(8, 6), (8, 3), (4, 3)])
 def test_factored_moments_of_adafactor(width, keep):
     """Axes that stay the largest, axes that change places, and parameters too small to be factored."""
@@ -87,6 +89,7 @@ def test_factored_moments_of_adafactor(width, keep):
         assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
 
 
+@pytest.mark.slow
 def test_factored_moments_stand_for_the_same_second_moments():
     params = plain_layers.weights(up=(5, 8), down=(8, 5))
     groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 5)))
@@ -154,6 +157,7 @@ def nested():
     return params, jp.surgery.plan_units(groups, keep)
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("name", MIXING)
 def test_states_of_optimizers_that_mix_weights(nested, name):
     params, plan = nested

@@ -87,6 +87,7 @@ def test_rows_of_a_table_that_no_input_reaches_are_no_group():
     assert plan.compact(fn)(plan.shrink(params), data(2, 11, 3)).shape == (2, 11, 2)
 
 
+@pytest.mark.slow
 def test_derivative_rules_are_rebuilt_not_inlined():
     params = {"w": jnp.zeros((3, 8)), "out": jnp.ones((8, 2))}  # relu at exactly 0, where its rule says 0
 
@@ -261,6 +262,7 @@ def test_a_vmapped_while_loop_has_a_predicate_for_each_member():
     assert report.masked < 1e-5 and "reduce_sum" in report.differences[0]
 
 
+@pytest.mark.slow
 def test_closed_over_constants_and_static_arguments_of_derivative_rules():
     table = jnp.arange(1.0, 9.0)
 

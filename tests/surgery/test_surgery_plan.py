@@ -148,6 +148,7 @@ def test_masks_broadcast_and_are_true_where_nothing_goes(mlp):
     assert small["w1"].shape == (1, 4) and small["w1"].all() and small["w3"] is True
 
 
+@pytest.mark.slow
 def test_plans_compose(llama):
     fn, params, inputs, groups = llama
     first = random_plan(groups, 0, 0.4)
@@ -182,6 +183,7 @@ def test_prints_new_widths(mlp):
     assert text.endswith("98 -> 37 parameters (62.2% removed)")
 
 
+@pytest.mark.slow
 def test_small_function_jits_vmaps_scans_and_exports(mlp):
     fn, params, inputs, groups = mlp
     plan = random_plan(groups)
@@ -214,6 +216,7 @@ def test_closing_over_a_traced_value_leaves_nothing_behind(mlp):
     assert difference(outer(2.0, small), 2 * outer(1.0, small)) < 1e-6
 
 
+@pytest.mark.slow
 def test_bfloat16_and_abstract_parameters(mlp):
     fn, params, inputs, groups = mlp
     plan = random_plan(groups)
@@ -224,6 +227,7 @@ def test_bfloat16_and_abstract_parameters(mlp):
     assert [g.size for g in jp.find_groups(fn, shapes, *inputs)] == [g.size for g in groups]
 
 
+@pytest.mark.slow
 def test_trains_after_surgery(mlp):
     fn, params, inputs, groups = mlp
     plan = random_plan(groups)
@@ -252,6 +256,7 @@ class TrainedNorm(nn.Module):
         return nn.Dense(2)(x)
 
 
+@pytest.mark.slow
 def test_state_that_goes_round_does_not_hold_its_axes():
     module, x = TrainedNorm(), plain_layers.data(5, 3)
     variables = module.init(jax.random.key(0), x)

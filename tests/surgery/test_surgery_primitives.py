@@ -45,6 +45,7 @@ print(*{primitive.name for table in tables for primitive in table})
 """
 
 
+@pytest.mark.slow
 def test_every_primitive_has_a_rule_or_is_known_to_freeze():
     listed = subprocess.run([sys.executable, "-c", LIST], capture_output=True, text=True, check=True)
     names = set(listed.stdout.split())
@@ -158,6 +159,7 @@ OPERATIONS = {
 }
 
 
+@pytest.mark.slow_beyond(6)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operation(name):
     operation, sizes = OPERATIONS[name]

@@ -43,6 +43,7 @@ def test_taylor_sums_over_the_unit_before_it_squares(hand):
     )
 
 
+@pytest.mark.slow
 def test_taylor_is_the_first_order_change_of_the_loss_when_a_unit_vanishes():
     fn, params, inputs = plain_models.mlp()
     groups = jp.find_groups(fn, params, *inputs)
@@ -125,6 +126,7 @@ def test_groups_without_a_scale_must_be_excluded():
 MANY = ("transformer", "llama", "depthwise", "channel shuffle", "DenseNet", "slices", "mixed reductions")
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("name", [*MANY, "Linen MobileNet"])
 def test_every_score_is_finite_and_tells_units_apart(name):
     fn, params, inputs = {**plain_models.MODELS, **library_models.MODELS}[name]()

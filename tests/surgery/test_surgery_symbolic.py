@@ -82,6 +82,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_small_function_is_exported_at_symbolic_sizes(name):
     fn, shapes, (symbols, shape, runs) = MODELS[name]

@@ -17,6 +17,7 @@ def input_gradient(fn):
     return lambda p, *inputs: jax.grad(lambda x: jnp.sin(fn(p, x, *inputs[1:])).sum())(inputs[0])
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("transform", [vmapped, input_gradient])
 @pytest.mark.parametrize("name", ["residual CNN", "channel shuffle", "LSTM", "DenseNet", "llama"])
 def test_transformed_function(name, transform):

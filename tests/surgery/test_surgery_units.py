@@ -196,6 +196,7 @@ def renumbered(params, places):
     return out
 
 
+@pytest.mark.slow_beyond(4)
 @pytest.mark.parametrize("name", UNITS)
 def test_the_function_agrees_that_these_are_units(name):
     fn, params, inputs = plain_models.MODELS[name]()

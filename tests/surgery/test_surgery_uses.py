@@ -44,6 +44,7 @@ def angles_of_positions(length):
 TABLE = rope_table(3, 8)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("table", [lambda t: TABLE, lambda t: jnp.sin(TABLE), angles_of_positions])
 def test_layers_that_share_a_table_prune_other_pairs(table):
     fn, params, inputs = two_layers_with_rope(table)
@@ -70,6 +71,7 @@ def test_one_array_of_zeros_starts_two_recurrent_layers():
     assert random_plan(groups).verify(fn, params, data(4, 2, 3)).zeroed < 1e-5
 
 
+@pytest.mark.slow
 def test_a_constant_weight_used_twice_is_cut_two_ways():
     mix = data(8, 8, seed=5)
 
@@ -89,6 +91,7 @@ def test_a_constant_weight_used_twice_is_cut_two_ways():
     assert difference(plan.compact(fn)(small, data(4, 3)), by_hand) < 1e-6
 
 
+@pytest.mark.slow
 def test_constants_pass_through_calls_branches_and_loops():
     table = data(2, 8, seed=7)
 
@@ -110,6 +113,7 @@ def test_constants_pass_through_calls_branches_and_loops():
     assert plan.verify(fn, params, -data(4, 3)).zeroed < 1e-5
 
 
+@pytest.mark.slow
 def test_bodies_that_give_constants():
     table = data(4, 8, seed=7)
 
@@ -156,6 +160,7 @@ def test_arrays_of_one_number_are_made_small():
 # Derivative rules.
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_a_rule_that_calls_its_own_function():
     @jax.custom_jvp
     def growing(x):
@@ -192,6 +197,7 @@ def test_second_derivatives_of_a_rule_that_calls_its_own_function():
 # Leaves of all kinds.
 
 
+@pytest.mark.slow
 def test_numbers_integers_and_bools_among_the_parameters():
     params = {
         **weights(w=(3, 8), out=(8, 2)),
@@ -223,6 +229,7 @@ def test_numbers_integers_and_bools_among_the_parameters():
     assert jp.plan_removal(groups, params, 0.5, budget="units").widths["w"] == (3, 4)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("draw", [jax.random.uniform, jax.random.normal, jax.random.gumbel])
 def test_random_numbers_hold_no_units(draw):
     def fn(p, x, key):
@@ -236,6 +243,7 @@ def test_random_numbers_hold_no_units(draw):
     assert random_plan(groups).verify(fn, params, *inputs).zeroed < 1e-5
 
 
+@pytest.mark.slow
 def test_constant_keys():
     def fn(p, x):
         keys = jnp.broadcast_to(jax.random.key(3), (4,))
@@ -251,6 +259,7 @@ def test_constant_keys():
 # Devices.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_parameters_on_eight_devices(axis_type):
     fn, params, (x,) = mlp()
@@ -280,6 +289,7 @@ def test_parameters_on_eight_devices(axis_type):
 # State that goes round.
 
 
+@pytest.mark.slow
 def test_a_cache_of_keys_and_values_loses_the_heads_that_the_weights_lose():
     def step(p, x, cache_position):
         b, width = x.shape[0], 4

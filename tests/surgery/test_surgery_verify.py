@@ -70,6 +70,7 @@ def plan_of(fn, params, x, kept=KEPT):
     return plan_units(groups, {group.name: kept})
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("place", PLACES)
 def test_masking_what_is_named_and_nothing_else_explains_the_difference(place):
     fn, params, x = model(PLACES[place])
@@ -80,6 +81,7 @@ def test_masking_what_is_named_and_nothing_else_explains_the_difference(place):
     assert not any("dot_general" in name for name in report.differences)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("place", ["plain", "scan"])
 def test_a_named_reduction_does_not_excuse_another_fault(place, monkeypatch):
     """The interpreter computes tanh wrongly, for the small and the masked function alike."""
@@ -103,6 +105,7 @@ def test_a_rule_that_leaves_removed_units_in_a_reduction_is_caught(monkeypatch):
     assert not plan_of(fn, params, x).verify(fn, params, x).ok
 
 
+@pytest.mark.slow
 def test_a_rule_that_cuts_other_units_than_it_should_is_caught(monkeypatch):
     fn, params, x = model(attend)
     first = dataclasses.replace(
@@ -112,6 +115,7 @@ def test_a_rule_that_cuts_other_units_than_it_should_is_caught(monkeypatch):
     assert not plan_of(fn, params, x).verify(fn, params, x).ok
 
 
+@pytest.mark.slow
 def test_nan_on_either_side_is_never_equal():
     def divided(p, x):  # a column of zeros by its norm is 0 / 0
         return jnp.tanh(x @ (p["up"] / jnp.linalg.norm(p["up"], axis=0))) @ p["down"]
@@ -127,6 +131,7 @@ def test_nan_on_either_side_is_never_equal():
     assert report.masked == report.zeroed == np.inf and not report.ok
 
 
+@pytest.mark.slow
 def test_infinities_whole_numbers_bools_and_keys_are_compared():
     def outputs(p, x):
         y = jnp.tanh(x @ p["up"]) @ p["down"]
@@ -147,6 +152,7 @@ def test_infinities_whole_numbers_bools_and_keys_are_compared():
     assert watching.largest_difference([jax.random.key(0)], [jax.random.key(1)]) == 1
 
 
+@pytest.mark.slow
 def test_the_tolerance_follows_the_narrowest_float():
     fn, params, x = model(jnp.tanh)
     half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
