@@ -1,5 +1,5 @@
-# Three commands do everything: `make demo` (the main job on real data), `make test` (all checks) and
-# `make check` (within 90 s on two cores: formatting, lint, types and the tests that are not marked `slow`).
+# Two commands do everything: `make demo` (the main job on real data) and `make test` (all checks). `make check`
+# is the quick part of the latter: formatting, lint, types and the tests that are not marked `slow`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

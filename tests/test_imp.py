@@ -281,7 +281,7 @@ def run(step=train_step, state=None, **kwargs):
         (make(rewind=jp.Rewind(6)), "`rewind` must go back to a step inside the round.*the last one is 5"),
         (make(rewind="lr"), "`rewind` must be Rewind"),
         (make(scope="layer"), "`scope` must be"),
-        (make(structure=jp.NM(2, 4), rounds=5), "`rounds` must not pass the sparsity 0.5"),
+        (make(structure=jp.NM(2, 4), rounds=5), "`rounds` must not pass 0.5, the sparsity of NM"),
         (lambda: jp.Rewind(-1), "`step` must be a whole number"),
         (lambda: jp.Reinitialize(None), "`init_fn` must map a key"),
         (run(rate={"w": 0.2}), "`rate` must have the tree structure"),

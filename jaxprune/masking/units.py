@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxprune.allocation import Scope, check_least_kept, counts_to_prune, least_kept, shares_of
 from jaxprune.lookahead import paired, weights_of
 from jaxprune.masking import program
-from jaxprune.meshes import placed_like
+from jaxprune.meshes import placed_like, vary_over, varying_axes
 from jaxprune.params import PyTree, aligned, is_kept_whole, mask_leaves
 from jaxprune.structures.structure import Cut
 from jaxprune.tree_nodes import Leaf
@@ -137,7 +137,9 @@ class Units:
         masks = program.nothing_pruned(self.cut)
         weights = [self.leaves[i].value for i in self.chosen]
         whole = [jnp.array(True) for _ in self.leaves]
-        return self.tree([placed_like(m, w) for m, w in zip(masks, weights, strict=True)], whole)
+        # Inside `shard_map` they vary over the axes over which the weights do, as later masks will.
+        placed = [vary_over(placed_like(m, w), varying_axes(w)) for m, w in zip(masks, weights, strict=True)]
+        return self.tree(placed, whole)
 
     # What masks say of units.
 
