@@ -67,11 +67,11 @@ def test_hand_worked_values():
         (lambda: S.cosine(90, 0, 5), "`final` must be in .* pass 0.9"),
         (lambda: S.exponential(1.0, 0, 5), "`final` must be in"),
         (lambda: S.constant(1.5), "`sparsity` must be in"),
-        (lambda: S.one_shot(0.5, step=-1), "`step` must be a step"),
+        (lambda: S.one_shot(0.5, step=-1), "`step` must be a whole number of at least 0"),
         (lambda: S.geometric(0.2, rounds=0), "`rounds` must be a whole number of at least 1"),
         (lambda: S.geometric(1.2, rounds=2), "`rate` must be in"),
         (lambda: S.iterative(0.2, rounds=2, every=0), "`every` must be a whole number"),
-        (lambda: S.linear(0.2, begin=0.5, end=2), "`begin` must be a step"),
+        (lambda: S.linear(0.2, begin=0.5, end=2), "`begin` must be a whole number of at least 0"),
     ],
 )
 def test_bad_schedules(make, message):
