@@ -215,8 +215,7 @@ def exponential(final: PyTree, begin: int, end: int, every: int = 1, initial: Py
 
 
 def _rounds(name: str, final: float, rounds: int, begin: int, every: int, after: Callable) -> Schedule:
-    check_whole(rounds=rounds)
-    check_whole(every=every)
+    check_whole(rounds=rounds, every=every)
     check_whole(at_least=0, begin=begin)
     end = begin + (rounds - 1) * every
 

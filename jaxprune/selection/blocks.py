@@ -18,6 +18,7 @@ from jaxprune.float_range import widened
 from jaxprune.meshes import steady
 from jaxprune.selection.hidden import hidden
 from jaxprune.selection.keys import order_keys, threshold_key
+from jaxprune.selection.search import sums_of
 
 _WIDTH = 1024  # entries of a row: they stay in the nearest cache for all probes of a pass
 _PADDING = 2**31 - 1  # above all keys and all places
@@ -55,10 +56,8 @@ def keep_in_blocks(
     begins = (first[:, None] * _WIDTH + np.cumsum(groups, axis=1) - groups).reshape(-1)
 
     flat = _in_rows([as_dtype(score, dtype) for score in scores], k.size)
-    done = None
-    if any(p is not None for p in pruned):
-        known = [jnp.zeros(s.shape, bool) if p is None else p for s, p in zip(scores, pruned, strict=True)]
-        done = _in_rows(known, k.size)
+    known = all_or_none(pruned, scores)
+    done = None if known is None else _in_rows(known, k.size)
     # The barrier keeps the copy apart from the arithmetic, which would else be compiled once for each leaf.
     flat, done = lax.optimization_barrier((flat, done))
     column = lax.broadcasted_iota(jnp.int32, flat.shape, 1)
@@ -70,10 +69,7 @@ def keep_in_blocks(
         place = jnp.where(keys == key, start + column, jnp.where(keys < key, -1, _PADDING))
         values = jnp.where(by_place, place, keys)
         below = [(values < probe[:, None]).astype(jnp.uint32) for probe in own[: len(_PROBES)]]
-        zero = jnp.zeros((), jnp.uint32)
-        sums = lax.reduce(
-            below, [zero] * len(below), lambda a, b: [x + y for x, y in zip(a, b, strict=True)], [1]
-        )
+        sums = sums_of(below, [1])
         if k.size == 1:
             return jnp.sum(jnp.stack(sums), axis=1, keepdims=True, dtype=jnp.uint32)
         return jax.ops.segment_sum(jnp.stack(sums, axis=1), owner, k.size, indices_are_sorted=True).T
@@ -120,6 +116,13 @@ def keep_in_blocks(
 def as_dtype(score: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """A score in the type in which all are compared, its own or float32."""
     return score if score.dtype == dtype else widened(score)
+
+
+def all_or_none(pruned: Sequence[jax.Array | None], scores: Sequence[jax.Array]) -> list[jax.Array] | None:
+    """What was pruned before as an array for each leaf; None if nothing was in any of them."""
+    if all(mask is None for mask in pruned):
+        return None
+    return [jnp.zeros(s.shape, bool) if m is None else m for s, m in zip(scores, pruned, strict=True)]
 
 
 def parts_of(flat: jax.Array, begins: Sequence[int] | np.ndarray, sizes: Sequence[int]) -> list[jax.Array]:

@@ -107,10 +107,17 @@ def count(predicates: Sequence[jax.Array], *, partitioned: bool, largest_sum: in
         sums = [jnp.sum(predicate, axis=inner, dtype=jnp.uint32) for predicate in predicates]
     else:
         ones = [predicate.astype(jnp.uint32) for predicate in predicates]
-        zero = jnp.zeros((), jnp.uint32)
-        sums = lax.reduce(
-            ones, [zero] * len(ones), lambda a, b: [x + y for x, y in zip(a, b, strict=True)], inner
-        )
+        sums = sums_of(ones, inner)
     if len(inner) == len(shape):
         return counts.from_uint32(jnp.stack(sums))
     return counts.stack([counts.total(counts.from_uint32(part)) for part in sums])
+
+
+def sums_of(parts: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
+    """Sums of uint32 arrays of one shape, all of them in one pass."""
+    zero = jnp.zeros((), jnp.uint32)
+    return list(
+        lax.reduce(
+            list(parts), [zero] * len(parts), lambda a, b: [x + y for x, y in zip(a, b, strict=True)], axes
+        )
+    )

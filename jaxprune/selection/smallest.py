@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.selection import counts
-from jaxprune.selection.blocks import as_dtype, keep_in_blocks, parts_of
+from jaxprune.selection.blocks import all_or_none, as_dtype, keep_in_blocks, parts_of
 from jaxprune.selection.counts import Count
 from jaxprune.selection.devices import by_placement
 from jaxprune.selection.in_place import keep_in_place
@@ -158,14 +158,8 @@ def _keep_in_runs(scores: _Arrays, pruned: _Given, k: Count, copied: list[int], 
             before.append(pruned[run[0]])
             continue
         leaves.append(jnp.concatenate([as_dtype(scores[i], dtype).reshape(-1) for i in run]))
-        masks = [pruned[i] for i in run]
-        if all(mask is None for mask in masks):
-            before.append(None)
-            continue
-        known = [
-            jnp.zeros(scores[i].shape, bool) if m is None else m for i, m in zip(run, masks, strict=True)
-        ]
-        before.append(jnp.concatenate([mask.reshape(-1) for mask in known]))
+        known = all_or_none([pruned[i] for i in run], [scores[i] for i in run])
+        before.append(None if known is None else jnp.concatenate([mask.reshape(-1) for mask in known]))
     leaves, before = lax.optimization_barrier((leaves, before))
     keeps: list[Any] = [None] * len(scores)
     for run, keep in zip(
