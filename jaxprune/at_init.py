@@ -13,7 +13,7 @@ from jaxprune.allocation import Scope
 from jaxprune.masking import Criterion, apply_masks
 from jaxprune.masking.rounds import counts_of_rounds
 from jaxprune.params import PyTree
-from jaxprune.scores.scorer import call_score
+from jaxprune.scores._scorer import call_score
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.whole_numbers import check_whole
 

@@ -20,7 +20,7 @@ from jax.core import Tracer
 from jaxprune.params import PyTree
 from jaxprune.tracing.hints import Hint, Known, Value, both, constant, evaluate, negated
 from jaxprune.training import Training
-from jaxprune.transforms.masks_in_state import holds_masks
+from jaxprune.transforms._masks_in_state import holds_masks
 
 Counts = tuple[Any, ...]
 

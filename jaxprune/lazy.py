@@ -13,21 +13,19 @@ import types
 from typing import Any
 
 
-def attach(package: str, source: str, functions: tuple[str, ...]) -> None:
+def attach(package: str, source: str) -> None:
     """Lets a package offer all public names of a module, which is imported for the first of them.
 
     Args:
       package: its name; called in its `__init__.py`.
-      source: the module, with `__all__`.
-      functions: those of its names that are also names of submodules. Importing such a submodule binds it to its
-        name in the package, where the function belongs: this is undone.
+      source: the module, with `__all__`. None of its names is that of a submodule of the package.
     """
 
     class Package(types.ModuleType):
         def __getattr__(self, name: str) -> Any:
             # `from package import submodule` asks here first: that is no reason to import everything, nor are the
             # special names that Python and its tools look for.
-            if name not in functions and importlib.util.find_spec(f"{package}.{name}"):
+            if importlib.util.find_spec(f"{package}.{name}"):
                 return importlib.import_module(f"{package}.{name}")
             if not name.startswith("__") or name == "__all__":
                 offered = importlib.import_module(source)
@@ -36,10 +34,6 @@ def attach(package: str, source: str, functions: tuple[str, ...]) -> None:
                 if name in self.__dict__:
                     return self.__dict__[name]
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            if not (name in functions and isinstance(value, types.ModuleType)):
-                super().__setattr__(name, value)
 
         def __dir__(self) -> list[str]:
             return sorted({*self.__dict__, *self.__getattr__("__all__")})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.sensitivity import Sensitivity
+from jaxprune._sensitivity import Sensitivity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,6 +1,8 @@
 """The names that `import jaxprune as jp` offers."""
 
 from jaxprune import allocate, recipes, schedules, scores, sparse_training, surgery
+from jaxprune._imp import IMP, imp
+from jaxprune._sensitivity import Sensitivity, sensitivity
 from jaxprune.at_init import prune_at_init
 from jaxprune.calibration import (
     ADMM,
@@ -12,11 +14,9 @@ from jaxprune.calibration import (
     reconstruct,
     swap_refine,
 )
-from jaxprune.imp import IMP, imp
 from jaxprune.masking import apply_masks, make_masks, shuffle_masks, sparsity, summary
 from jaxprune.params import prunable
 from jaxprune.rewind import Finetune, Reinitialize, Rewind, RewindLearningRate
-from jaxprune.sensitivity import Sensitivity, sensitivity
 from jaxprune.structures import NM, Block, Channels, Layers, Unstructured
 from jaxprune.surgery import Plan, compensate, find_groups, plan_removal
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks

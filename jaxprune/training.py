@@ -14,8 +14,8 @@ from jaxprune.masking import apply_masks
 from jaxprune.meshes import steady
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.rewind import replace
-from jaxprune.transforms.masks_in_state import has_masks, with_masks
-from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms._masks_in_state import has_masks, with_masks
+from jaxprune.transforms._moments import clear_moments
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

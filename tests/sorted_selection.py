@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxprune.sparse_training.dynamic
+import jaxprune.sparse_training._dynamic
 import jaxprune.structures.keep
 
 

@@ -9,7 +9,7 @@ import pytest
 from imp_task import MLP, X, batch_fn, evaluate, experiment, params_of, state_of, train_step
 
 import jaxprune as jp
-from jaxprune.imp import Carry
+from jaxprune._imp import Carry
 from jaxprune.rewind import replace
 
 

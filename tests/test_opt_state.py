@@ -10,7 +10,7 @@ import jaxprune as jp
 from jaxprune import sparse_training as st
 from jaxprune.opt_state import Owner, owners
 from jaxprune.params import flatten_with_paths
-from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms._moments import clear_moments
 
 
 def owners_by_path(opt_state, params):

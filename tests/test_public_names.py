@@ -1,13 +1,13 @@
 """What `import jaxprune` offers, and that it loads nothing before it is asked for."""
 
 import importlib
+import pkgutil
 import subprocess
 import sys
 
 import pytest
 
 import jaxprune as jp
-import jaxprune.demo
 
 
 def test_every_public_name_is_there_and_listed():
@@ -17,10 +17,11 @@ def test_every_public_name_is_there_and_listed():
         assert name in dir(jp)
 
 
-def test_a_function_is_found_under_its_name_where_a_submodule_has_it_too():
-    for package, name in ((jp, "imp"), (jp, "sensitivity"), (jaxprune.demo, "matmul_conv")):
-        module = importlib.import_module(f"{package.__name__}.{name}")
-        assert getattr(package, name) is getattr(module, name)
+def test_no_module_is_hidden_by_a_function_of_its_name():
+    for found in pkgutil.walk_packages(jp.__path__, "jaxprune."):
+        module = importlib.import_module(found.name)
+        package, _, name = found.name.rpartition(".")
+        assert getattr(sys.modules[package], name) is module, found.name
 
 
 def test_submodules_are_found_as_before_and_other_names_are_an_error():
@@ -39,7 +40,7 @@ def test_the_command_line_tells_mistakes_without_importing_jax():
         "assert main(['imp', '--out', '/dev/null/x']) == 2\n"
         "assert main(['--version']) == 0\n"
         "assert not {'jax', 'flax', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
-        "import jaxprune.sensitivity\n"
+        "import jaxprune.params\n"
         "assert callable(jaxprune.sensitivity)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxprune.scores.scorer import call_score
+from jaxprune.scores._scorer import call_score
 
 KEY = jax.random.key(0)
 

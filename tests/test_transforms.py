@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from optimizers import OPTIMIZERS, assert_exact_zeros, inputs, loss, masks_for, params_of, step_of, wrap
 
 import jaxprune as jp
-from jaxprune.transforms.moments import clear_moments
+from jaxprune.transforms._moments import clear_moments
 
 
 @pytest.mark.slow_beyond(2)

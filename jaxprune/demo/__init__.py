@@ -7,6 +7,6 @@ from typing import TYPE_CHECKING
 from jaxprune import lazy
 
 if TYPE_CHECKING:
-    from jaxprune.demo.matmul_conv import *  # noqa: F403
+    from jaxprune.demo._matmul_conv import *  # noqa: F403
 
-lazy.attach(__name__, "jaxprune.demo.matmul_conv", functions=("matmul_conv",))
+lazy.attach(__name__, "jaxprune.demo._matmul_conv")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from jaxprune._imp import Carry, Round
 from jaxprune.demo import results
 from jaxprune.demo.data import Data
 from jaxprune.demo.programs import Programs, trace_programs
@@ -16,7 +17,6 @@ from jaxprune.demo.progress import progress_bar
 from jaxprune.demo.results import KINDS, RANDOM, REINITIALIZED, TICKET, TITLES
 from jaxprune.demo.run_folder import RunFolder
 from jaxprune.demo.settings import Settings
-from jaxprune.imp import Carry, Round
 from jaxprune.plots import Line, plot_tickets
 
 Rows = dict[tuple[str, int], Round]

@@ -1,13 +1,13 @@
 """Recipes: named methods, each a few lines that say its structure, score, schedule and initialization."""
 
-from jaxprune.recipes.ac_dc import ac_dc
-from jaxprune.recipes.after_training import lamp, minimum_keep, one_shot
-from jaxprune.recipes.at_init import grasp, magnitude_at_init, snip, static, synflow
-from jaxprune.recipes.dynamic import rigl, set
-from jaxprune.recipes.gmp import gmp
-from jaxprune.recipes.imp import IMPRecipe, imp
-from jaxprune.recipes.recipe import Recipe, Task
-from jaxprune.recipes.slimming import slimming
+from jaxprune.recipes._ac_dc import ac_dc
+from jaxprune.recipes._after_training import lamp, minimum_keep, one_shot
+from jaxprune.recipes._at_init import grasp, magnitude_at_init, snip, static, synflow
+from jaxprune.recipes._dynamic import rigl, set
+from jaxprune.recipes._gmp import gmp
+from jaxprune.recipes._imp import IMPRecipe, imp
+from jaxprune.recipes._recipe import Recipe, Task
+from jaxprune.recipes._slimming import slimming
 
 __all__ = [
     "IMPRecipe",

@@ -1,20 +1,20 @@
 """Scoring: what goes first. A score tree is like the parameters; larger means keep."""
 
-from jaxprune.scores.batch_norm_scale import batch_norm_scale
-from jaxprune.scores.fisher import fisher
-from jaxprune.scores.fpgm import fpgm
-from jaxprune.scores.grasp import grasp
-from jaxprune.scores.l1_norm import l1_norm
-from jaxprune.scores.l2_norm import l2_norm
-from jaxprune.scores.lamp import lamp
-from jaxprune.scores.magnitude import magnitude
-from jaxprune.scores.normalize import normalize
-from jaxprune.scores.random import random
-from jaxprune.scores.ria import ria
-from jaxprune.scores.snip import snip
-from jaxprune.scores.synflow import synflow
-from jaxprune.scores.taylor import taylor
-from jaxprune.scores.wanda import wanda
+from jaxprune.scores._batch_norm_scale import batch_norm_scale
+from jaxprune.scores._fisher import fisher
+from jaxprune.scores._fpgm import fpgm
+from jaxprune.scores._grasp import grasp
+from jaxprune.scores._l1_norm import l1_norm
+from jaxprune.scores._l2_norm import l2_norm
+from jaxprune.scores._lamp import lamp
+from jaxprune.scores._magnitude import magnitude
+from jaxprune.scores._normalize import normalize
+from jaxprune.scores._random import random
+from jaxprune.scores._ria import ria
+from jaxprune.scores._snip import snip
+from jaxprune.scores._synflow import synflow
+from jaxprune.scores._taylor import taylor
+from jaxprune.scores._wanda import wanda
 
 __all__ = [
     "batch_norm_scale",

@@ -7,18 +7,18 @@ weights: their loss must see `straight_through(params, jp.get_masks(opt_state))`
 `jp.apply_masks(params, jp.get_masks(opt_state))`. The gradual magnitude schedule is `jp.gradual`.
 """
 
-from jaxprune.sparse_training.ac_dc import ACDCState, ac_dc
-from jaxprune.sparse_training.dynamic import DynamicState
-from jaxprune.sparse_training.group_lasso import GroupLassoState, group_lasso, group_penalty
-from jaxprune.sparse_training.movement import MovementState, movement
-from jaxprune.sparse_training.rigl import rigl
-from jaxprune.sparse_training.set import set
-from jaxprune.sparse_training.slimming import SlimmingState, norm_scales, slimming
-from jaxprune.sparse_training.sr_ste import sr_ste
-from jaxprune.sparse_training.static import random_masks, static
-from jaxprune.sparse_training.ste import STEState, ste
-from jaxprune.sparse_training.straight_through import straight_through
-from jaxprune.sparse_training.top_kast import TopKASTState, top_kast
+from jaxprune.sparse_training._ac_dc import ACDCState, ac_dc
+from jaxprune.sparse_training._dynamic import DynamicState
+from jaxprune.sparse_training._group_lasso import GroupLassoState, group_lasso, group_penalty
+from jaxprune.sparse_training._movement import MovementState, movement
+from jaxprune.sparse_training._rigl import rigl
+from jaxprune.sparse_training._set import set
+from jaxprune.sparse_training._slimming import SlimmingState, norm_scales, slimming
+from jaxprune.sparse_training._sr_ste import sr_ste
+from jaxprune.sparse_training._static import random_masks, static
+from jaxprune.sparse_training._ste import STEState, ste
+from jaxprune.sparse_training._straight_through import straight_through
+from jaxprune.sparse_training._top_kast import TopKASTState, top_kast
 
 __all__ = [
     "ACDCState",

@@ -12,14 +12,14 @@ import numpy as np
 from jax import lax
 
 from jaxprune.calibration import LayerResult, SparseGPT
-from jaxprune.calibration.calibrate import check_row_weights
-from jaxprune.calibration.layerwise import over_groups, shared_moments
-from jaxprune.calibration.model import CalibrationModel, RowWeights, open_model, walk
-from jaxprune.calibration.moments import Moments, cross_moment, safe_scale
-from jaxprune.calibration.program import Step, Use
-from jaxprune.calibration.rows import Rows
-from jaxprune.calibration.stream import Site
-from jaxprune.calibration.unseen import warn_of_unseen
+from jaxprune.calibration._calibrate import check_row_weights
+from jaxprune.calibration._layerwise import over_groups, shared_moments
+from jaxprune.calibration._model import CalibrationModel, RowWeights, open_model, walk
+from jaxprune.calibration._moments import Moments, cross_moment, safe_scale
+from jaxprune.calibration._program import Step, Use
+from jaxprune.calibration._rows import Rows
+from jaxprune.calibration._stream import Site
+from jaxprune.calibration._unseen import warn_of_unseen
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.plan import Plan
 from jaxprune.surgery.scores.obs import with_unit_diagonal

@@ -1,6 +1,6 @@
 """Models as jaxprs: tracing any function of parameters, and where in the source an equation comes from."""
 
-from jaxprune.tracing.trace import (
+from jaxprune.tracing._trace import (
     Source,
     Traced,
     as_abstract,

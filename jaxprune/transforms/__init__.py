@@ -1,7 +1,7 @@
 """Enforcement: optax wrappers that hold pruned weights at exactly zero."""
 
-from jaxprune.transforms.gradual import GradualState, gradual
-from jaxprune.transforms.masked import MaskedState, masked
-from jaxprune.transforms.masks_in_state import get_masks, has_masks, replace_masks
+from jaxprune.transforms._gradual import GradualState, gradual
+from jaxprune.transforms._masked import MaskedState, masked
+from jaxprune.transforms._masks_in_state import get_masks, has_masks, replace_masks
 
 __all__ = ["GradualState", "MaskedState", "get_masks", "gradual", "has_masks", "masked", "replace_masks"]

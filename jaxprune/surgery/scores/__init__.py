@@ -1,5 +1,6 @@
 """Scores of the units of groups: pure functions that give `UnitScores`, one a file."""
 
+from jaxprune.surgery.scores._unit_scores import Score, UnitScores, unit_scores
 from jaxprune.surgery.scores.activation import activation_scores
 from jaxprune.surgery.scores.batch_norm import batch_norm_scores
 from jaxprune.surgery.scores.fpgm import fpgm_scores
@@ -7,7 +8,6 @@ from jaxprune.surgery.scores.l2 import l2_scores
 from jaxprune.surgery.scores.mean import mean_scores
 from jaxprune.surgery.scores.obs import obs_scores
 from jaxprune.surgery.scores.taylor import taylor_scores
-from jaxprune.surgery.scores.unit_scores import Score, UnitScores, unit_scores
 
 __all__ = [
     "Score",

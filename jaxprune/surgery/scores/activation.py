@@ -17,8 +17,8 @@ from jaxprune.surgery.groups import Groups, find_groups
 from jaxprune.surgery.kept import collect
 from jaxprune.surgery.observing import Totals, observed
 from jaxprune.surgery.rules import RULES
+from jaxprune.surgery.scores._unit_scores import UnitScores
 from jaxprune.surgery.scores.entries import arrays_of
-from jaxprune.surgery.scores.unit_scores import UnitScores
 from jaxprune.tracing import is_array_leaf
 
 _CONTRACTIONS = ("dot_general", "ragged_dot_general", "conv_general_dilated")

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from jaxprune.params import PyTree, is_float_array
 from jaxprune.surgery.groups import Groups
+from jaxprune.surgery.scores._unit_scores import UnitScores
 from jaxprune.surgery.scores.entries import arrays_of, places_of, summed_over_units
-from jaxprune.surgery.scores.unit_scores import UnitScores
 
 _SCALES = r"(.*[/_])?(scale|gamma)"
 

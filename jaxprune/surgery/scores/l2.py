@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxprune.params import PyTree, is_float_array
 from jaxprune.surgery.groups import Groups
+from jaxprune.surgery.scores._unit_scores import UnitScores
 from jaxprune.surgery.scores.entries import arrays_of, summed_over_units
-from jaxprune.surgery.scores.unit_scores import UnitScores
 from jaxprune.surgery.slicing import on_host
 
 

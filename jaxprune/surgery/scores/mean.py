@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.surgery.scores.unit_scores import UnitScores
+from jaxprune.surgery.scores._unit_scores import UnitScores
 
 
 def mean_scores(

@@ -1,0 +1,333 @@
+"""Iterative magnitude pruning: a whole experiment as one XLA program."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.allocation import Scope, check_fraction, check_limit, pruned_after
+from jaxprune.idle_rounds import idle_round, is_over
+from jaxprune.lookahead import weights_of
+from jaxprune.masking import Criterion, Units
+from jaxprune.masking.rounds import counts_of_rounds
+from jaxprune.masking.share import kept_per_leaf, total_count
+from jaxprune.masking.units import as_arrays
+from jaxprune.meshes import steady
+from jaxprune.params import PyTree, mask_leaves
+from jaxprune.rewind import Initialization, Rewind
+from jaxprune.scores import magnitude
+from jaxprune.scores._scorer import call_score
+from jaxprune.structures import Structure, Unstructured
+from jaxprune.training import Training, impose_masks
+from jaxprune.whole_numbers import check_whole
+
+
+class Carry(NamedTuple):
+    """What goes from round to round; save it to resume.
+
+    round: the next round, int32; key: the experiment's key; state: the trained state of the last round;
+    masks: those it was trained under; snapshot: what the rewind remembers.
+    """
+
+    round: jax.Array
+    key: jax.Array
+    state: Any
+    masks: PyTree
+    snapshot: PyTree
+
+
+class Round(NamedTuple):
+    """One row of the history: a training under one set of masks.
+
+    round: 0 is the dense training; sparsity: float32, pruned / prunable; kept: prunable weights left (int32;
+    float32 beyond 2^31); metrics: those of the last training step; evaluation: `evaluate(state)` at the
+    end; curve: the same every `every` steps, stacked (steps that the round did not run hold NaN, or 0 in
+    integers); masks: if kept.
+    """
+
+    round: jax.Array
+    sparsity: jax.Array
+    kept: jax.Array
+    metrics: PyTree
+    evaluation: PyTree
+    curve: PyTree
+    masks: PyTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class IMP:
+    """An experiment; made by `imp`. All of its methods are pure and run under `jit` and `vmap`."""
+
+    train_step: Callable[[Any, Any], tuple[Any, PyTree]]
+    batch_fn: Callable[[jax.Array, jax.Array], Any]
+    steps: int
+    rounds: int
+    rate: Any = 0.2
+    score: Callable[..., PyTree] = magnitude
+    scope: Scope = "global"
+    structure: Structure = Unstructured()
+    where: PyTree | None = None
+    rewind: Initialization = Rewind()
+    evaluate: Callable[[Any], PyTree] | None = None
+    every: int | None = None
+    keep_masks: bool = False
+    minimum: int | float = 0
+
+    @property
+    def curve_steps(self) -> tuple[int, ...]:
+        """Steps at which a row's `curve` was evaluated."""
+        return self._training.curve_steps
+
+    @property
+    def _training(self) -> Training:
+        return Training(self.train_step, self.batch_fn, self.steps, self.evaluate, self.every)
+
+    def init(self, key: jax.Array, state: Any) -> Carry:
+        """The carry before the first round: nothing pruned, nothing trained.
+
+        Args:
+          key: a `jax.random.key`; batches, scores and drawn weights all follow from it.
+          state: any pytree with `.params` and `.opt_state`. With an optimizer from `masked` the masks live
+            in its state; otherwise each step is followed by `apply_masks` (the moments of such an optimizer
+            see pruned gradients).
+
+        Returns:
+          A `Carry`. Its arrays are its own: it can be donated to `step`, and `key` and `state` stay.
+
+        Raises:
+          ValueError: a later round would train nothing, because the learning rate has run out where `rewind`
+            lets it start. (Step counts of the state that are traced are taken to be 0.)
+        """
+        state = self._training.match_dtypes(key, state)
+        units = self._criterion.units(state.params)
+        masks = units.full_masks()
+        units.check_minimum(self._shares(units, self.rounds))
+        idle = idle_round(self._training, key, state, units.chosen, self.rewind, self.rounds)
+        if idle is not None:
+            raise ValueError(
+                f"`rewind` {self.rewind!r} leaves round {idle} nothing to train: at its step counts every update "
+                "of the weights to prune is 0, as where a learning-rate schedule has run out. Let the schedule "
+                f"end above 0 or cover all {self.rounds + 1} rounds ({(self.rounds + 1) * self.steps} steps) "
+                "with Finetune(), go back to an earlier step, or start it anew in every round with "
+                "Finetune(schedule='restart')."
+            )
+        state = impose_masks(state, masks)
+        carry = Carry(jnp.zeros([], jnp.int32), key, state, masks, self.rewind.take(state))
+        # Each leaf a buffer of its own, neither the caller's nor one of another leaf: so it can be donated.
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), carry)
+
+    def step(self, carry: Carry) -> tuple[Carry, Round]:
+        """One round: prune and rewind (not in round 0), then train and evaluate.
+
+        There are `rounds + 1` of them: round 0 is the dense network's.
+
+        Args:
+          carry: from `init` or the last `step`.
+
+        Returns:
+          The next carry and the round's row.
+
+        Raises:
+          ValueError: all rounds are done (where `carry.round` is a known number).
+        """
+        if not isinstance(carry.round, jax.core.Tracer) and np.any(np.asarray(carry.round) > self.rounds):
+            raise ValueError(
+                f"all {self.rounds + 1} rounds (0 to {self.rounds}) are done: there is no next one."
+            )
+        round_key = jax.random.fold_in(carry.key, carry.round)
+        batch_key, score_key, init_key = jax.random.split(round_key, 3)
+        is_first = carry.round == 0
+
+        def prune(state: Any, masks: PyTree) -> tuple[Any, PyTree]:
+            masks = self._prune(score_key, state.params, masks, carry.round)
+            return impose_masks(self.rewind.restore(init_key, state, carry.snapshot), masks), masks
+
+        def take(state: Any, old: PyTree) -> PyTree:
+            return jax.lax.cond(is_first, lambda s, _: self.rewind.take(s), lambda _, o: o, state, old)
+
+        state, masks = jax.lax.cond(is_first, lambda *same: same, prune, carry.state, carry.masks)
+        start = jnp.where(is_first, 0, self.rewind.step).astype(jnp.int32)
+        state, metrics, snapshot, curve = self._training.run(
+            batch_key, state, masks, start, (self.rewind.step, take, carry.snapshot)
+        )
+        row = self._row(carry.round, state, masks, metrics, curve)
+        return Carry(carry.round + 1, carry.key, state, masks, snapshot), row
+
+    def run(self, key: jax.Array, state: Any) -> tuple[Any, Round]:
+        """All rounds, as one program under `jit`.
+
+        Args:
+          key, state: as for `init`.
+
+        Returns:
+          The state after the last round's training, and the history: a `Round` whose leaves have a leading
+          axis of `rounds + 1`; row r was trained after r prunings.
+        """
+        start = steady(lambda carry: self.step(carry)[0], self.init(key, state))
+        carry, history = jax.lax.scan(lambda carry, _: self.step(carry), start, length=self.rounds + 1)
+        return carry.state, history
+
+    def train(self, key: jax.Array, state: Any, masks: PyTree) -> tuple[Any, Round]:
+        """One whole training, from `state` at step 0, under given masks: for the controls.
+
+        Args:
+          key: a `jax.random.key`.
+          state: as for `init`.
+          masks: tree like the parameters; those of `history.masks` fit, also under `jax.vmap` or
+            `jax.lax.map`.
+
+        Returns:
+          The trained state and its row (`round` is -1).
+
+        Raises:
+          ValueError: a state whose step counts are past the end of the learning-rate schedule.
+        """
+        state = self._training.match_dtypes(key, state)
+        if is_over(self._training, key, state, self._criterion.units(state.params).chosen):
+            raise ValueError(
+                "`state` must be one before training: at its step counts every update of the weights to prune is "
+                "0, the learning-rate schedule has run out."
+            )
+        masks = as_arrays(mask_leaves(state.params, masks), state.params)
+        batch_key = jax.random.split(key, 3)[0]
+        trained, metrics, _, curve = self._training.run(
+            batch_key, impose_masks(state, masks), masks, jnp.zeros([], jnp.int32)
+        )
+        return trained, self._row(jnp.int32(-1), trained, masks, metrics, curve)
+
+    # Inside a round.
+
+    @property
+    def _criterion(self) -> Criterion:
+        return Criterion(self.structure, self.scope, self.where, self.minimum)
+
+    def _prune(self, key: jax.Array, params: PyTree, masks: PyTree, round: jax.Array) -> PyTree:
+        units = self._criterion.units(params)
+        # Exact arithmetic on the host for all rounds, since the round is traced.
+        table = counts_of_rounds([units.counts(self._shares(units, r)) for r in range(self.rounds + 1)])
+        counts = jax.tree.map(lambda column: column[round], table)
+        return units.next_masks(call_score(self.score, params, key), counts, masks)
+
+    def _shares(self, units: Units, round: int) -> Any:
+        """What is pruned after so many rounds: one share, or a list with one for each array of units."""
+        if isinstance(self.rate, numbers.Real):
+            return pruned_after(float(self.rate), round)
+        rates = units.each(self.rate, "rate")
+        for rate, name in zip(rates, units.cut.names, strict=True):
+            check_fraction("rate", rate, name)
+        return [pruned_after(float(rate), round) for rate in rates]
+
+    def _row(self, round: jax.Array, state: Any, masks: PyTree, metrics: PyTree, curve: PyTree) -> Round:
+        params = weights_of(state.params)
+        kept, total = kept_per_leaf(params, weights_of(masks))
+        sizes = [jnp.size(w) for w in jax.tree.leaves(params)]
+        most = sum(size for size, n in zip(sizes, total, strict=True) if n is not None)
+        left = total_count([k for k in kept if k is not None], jnp.int32 if most < 2**31 else jnp.float32)
+        # 1 - kept / whole would lose the digits of a high density's small sparsity.
+        pruned = total_count([n - k for k, n in zip(kept, total, strict=True) if n is not None])
+        whole = total_count([n for n in total if n is not None])
+        shown = masks if self.keep_masks else ()
+        return Round(round, pruned / whole, left, metrics, self._training.evaluated(state), curve, shown)
+
+
+def imp(
+    train_step: Callable[[Any, Any], tuple[Any, PyTree]],
+    batch_fn: Callable[[jax.Array, jax.Array], Any],
+    *,
+    steps: int,
+    rounds: int,
+    rate: Any = 0.2,
+    score: Callable[..., PyTree] = magnitude,
+    scope: Scope = "global",
+    structure: Structure = Unstructured(),
+    where: PyTree | None = None,
+    rewind: Initialization = Rewind(),
+    evaluate: Callable[[Any], PyTree] | None = None,
+    every: int | None = None,
+    keep_masks: bool = False,
+    minimum: int | float = 0,
+) -> IMP:
+    """Iterative magnitude pruning: train, prune the lowest `rate` of what is left, rewind, and again.
+
+    After r rounds exactly `round((1 - (1 - rate)^r) * n)` of the n units are pruned.
+
+    Args:
+      train_step: (state, batch) -> (state, metrics). The state is any pytree with `.params` and
+        `.opt_state`; its optimizer should be `jp.masked(tx)`, which alone holds the zeros.
+      batch_fn: (key, step) -> batch, pure. One key serves all the steps of a round, so fold `step` in:
+        `jax.random.fold_in(key, step)`.
+      steps: training steps a round, counted from step 0.
+      rounds: prunings; with the dense round 0 there are `rounds + 1` trainings.
+      rate: share of the remaining units that a round prunes, or a tree of shares like the parameters (each
+        leaf its own, as LeNet's 0.1 on the output layer).
+      score: params -> scores, or (params, key) -> scores (as for `gradual`).
+      scope, structure, where: as for `make_masks`.
+      rewind: `Rewind(step)`, `RewindLearningRate(step)`, `Finetune(schedule)` or `Reinitialize(init_fn)`; each
+        says what becomes of the learning-rate schedule.
+      evaluate: state -> metrics, at the end of each round.
+      every: also evaluate every so many steps, for curves.
+      keep_masks: keep each round's masks in the history.
+      minimum: units that each leaf keeps at least, as for `make_masks`.
+
+    Returns:
+      An `IMP` with `run`, `init`, `step` and `train`.
+
+    Raises:
+      ValueError: counts below 1, a rate outside (0, 1), a rewind step beyond the round, an unknown scope,
+        `every` without `evaluate`, more rounds than an N:M pattern can take.
+
+    Note:
+      On a CPU, XLA runs `conv_general_dilated` inside a loop many times slower than outside. Give the
+      convolutions of a model that trains there a matmul form (`nn.Conv(...,
+      conv_general_dilated=jaxprune.demo.matmul_conv)`), or run `jax.jit(train_step)` in a Python loop of
+      your own.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import jaxprune as jp
+      >>> from flax.training.train_state import TrainState
+      >>> def train_step(state, batch):
+      ...     loss, grads = jax.value_and_grad(lambda p: jnp.mean((batch @ p["w"] - 1) ** 2))(state.params)
+      ...     return state.apply_gradients(grads=grads), {"loss": loss}
+      >>> def batch_fn(key, step):
+      ...     return jax.random.normal(jax.random.fold_in(key, step), (8, 10))
+      >>> params = {"w": jnp.linspace(0.1, 1, 20).reshape(10, 2)}
+      >>> state = TrainState.create(apply_fn=None, params=params, tx=jp.masked(optax.sgd(0.01)))
+      >>> experiment = jp.imp(train_step, batch_fn, steps=5, rounds=3, rate=0.2)
+      >>> state, history = jax.jit(experiment.run)(jax.random.key(0), state)
+      >>> [int(kept) for kept in history.kept]
+      [20, 16, 13, 10]
+
+    References:
+      Frankle, Carbin, The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks, 2018,
+      arXiv:1803.03635.
+    """
+    check_whole(steps=steps, **({} if every is None else {"every": every}))
+    check_whole(at_least=0, rounds=rounds)
+    Criterion(structure, scope, where, minimum)  # raises for what is no criterion
+    if isinstance(rate, numbers.Real):
+        check_fraction("rate", rate)
+    if every is not None and evaluate is None:
+        raise ValueError("`every` asks for curves of `evaluate`, which is not given.")
+    if every is not None and every > steps:
+        raise ValueError(f"`every` must be at most `steps`, got every={every}, steps={steps}.")
+    if not callable(getattr(rewind, "restore", None)):
+        raise TypeError(f"`rewind` must be Rewind(step), Finetune(), ..., got {rewind!r}.")
+    if rewind.step >= steps:
+        raise ValueError(
+            f"`rewind` must go back to a step inside the round, got {rewind!r} with steps={steps}: "
+            f"the last one is {steps - 1}."
+        )
+    if isinstance(rate, numbers.Real):
+        final = 1 - (1 - float(rate)) ** rounds
+        check_limit("rounds", final, structure, f" after {rounds} rounds at rate {rate:g}")
+    return IMP(
+        train_step, batch_fn, int(steps), int(rounds), rate, score, scope, structure, where, rewind, evaluate,
+        every, keep_masks, minimum,
+    )  # fmt: skip

@@ -1,0 +1,69 @@
+"""Allocation by one threshold over all scores."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from jaxprune.allocate._exact import known_share, share_of_count
+from jaxprune.masking import Criterion, make_masks
+from jaxprune.params import PyTree
+from jaxprune.structures import Structure, Unstructured
+
+
+def from_scores(
+    scores: PyTree,
+    sparsity: float,
+    where: PyTree | None = None,
+    structure: Structure = Unstructured(),
+    minimum: int | float = 0,
+) -> PyTree:
+    r"""The share of each leaf that lies under one threshold over all scores.
+
+    \(s_l = \frac{1}{n_l} \sum_i [q_i \le t]\) for the units of leaf l with scores q, t such that
+    `round(sparsity * n)` units lie under it in all. `make_masks(scores, sparsity, scope="global")` prunes those
+    units themselves; the shares are for methods that choose the weights of each layer in their own way, such as
+    `reconstruct`. The scores of different leaves must mean the same thing: Fisher's and Taylor's, changes of
+    the loss, do; magnitudes and Wanda's of different layers do not.
+
+    Args:
+      scores: pytree of scores, larger = keep.
+      sparsity: share of the units to prune in all, in [0, 1).
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(scores)`.
+      structure: what a unit is; `NM` has one sparsity only and none to share out.
+      minimum: units that every leaf keeps at least, as in `make_masks`.
+
+    Returns:
+      Tree like `scores` of floats for `make_masks` and `reconstruct`, 0.0 where nothing is pruned.
+
+    Raises:
+      ValueError: traced scores, and what `make_masks` raises.
+      TypeError: an `NM` structure.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> scores = {"first": jnp.array([[1.0, 2.0, 3.0, 9.0]]), "last": jnp.array([[4.0, 7.0, 8.0, 9.0]])}
+      >>> jp.allocate.from_scores(scores, 0.5)
+      {'first': 0.75, 'last': 0.25}
+
+    References:
+      LeCun, Denker, Solla, Optimal Brain Damage, 1990 (one threshold over all saliencies).
+    """
+    sparsity = known_share(sparsity)
+    criterion = Criterion(structure, where=where)
+    if structure.fixed_sparsity is not None:
+        raise TypeError(f"`structure` {structure!r} prunes every leaf alike, there is nothing to allocate.")
+    leaves, treedef = jax.tree.flatten(scores)
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        raise ValueError(
+            "`scores` must be known numbers, got traced arrays: call `from_scores` outside of jit."
+        )
+    masks = make_masks(scores, sparsity, "global", structure, where, minimum=minimum)
+    units = criterion.units(scores)
+    shares = [0.0] * len(leaves)
+    for i, pruned in zip(units.chosen, units.pruned(masks), strict=True):
+        shares[i] = share_of_count(int(jnp.sum(pruned)), pruned.size)
+    return jax.tree.unflatten(treedef, shares)

@@ -1,0 +1,58 @@
+"""The Erdős–Rényi-kernel allocation."""
+
+from __future__ import annotations
+
+from jaxprune.allocate._exact import Shape, allocation
+from jaxprune.params import PyTree
+
+
+def erk(params: PyTree, sparsity: float, where: PyTree | None = None) -> PyTree:
+    r"""Density in proportion to the sum over the product of a leaf's dimensions.
+
+    \(d_l = \varepsilon \sum_i n_i / \prod_i n_i\): small layers stay denser. \(\varepsilon\) meets the
+    budget; a leaf that would pass density 1 is kept dense, and \(\varepsilon\) solved again for the others.
+
+    Args:
+      params: pytree of arrays (or `jax.ShapeDtypeStruct`s).
+      sparsity: share of the prunable weights to prune, in [0, 1).
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(params)`.
+
+    Returns:
+      Tree like `params` of floats for `make_masks`, 0.0 where nothing is pruned. With it exactly
+      `round(sparsity * n)` of the n prunable weights go.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1); nothing to prune.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"small": jnp.ones((4, 4)), "large": jnp.ones((16, 16))}
+      >>> jp.allocate.erk(params, 0.5)  # densities of 8/16 and 32/256, times 3.4: the small one is full
+      {'large': 0.53125, 'small': 0.0}
+
+    References:
+      Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity inspired
+      by network science, 2017, arXiv:1707.04780.
+      Evci, Gale, Menick, Castro, Elsen, Rigging the Lottery: Making All Tickets Winners, 2019,
+      arXiv:1911.11134.
+    """
+    return allocation(params, sparsity, where, _shares)
+
+
+def _shares(sizes: list[int], shapes: list[Shape], total: int) -> list[float]:
+    raw = [sum(shape) / n if n else 0.0 for shape, n in zip(shapes, sizes, strict=True)]
+    open_leaves = {i for i, n in enumerate(sizes) if n}
+    densities = [1.0] * len(sizes)
+    while open_leaves:
+        # What a dense leaf keeps of the budget is less than its part of it: the rest stays positive.
+        left = sum(sizes) - total - sum(n for i, n in enumerate(sizes) if i not in open_leaves)
+        epsilon = left / sum(raw[i] * sizes[i] for i in open_leaves)
+        full = {i for i in open_leaves if epsilon * raw[i] >= 1}
+        if not full:
+            for i in open_leaves:
+                densities[i] = epsilon * raw[i]
+            break
+        open_leaves -= full
+    return [1 - density for density in densities]

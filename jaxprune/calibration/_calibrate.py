@@ -1,0 +1,161 @@
+"""Statistics of what every weight of a model multiplies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, get_args
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.calibration._model import CalibrationModel, RowWeights, open_model, walk
+from jaxprune.calibration._moments import Kind, Moments
+from jaxprune.calibration._unseen import warn_of_unseen
+from jaxprune.calibration._view import Matrix
+from jaxprune.params import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightStatistics:
+    """Input statistics of one parameter: of each matrix that it holds (a stack of layers holds several).
+
+    Attributes:
+      shape: of the parameter.
+      matrices: which entries of the parameter form (groups, inputs, outputs).
+      moments: of the inputs of each matrix: number of rows, sums, X^T X or its diagonal.
+    """
+
+    shape: tuple[int, ...]
+    matrices: tuple[Matrix, ...]
+    moments: tuple[Moments, ...]
+
+    @property
+    def input_norms(self) -> np.ndarray:
+        """||X_i||_2 of the input that each weight multiplies, in the parameter's shape; float32."""
+        squares = [np.asarray(m.norms, np.float64)[:, :, None] ** 2 for m in self.moments]
+        return np.sqrt(self.spread(squares)).astype(np.float32)
+
+    @property
+    def input_means(self) -> np.ndarray:
+        """Mean of the input that each weight multiplies, in the parameter's shape; float32."""
+        means = [np.asarray(m.sums * m.scale / m.total)[:, :, None] for m in self.moments]
+        return self.spread(means).astype(np.float32)
+
+    def output_moments(self, w: Any) -> list[tuple[Any, Any]]:
+        """Mean and second moment of each output, (groups, outputs), for the parameter's value `w`.
+
+        Raises:
+          ValueError: statistics of the diagonal only.
+        """
+        found = []
+        for matrix, m in zip(self.matrices, self.moments, strict=True):
+            if not m.is_full:
+                raise ValueError("output moments need X^T X: calibrate with `moments='full'`.")
+            weights = jnp.asarray(matrix.of(np.asarray(w, np.float32))) * m.scale[:, :, None]
+            mean = jnp.einsum("gi,gio->go", m.sums, weights, precision="highest")
+            second = jnp.einsum("gio,gij,gjo->go", weights, m.second, weights, precision="highest")
+            found.append((mean / m.total, second / m.total))
+        return found
+
+    def spread(self, values: list[Any]) -> np.ndarray:
+        """Values that broadcast to each matrix's (groups, inputs, outputs), summed in the parameter's shape."""
+        out = np.zeros(self.shape)
+        for matrix, value in zip(self.matrices, values, strict=True):
+            matrix.put(out, matrix.of(out) + value)
+        return out
+
+
+Statistics = dict[str, WeightStatistics]
+
+
+def calibrate(
+    fn: Callable[..., Any],
+    params: PyTree,
+    batches: Iterable[Any],
+    *,
+    where: PyTree | None = None,
+    moments: Kind = "diagonal",
+    row_weights: RowWeights | None = None,
+    progress: bool = False,
+) -> Statistics:
+    r"""Input statistics of every weight that multiplies activations: $X^T X$ or its diagonal, sums, rows.
+
+    `fn` is traced; a weight is a parameter that reaches a matrix product or a convolution, through casts,
+    transposes, reshapes, slices and inside `jit`, `scan` (layer by layer) or `remat`. All batches go through
+    together, from one weight to the next, so that only the live activations are held.
+
+    Args:
+      fn: function of (params, *inputs).
+      params: pytree of arrays.
+      batches: iterable of batches of one shape: each a tuple of inputs, or one input.
+      where: tree of bools (or a prefix of one, or a function that gives it), the weights to look at;
+        None for `prunable(params)`.
+      moments: "diagonal" for what Wanda and RIA need, "full" for X^T X.
+      row_weights: function of the inputs of a batch that gives a weight to each row of activations, such as
+        the padding mask (batch, position): rows of weight 0 don't count. Where activations have no such
+        leading axes (a pooled vector), each row counts once.
+      progress: whether to show a progress bar.
+
+    Returns:
+      Dict from a weight's path to its `WeightStatistics`.
+
+    Raises:
+      ValueError: no batch, or batches that differ in shape; a weight of `where` that multiplies nothing;
+        row weights that fit no activations; a weight whose inputs have no row, or are NaN or infinite.
+      TypeError: parameters that are tracers.
+
+    Warns:
+      UserWarning: matrices whose inputs are all 0, such as those of an expert that no row reaches: scores by
+        these statistics know nothing of them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> fn = lambda params, x: x @ params["w"]
+      >>> batches = [jnp.array([[3.0, 1.0]]), jnp.array([[4.0, 1.0]])]
+      >>> stats = jp.calibrate(fn, {"w": jnp.ones((2, 2))}, batches)
+      >>> [round(norm, 3) for norm in stats["w"].input_norms[:, 0].tolist()]
+      [5.0, 1.414]
+    """
+    if moments not in get_args(Kind):
+        raise ValueError(f"`moments` must be one of {', '.join(map(repr, get_args(Kind)))}, got {moments!r}.")
+    model = open_model(fn, params, batches, where, row_weights)
+    found: dict[int, dict[Matrix, Moments]] = {}
+    fits = False
+    for site in walk(model.stream(), progress, "calibrate"):
+        here, fit = model.moments(site, moments)
+        fits = fits or fit
+        for use in site.uses:
+            of_leaf = found.setdefault(use.leaf, {})
+            of_leaf[use.matrix] = of_leaf[use.matrix] + here if use.matrix in of_leaf else here
+    if not fits:
+        check_row_weights(model.row_weights)
+    warn_of_unseen(_unseen_matrices(model, found), "Scores by these statistics are 0 there", stacklevel=2)
+    return {
+        model.paths[leaf]: WeightStatistics(model.values[leaf].shape, tuple(parts), tuple(parts.values()))
+        for leaf, parts in sorted(found.items())
+    }
+
+
+def _unseen_matrices(
+    model: CalibrationModel, found: dict[int, dict[Matrix, Moments]]
+) -> dict[str, tuple[int, int]]:
+    """Path -> how many weights lie in matrices that see no input but 0, and how many there are."""
+    counts = {}
+    for leaf, of_leaf in found.items():
+        n = sum(
+            int(moments.unseen.all(axis=1).sum()) * matrix.shape[1] * matrix.shape[2]
+            for matrix, moments in of_leaf.items()
+        )
+        counts[model.paths[leaf]] = n, model.values[leaf].size
+    return counts
+
+
+def check_row_weights(weights: list[Any]) -> None:
+    """Raises for row weights that fitted no activations."""
+    if weights[0] is not None:
+        raise ValueError(
+            f"`row_weights` gave shape {weights[0].shape}, which is the leading shape of no weight's "
+            "activations. Give one number a row, such as (batch, position)."
+        )

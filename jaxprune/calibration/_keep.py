@@ -1,0 +1,89 @@
+"""Masks inside one weight matrix of shape (inputs, outputs)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.calibration._program import Use
+from jaxprune.calibration._rows import ConvRows
+from jaxprune.structures import Structure
+from jaxprune.structures.matrix import MatrixStructure
+
+_SMALLEST = 1.2e-38  # about the smallest normal float32
+
+
+def keep_costly(
+    costs: jax.Array, w: jax.Array, unseen: jax.Array, n_pruned: Any, structure: MatrixStructure
+) -> jax.Array:
+    """Keep-mask of a matrix (inputs, outputs): all but the `n_pruned` units of the lowest costs.
+
+    N:M groups run along the inputs, and their pattern alone says how many go. Units of unseen inputs alone are
+    pruned before all others, those of the smallest weights first.
+
+    Args:
+      costs: at least 0, (inputs, outputs); what they are at unseen inputs does not matter.
+      w: the weights, of the same shape.
+      unseen: which inputs are always 0, (inputs,).
+      n_pruned: units to prune.
+      structure: what the units are.
+    """
+    units = unit_costs(costs, w, unseen, structure)
+    return keep_units(units, n_pruned, structure, costs.shape)
+
+
+def unit_costs(costs: jax.Array, w: jax.Array, unseen: jax.Array, structure: MatrixStructure) -> jax.Array:
+    """Costs of units: at least 0, and below 0 for those of unseen inputs alone, in the order of their sizes."""
+    unseen = jnp.broadcast_to(unseen[:, None], costs.shape)
+    units = structure.unit_scores(jnp.where(unseen, 0.0, costs))
+    sizes = structure.unit_scores(jnp.abs(w))
+    nothing_known = structure.unit_scores(unseen.astype(jnp.float32)) == 1
+    return jnp.where(nothing_known, -1 / jnp.maximum(sizes, _SMALLEST), units)
+
+
+def keep_units(
+    units: jax.Array, n_pruned: Any, structure: MatrixStructure, shape: tuple[int, ...]
+) -> jax.Array:
+    """Keep-mask of a matrix of this shape from the scores of its units."""
+    cut = structure.cut_matrix(shape)
+    counts = n_pruned if structure.matrix_units().kept is None else None
+    (kept,) = cut.select([units], counts, [None])
+    return jnp.broadcast_to(cut.masks([kept])[0], shape)
+
+
+def check_structure(structure: Structure) -> MatrixStructure:
+    """Raises for a structure that matrices (inputs, outputs) can't be cut by; returns it."""
+    if not hasattr(structure, "matrix_units"):
+        raise TypeError(f"`structure` must be Unstructured(), NM(n, m) or Block((a, b)), got {structure!r}.")
+    matrices: Any = structure
+    matrices.matrix_units()
+    return matrices
+
+
+def fits(structure: MatrixStructure, use: Use) -> bool:
+    """Whether a structure cuts the weight of a product: N:M groups must not run across an input axis's ends."""
+    units = structure.matrix_units()
+    return units.kept is None or _innermost(use) % units.inputs == 0
+
+
+def misfit(structure: MatrixStructure, path: str, use: Use) -> str:
+    """Says that N:M does not fit the weight of a product."""
+    return (
+        f"{structure.matrix_units().label}: `m` must divide the input axis, got {path!r} with "
+        f"{_innermost(use)} (a matrix of {use.matrix.shape[1]} inputs). Leave it out of `where`."
+    )
+
+
+def _innermost(use: Use) -> int:
+    """Length of the axis that neighbouring inputs lie on: for a convolution its channels, of one group."""
+    if isinstance(use.rows, ConvRows):
+        return use.matrix.shape[1] // math.prod(use.rows.window)
+    return use.matrix.inputs[-1][0] if use.matrix.inputs else 1
+
+
+def n_units(structure: MatrixStructure, shape: tuple[int, int]) -> int:
+    """Units of a matrix."""
+    return math.prod(structure.unit_shape(shape))

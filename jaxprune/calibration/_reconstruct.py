@@ -1,0 +1,240 @@
+"""One-shot pruning: every layer is pruned on what the already pruned layers before it give it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxprune.allocation import shares_of
+from jaxprune.calibration._calibrate import check_row_weights
+from jaxprune.calibration._keep import check_structure, fits, misfit
+from jaxprune.calibration._layerwise import (
+    LayerResult,
+    LayerWeights,
+    Method,
+    Refinement,
+    Start,
+    by_method,
+    shared_moments,
+)
+from jaxprune.calibration._model import CalibrationModel, RowWeights, open_model, walk
+from jaxprune.calibration._moments import Kind
+from jaxprune.calibration._parts import counts_of, parts_of
+from jaxprune.calibration._residual import residual_streams
+from jaxprune.calibration._sparsegpt import SparseGPT
+from jaxprune.calibration._targets import DenseTargets
+from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
+from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures.matrix import MatrixStructure
+
+OnLayer = Callable[[LayerResult], None]
+
+
+def reconstruct(
+    fn: Callable[..., Any],
+    params: PyTree,
+    batches: Iterable[Any],
+    sparsity: Any = None,
+    structure: Structure = Unstructured(),
+    method: Method = SparseGPT(),
+    *,
+    refine: Sequence[Refinement] = (),
+    fisher: PyTree | None = None,
+    dense_targets: float = 0.0,
+    where: PyTree | None = None,
+    row_weights: RowWeights | None = None,
+    on_layer: OnLayer | None = None,
+    progress: bool = False,
+) -> tuple[PyTree, PyTree]:
+    r"""Prunes a model without training it, from calibration batches, in one pass through it.
+
+    Layer by layer: $X^T X$ of the inputs that the pruned layers before it give, then
+    $\min \|X W - X W_0\|_F$ over sparse $W$ by `method`, then on with the pruned weight. Weights of the same
+    inputs share one factorization. A weight that is used at several places is pruned at the first of them, on
+    the inputs that all of them have in the dense model. Weights whose inputs are 0 in every row, such as those
+    of an expert that no row reaches, are pruned by their size, as many as asked for; the others keep their
+    values.
+
+    Args:
+      fn: function of (params, *inputs).
+      params: pytree of arrays.
+      batches: iterable of batches of one shape: each a tuple of inputs, or one input.
+      sparsity: share of each weight's units to prune, in [0, 1): a float, or a tree like `params` (an
+        allocation). None for 0.5, and for what its pattern says with N:M, which takes no other (but 0 in a
+        tree: such a weight stays dense).
+      structure: `Unstructured()`, `NM(n, m)`, whose groups run along the inputs that the model itself tells,
+        or `Block((inputs, outputs))`.
+      method: `SparseGPT()`, `ADMM()`, or `MaskOnly(score)`.
+      refine: what follows in each layer, such as `(Swaps(), LeastSquares())`.
+      fisher: tree like `params` of `jp.scores.fisher`'s scores; with it the errors of output o count
+        $d_o = \sum_i fisher_{io} / \sum_i w_{io}^2 \|X_i\|^2$, how much the loss minds them, and
+        $\sum_o d_o \|X w_o - X w_{0,o}\|^2$ is made small. It says which outputs of a weight keep more of
+        theirs; `jp.allocate.from_scores(fisher, sparsity)` says the same of the weights. With N:M it changes
+        nothing. None: all outputs count alike.
+      dense_targets: how far, from 0 to 1, a layer's target moves to what it gives in the dense model, on the
+        dense layers' inputs: at 1, $\min \|X W - X_{dense} W_0\|$, it makes up for all that the layers before
+        it lost, and may learn their noise where rows are few. Where the product is added to a residual
+        stream, the target is the dense sum. Above 0 it takes a second pass.
+      where: tree of bools (or a prefix of one, or a function that gives it), the weights to prune;
+        None for `prunable(params)`.
+      row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
+      on_layer: is called with a `LayerResult` for each weight. `MaskOnly` alone needs no X^T X, only its
+        diagonal; the errors reported here do need it.
+      progress: whether to show a progress bar.
+
+    Returns:
+      (params, masks): pruned weights are exactly zero; masks are bool arrays, True = keep, and the scalar True
+      where nothing is pruned.
+
+    Raises:
+      ValueError: as `calibrate`; a sparsity outside [0, 1), or another than the pattern's with N:M;
+        `dense_targets` outside [0, 1]; a weight of which `fn` multiplies a part only, or slices that overlap;
+        a weight named by `where` or by a tree of sparsities that N:M does not fit; no weight that it fits.
+      TypeError: a structure of other kinds; parameters that are tracers.
+
+    Warns:
+      UserWarning: without a `where`, weights that multiply no activations, or that N:M does not fit (the three
+        channels of an image): they stay dense. Weights whose inputs are 0 in every row.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"w": jax.random.normal(jax.random.key(0), (8, 4))}
+      >>> batches = [jax.random.normal(jax.random.key(1), (32, 8))]
+      >>> pruned, masks = jp.reconstruct(lambda params, x: x @ params["w"], params, batches, 0.5)
+      >>> jp.sparsity(pruned, masks)
+      0.5
+
+    References:
+      Frantar, Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, 2023,
+      arXiv:2301.00774.
+      Li et al., GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration, 2025,
+      arXiv:2504.02692, and Arai, Ichikawa, Quantization Error Propagation: Revisiting Layer-Wise Post-Training
+      Quantization, 2025, arXiv:2504.09629 (targets from the dense model, in full and in part).
+      van der Ouderaa et al., The LLM Surgeon, 2023, arXiv:2312.17244 (Fisher information as the product of what
+      the inputs and what the outputs say; here the outputs' part is a diagonal).
+    """
+    if not 0 <= dense_targets <= 1:
+        raise ValueError(f"`dense_targets` must be in [0, 1], got {dense_targets!r}.")
+    cutting = check_structure(structure)
+    model = open_model(fn, params, batches, where, row_weights)
+    if model.lost:
+        warnings.warn(
+            f"{len(model.lost)} weights multiply no activations in `fn` and stay dense: {model.lost[0]!r}"
+            f"{', ...' if len(model.lost) > 1 else ''}. Leave them out of `where` to say that this is meant.",
+            stacklevel=2,
+        )
+    shares, named = _shares(model, params, sparsity, cutting, where)
+    units = cutting.matrix_units()
+    if units.kept is not None:
+        model, uncut = _without_uncut(model, cutting, shares, named)
+        if uncut:
+            warnings.warn(
+                f"{units.label}: `m` does not divide the inputs of {len(uncut)} weights, which "
+                f"stay dense: {', '.join(map(repr, uncut))}. Leave them out of `where` to say that this is meant.",
+                stacklevel=2,
+            )
+    method.check(cutting)
+    counts = counts_of(parts_of(model), shares, cutting)
+    layers = LayerWeights(model, cutting, counts, _fisher_scores(model, params, fisher))
+    start = by_method(method, counts, cutting)
+    is_full = method.moments == "full" or refine or dense_targets or on_layer is not None
+    send_through(layers, start, refine, dense_targets, on_layer, progress, "full" if is_full else "diagonal")
+    layers.warn_of_unseen("They are pruned by their size, the others keep their values", stacklevel=2)
+    return layers.result(params)
+
+
+def send_through(
+    layers: LayerWeights,
+    start: Start,
+    refine: Sequence[Refinement] = (),
+    dense_targets: float = 0.0,
+    on_layer: OnLayer | None = None,
+    progress: bool = False,
+    kind: Kind = "full",
+) -> None:
+    """Sends the batches through, pruning every weight on the way."""
+    model = layers.model
+    shared = shared_moments(model)
+    residual = residual_streams(model.program) if dense_targets else {}
+    residual = {use: pair for use, pair in residual.items() if (use.leaf, use.matrix) not in shared}
+    dense = DenseTargets(model, residual, dense_targets) if dense_targets else None
+    stream = model.stream([passing for _, passing in residual.values()])
+    fits = False
+    for site in walk(stream, progress, "prune"):
+        changed = {}
+        for use in site.uses:
+            if (use.leaf, use.matrix) in shared:
+                moments = shared[use.leaf, use.matrix]
+                changed.update(layers.prune([use], moments, {}, start, refine, on_layer))
+        own = [use for use in site.uses if (use.leaf, use.matrix) not in shared]
+        if own:
+            streams = [stream.take(residual[use][1]) for use in own if use in residual]
+            passing = streams[0] if len(own) == len(streams) == 1 else None
+            moments, fit = model.moments(site, kind)
+            fits = fits or fit
+            targets = {}
+            if dense is not None:
+                targets = dense.at(site._replace(uses=own), moments, passing)
+            changed.update(layers.prune(own, moments, targets, start, refine, on_layer))
+        elif dense is not None:
+            dense.skip()
+        for leaf, value in changed.items():
+            stream.set_param(leaf, value)
+    if not (fits or shared):
+        check_row_weights(model.row_weights)
+
+
+def _fisher_scores(
+    model: CalibrationModel, params: PyTree, fisher: PyTree | None
+) -> dict[int, np.ndarray] | None:
+    if fisher is None:
+        return None
+    paths, leaves, _ = flatten_with_paths(params)
+    found = dict(zip(paths, zip(leaves, aligned(params, fisher, "fisher"), strict=True), strict=True))
+    scores = {}
+    for leaf in {use.leaf for use in model.program.uses}:
+        path = model.paths[leaf]
+        weight, score = found[path]
+        score = np.asarray(score).astype(np.float64)
+        if score.shape != np.shape(weight) or not (np.isfinite(score) & (score >= 0)).all():
+            raise ValueError(
+                f"`fisher` must have finite scores of at least 0 in the shape of each weight, got others at "
+                f"{path!r} (shape {score.shape} for {np.shape(weight)}). Take them from `jp.scores.fisher`."
+            )
+        # Only their ratios count: whatever their size, they and their sums fit float32.
+        scores[leaf] = (score / max(score.max(initial=0), np.finfo(np.float64).tiny)).astype(np.float32)
+    return scores
+
+
+def _shares(
+    model: CalibrationModel, params: PyTree, sparsity: Any, structure: MatrixStructure, where: PyTree | None
+) -> tuple[dict[int, float], bool]:
+    """The share of each leaf that is multiplied by, and whether the leaves were named one by one."""
+    if sparsity is None:
+        sparsity = 0.5 if structure.fixed_sparsity is None else structure.fixed_sparsity
+    paths, _, _ = flatten_with_paths(params)
+    chosen = prunable_leaves(params, where)
+    shares = shares_of(sparsity, params, chosen)
+    named = where is not None or isinstance(shares, list)
+    shares = [float(s) for s in (shares if isinstance(shares, list) else [shares] * len(chosen))]
+    for i, share in zip(chosen, shares, strict=True):
+        structure.check_sparsity(share, paths[i])
+    by_path = dict(zip([paths[i] for i in chosen], shares, strict=True))
+    return {use.leaf: by_path[model.paths[use.leaf]] for use in model.program.uses}, named
+
+
+def _without_uncut(
+    model: CalibrationModel, structure: MatrixStructure, shares: dict[int, float], named: bool
+) -> tuple[CalibrationModel, list[str]]:
+    """The model without the weights that stay dense with N:M, and the paths of those that it doesn't fit."""
+    wrong = {use.leaf: use for use in model.program.uses if shares[use.leaf] > 0 and not fits(structure, use)}
+    dense = {leaf for leaf, share in shares.items() if share == 0} | wrong.keys()
+    uses = [use for use in model.program.uses if use.leaf not in dense]
+    if wrong and (named or not uses):
+        leaf, use = next(iter(wrong.items()))
+        raise ValueError(misfit(structure, model.paths[leaf], use))
+    return model._replace(program=model.program._replace(uses=uses)), [model.paths[leaf] for leaf in wrong]

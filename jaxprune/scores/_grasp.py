@@ -1,0 +1,64 @@
+"""Gradient signal preservation (GraSP)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.params import PyTree
+from jaxprune.scores._gradients import checked_loss, mean_gradients, mean_over_batches, split_floats
+from jaxprune.scores._unit_sum import over_units
+from jaxprune.structures import LeafStructure, Unstructured
+
+
+def grasp(
+    loss_fn: Callable[[PyTree, Any], Any],
+    params: PyTree,
+    *batches: Any,
+    structure: LeafStructure = Unstructured(),
+) -> PyTree:
+    r"""What a weight contributes to the gradient's norm: \(w\,(H g)\), signed; of a unit \(\sum w\,(H g)\).
+
+    To first order, removing a weight changes \(g^T g\) by \(-2\,w\,(H g)\). The paper calls
+    \(-w\,(H g)\) its score and removes the largest, so here, where the largest stay, the sign is turned.
+    \(H g\) is one forward derivative of the gradient; no Hessian is formed. Meant for a network at
+    initialization; the paper divides the logits by a temperature of 200, which belongs into `loss_fn`.
+
+    Args:
+      loss_fn: (params, batch) -> scalar, the mean over the batch.
+      params: pytree of arrays; leaves that are not floating-point arrays pass through unscored.
+      *batches: one batch or more: g and H are those of the mean loss over them.
+      structure: what a unit is.
+
+    Returns:
+      Tree like `params` of float32 scores of both signs; a unit's at every one of its weights.
+
+    Raises:
+      ValueError: no batch, or a loss that is no scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"w": jnp.array([1.0, -2.0])}
+      >>> loss_fn = lambda params, a: jnp.sum(a * params["w"] ** 2) / 2  # g = a w, H = diag(a)
+      >>> jp.scores.grasp(loss_fn, params, jnp.array([1.0, 3.0]))["w"]
+      Array([ 1., 36.], dtype=float32)
+
+    References:
+      Wang, Zhang, Grosse, Picking Winning Tickets Before Training by Preserving Gradient Flow, 2020,
+      arXiv:2002.07376.
+    """
+    floats, join = split_floats(params)
+    loss = checked_loss(loss_fn, join)
+    grads = mean_gradients(loss, floats, batches)
+    direction = [g.astype(w.dtype) for w, g in zip(floats, grads, strict=True)]
+
+    def hessian_times_direction(batch: Any) -> list[jax.Array]:
+        return jax.jvp(lambda ws: jax.grad(loss)(ws, batch), (floats,), (direction,))[1]
+
+    products = mean_over_batches(hessian_times_direction, batches)
+    scores = [w.astype(jnp.float32) * hg for w, hg in zip(floats, products, strict=True)]
+    return join(over_units(params, scores, structure))

@@ -1,0 +1,68 @@
+"""How loops call a score."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import jax
+
+from jaxprune.params import PyTree
+
+_KEY_NAMES = ("key", "rng")
+
+
+def call_score(score: Callable[..., PyTree], params: PyTree, key: jax.Array | None) -> PyTree:
+    """The scores of a function of the parameters, or of the parameters and a key.
+
+    A score is called with the key by keyword where it has a parameter `key` or `rng`, and as its second argument
+    where it needs two; else with the parameters alone. Where there is no key, one that has a default for it is
+    called without.
+
+    Raises:
+      ValueError: it takes a key, and there is none.
+      TypeError: it needs more than parameters and a key, or is no function.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxprune.scores._scorer import call_score
+      >>> call_score(lambda params, rng: jax.random.uniform(rng, params.shape), jnp.ones(2), jax.random.key(0)).shape
+      (2,)
+    """
+    if not callable(score):
+        raise TypeError(f"`score` must be a function params -> scores, got {score!r}.")
+    try:
+        signature = inspect.signature(score)
+    except (TypeError, ValueError):  # some builtins and compiled callables tell nothing of themselves
+        return score(params)
+    named = [name for name in _KEY_NAMES if name in signature.parameters]
+    by_keyword = [
+        n
+        for n in named
+        if signature.parameters[n].kind is not inspect.Parameter.POSITIONAL_ONLY
+        and (key is not None or signature.parameters[n].default is inspect.Parameter.empty)
+    ]
+    if by_keyword and _takes(signature, params, **{by_keyword[0]: key}):
+        return score(params, **{by_keyword[0]: _given(key)})
+    if _takes(signature, params):
+        return score(params)
+    if _takes(signature, params, key):
+        return score(params, _given(key))
+    raise TypeError(
+        f"`score` must take (params) or (params, key), got one that takes {signature}. Bind what else it needs, "
+        "as in lambda params: score(loss_fn, params, batch)."
+    )
+
+
+def _takes(signature: inspect.Signature, *args: object, **kwargs: object) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _given(key: jax.Array | None) -> jax.Array:
+    if key is None:
+        raise ValueError("`score` takes a `key`, but none was given: pass `key=jax.random.key(...)`.")
+    return key

@@ -1,0 +1,79 @@
+"""Sparse evolutionary training: drop by magnitude, grow at random."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from jaxprune.meshes import placed_like
+from jaxprune.params import PyTree, is_float_array
+from jaxprune.scores import random
+from jaxprune.sparse_training._dynamic import dynamic
+from jaxprune.structures import Structure, Unstructured
+
+
+def set(
+    inner: optax.GradientTransformation,
+    sparsity: Any = None,
+    *,
+    end: int,
+    every: int = 100,
+    fraction: float = 0.3,
+    masks: PyTree | None = None,
+    structure: Structure = Unstructured(),
+    where: PyTree | None = None,
+    key: jax.Array,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer so that it trains a fixed number of weights of each layer, at places that move.
+
+    At the steps t = every, 2 every, ... before `end`, `round(f_t k)` of the k kept weights of each layer go,
+    those of smallest magnitude, and as many come, at random: `f_t = fraction / 2 (1 + cos(pi t / end))`. As
+    for `rigl`, such a step moves masks and nothing else.
+
+    Args:
+      inner: any optax optimizer.
+      sparsity: the share of each leaf to prune, in [0, 1), or a tree of shares (an allocation), for random
+        masks to begin with.
+      end: step from which on the masks stay.
+      every: steps from one move to the next.
+      fraction: share of the kept weights that moves at first.
+      masks: masks to begin with, instead of `sparsity`: a tree, a prefix of one, or a function of the parameters.
+      structure: what a unit is; not `NM`.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves that move;
+        None for `prunable(params)`, or the leaves `masks` prune.
+      key: a `jax.random.key`, also a traced one: under `vmap` over replicates build the wrapper inside.
+
+    Returns:
+      A transformation whose state is a `DynamicState`.
+
+    Raises:
+      ValueError: neither or both of `sparsity` and `masks`; a fraction outside [0, 1]; at `init`, as
+        `make_masks` does; no `params` at `update`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import jaxprune as jp
+      >>> params = {"w": jnp.array([[4.0, 3.0, 2.0, 1.0]])}
+      >>> masks = {"w": jnp.array([[True, True, False, False]])}
+      >>> tx = jp.sparse_training.set(
+      ...     optax.sgd(0.0), masks=masks, end=10, every=1, fraction=0.6, key=jax.random.key(0))
+      >>> state = tx.init(params)
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(params, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> jp.get_masks(state)["w"].astype(int)
+      Array([[1, 0, 0, 1]], dtype=int32)
+
+    References:
+      Mocanu et al., Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity inspired
+      by Network Science, 2017, arXiv:1707.04780.
+    """
+
+    def grow(updates: PyTree, params: PyTree, step: jax.Array) -> PyTree:
+        del updates
+        scores = random(params, jax.random.fold_in(key, step))
+        return jax.tree.map(lambda s, w: placed_like(s, w) if is_float_array(w) else s, scores, params)
+
+    return dynamic(inner, grow, sparsity, masks, end, every, fraction, structure, where, key)

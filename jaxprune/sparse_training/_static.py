@@ -1,0 +1,92 @@
+"""Static random masks, the control of sparse training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from jaxprune.masking import make_masks
+from jaxprune.meshes import placed_like
+from jaxprune.params import PyTree, is_float_array
+from jaxprune.scores import random
+from jaxprune.structures import Structure, Unstructured
+from jaxprune.transforms._masked import masked
+
+
+def random_masks(
+    key: jax.Array,
+    params: PyTree,
+    sparsity: Any,
+    structure: Structure = Unstructured(),
+    where: PyTree | None = None,
+) -> PyTree:
+    """Masks with exactly `round(s_l * n_l)` of the n_l units of each leaf pruned, at random places.
+
+    Args:
+      key: a `jax.random.key`.
+      params: pytree of arrays.
+      sparsity: the share s of every leaf, in [0, 1), or a tree of shares (an allocation).
+      structure: what a unit is.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(params)`.
+
+    Returns:
+      Tree like `params` of masks.
+
+    Raises:
+      ValueError: as `make_masks` does.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> masks = jp.sparse_training.random_masks(jax.random.key(0), {"w": jnp.ones((4, 5))}, 0.75)
+      >>> int(masks["w"].sum())
+      5
+    """
+    scores = jax.tree.map(
+        lambda score, w: placed_like(score, w) if is_float_array(w) else score, random(params, key), params
+    )
+    return make_masks(scores, sparsity, scope="local", structure=structure, where=where)
+
+
+def static(
+    inner: optax.GradientTransformation,
+    sparsity: Any,
+    *,
+    structure: Structure = Unstructured(),
+    where: PyTree | None = None,
+    key: jax.Array,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer so that it trains under random masks that never change.
+
+    What `set` and `rigl` must beat: the same number of weights in each layer, at places chosen by chance.
+    `jp.masked` is the same with masks of your own.
+
+    Args:
+      inner: any optax optimizer.
+      sparsity: the share of each leaf to prune, in [0, 1), or a tree of shares (an allocation).
+      structure: what a unit is.
+      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+        `prunable(params)`.
+      key: a `jax.random.key`, also a traced one: under `vmap` over replicates build the wrapper inside.
+
+    Returns:
+      A transformation whose state is a `MaskedState`.
+
+    Raises:
+      ValueError: as `make_masks` does, at `init`; no `params` at `update`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import jaxprune as jp
+      >>> tx = jp.sparse_training.static(optax.sgd(0.1), 0.5, key=jax.random.key(0))
+      >>> int(jp.get_masks(tx.init({"w": jnp.ones((2, 4))}))["w"].sum())
+      4
+
+    References:
+      Mocanu et al., A topological insight into restricted Boltzmann machines, 2016, arXiv:1604.05978.
+      Liu et al., The Unreasonable Effectiveness of Random Pruning, 2022, arXiv:2202.02643.
+    """
+    return masked(inner, lambda params: random_masks(key, params, sparsity, structure, where))
