@@ -10,6 +10,7 @@ W = jax.random.normal(jax.random.key(0), (4, 4))
 PARAMS = {"rows": jnp.zeros((0, 4)), "columns": jnp.zeros((4, 0)), "v": W, "w": 2 * W}
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "structure",
@@ -24,6 +25,7 @@ def test_masks_prune_the_asked_share_of_what_there_is(structure):
     assert jax.tree.map(jnp.shape, jp.apply_masks(PARAMS, masks)) == jax.tree.map(jnp.shape, PARAMS)
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_allocations_share_out_among_the_others():
     scores = jp.scores.magnitude(PARAMS)

@@ -33,6 +33,7 @@ def reference(scores, sparsity, scope):
     return masks
 
 
+@pytest.mark.usefixtures("engine")
 def test_hand_worked_global_and_local():
     scores = {"a": jnp.array([[1.0, 2.0, 3.0, 4.0]]), "b": jnp.array([[5.0, 6.0, 7.0, 8.0]])}
     everywhere = jp.make_masks(scores, 0.5)
@@ -51,6 +52,7 @@ def test_masks_have_the_trees_structure_and_plain_true_where_nothing_may_be_prun
     assert jp.sparsity(params, masks) == 0.5
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["global", "local"])
 @pytest.mark.parametrize("sparsity", [0, 0.33, 0.99])
@@ -91,12 +93,14 @@ def test_vmap_over_scores_equals_single_calls():
         np.testing.assert_array_equal(mask, jp.make_masks({"w": scores}, 0.4)["w"])
 
 
+@pytest.mark.usefixtures("engine")
 def test_ties_go_by_leaf_then_index_and_the_count_is_exact():
     scores = {"a": jnp.ones((2, 3)), "c": jnp.ones((2, 2))}
     masks = jp.make_masks(scores, 0.5)
     assert masks["a"].tolist() == [[False, False, False], [False, False, True]] and masks["c"].all()
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "structure", [jp.Unstructured(), jp.Channels(), jp.Block((2, 2)), jp.Layers(), jp.NM(2, 4)]
@@ -115,6 +119,7 @@ def test_all_equal_scores(structure):
         assert sum((~s).sum() for s in share) == (16 if isinstance(structure, jp.Channels) else 24)
 
 
+@pytest.mark.usefixtures("engine")
 def test_prior_is_pruned_first_counts_and_never_comes_back():
     scores = {"w": jnp.array([[9.0, 8.0, 1.0, 2.0]])}
     prior = {"w": jnp.array([[False, True, True, True]])}
@@ -125,6 +130,7 @@ def test_prior_is_pruned_first_counts_and_never_comes_back():
     assert jp.make_masks(scores, 0.25, prior=unpruned)["w"].tolist() == [[True, True, False, True]]
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_ladder_of_rounds_is_exact_and_nested():
     scores = {"a": jnp.zeros((20, 20)), "c": jnp.ones((30, 20))}  # a collapses first, with ties inside
@@ -144,6 +150,7 @@ def test_ladder_of_rounds_is_exact_and_nested():
         masks = new
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_prior_of_whole_weights_under_a_coarser_structure_stays_pruned():
     scores = {"w": jnp.array([[1.0, 5.0, 6.0], [1.0, 5.0, 6.0]])}
@@ -152,6 +159,7 @@ def test_prior_of_whole_weights_under_a_coarser_structure_stays_pruned():
     assert mask.tolist() == [[False, True, False], [False, False, True]]
 
 
+@pytest.mark.usefixtures("engine")
 def test_allocation_tree_gives_each_leaf_its_own_share():
     scores = jp.scores.magnitude(tree(4))
     shares = {"Dense_0": {"kernel": 0.25, "bias": 0.0}, "Dense_1": {"kernel": 0.75, "bias": 0.0}}
@@ -165,6 +173,7 @@ def test_where_decides_and_embeddings_can_opt_in():
     assert pruned_in(jp.make_masks(scores, 0.5, where=where)) == [6, 0]
 
 
+@pytest.mark.usefixtures("engine")
 def test_signed_scores_are_ordered_as_numbers():
     assert jp.make_masks({"w": jnp.array([[-3.0, 0.0, -1.0, 2.0]])}, 0.5)["w"].tolist() == [
         [False, True, False, True]
@@ -176,6 +185,7 @@ def test_nan_goes_first_under_jit():
     assert mask.tolist() == [[True, False, True, True]]
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_one_weight_and_empty_leaves():
     scores = {"one": jnp.ones((1, 1)), "none": jnp.zeros((0, 4)), "w": jnp.ones((3, 3))}
@@ -237,6 +247,7 @@ def test_bad_sparsity(sparsity, message):
         jp.make_masks(tree(), sparsity)
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_bad_input_is_named():
     scores = jp.scores.magnitude(tree())
@@ -329,6 +340,7 @@ def test_shuffled_places_are_uniform():
     np.testing.assert_allclose(drawn.mean(0), 0.25, atol=0.04)
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_float64_scores_and_float8_parameters():
     with jax.enable_x64():

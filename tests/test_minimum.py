@@ -32,6 +32,7 @@ def reference(scores, sparsity, least):
     return keep
 
 
+@pytest.mark.usefixtures("engine")
 def test_hand_worked():
     scores = {"a": jnp.array([[1.0, 2.0, 3.0]]), "c": jnp.array([[4.0, 5.0, 6.0]])}
     assert not jp.make_masks(scores, 0.5)["a"].any()
@@ -41,6 +42,7 @@ def test_hand_worked():
     assert masks["a"].tolist() == [[False, True, True]] and masks["c"].tolist() == [[False, True, True]]
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 @pytest.mark.parametrize(("minimum", "least"), [(0, [0, 0]), (3, [3, 3]), (0.1, [5, 2])])
 def test_against_sorting_with_the_best_set_aside(minimum, least):
@@ -60,6 +62,7 @@ def test_share_is_read_as_written():
     assert int(jp.make_masks(scores, 0.5, minimum=0.07)["a"].sum()) == 7
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_ties_small_and_empty_leaves():
     scores = {
@@ -73,6 +76,7 @@ def test_ties_small_and_empty_leaves():
     assert masks["a"].tolist() == [[False] * 4, [False, False, True, True]]
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_units_of_other_structures():
     scores = {
@@ -85,6 +89,7 @@ def test_units_of_other_structures():
     assert jp.sparsity({"w": jnp.ones((8, 4))}, masks) == 0.5
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_prior_keeps_its_own_and_the_ladder_its_counts():
     scores, masks = tree(), None
@@ -99,6 +104,7 @@ def test_prior_keeps_its_own_and_the_ladder_its_counts():
         masks = new
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_a_leaf_that_fell_under_the_minimum_before_keeps_what_it_has():
     scores = {"a": jnp.array([[1.0, 2.0, 3.0, 4.0]]), "c": jnp.array([[5.0, 6.0, 7.0, 8.0]])}
@@ -141,6 +147,7 @@ def test_contradictions_and_bad_values_are_named(arguments, message):
         jp.make_masks(tree(), 0.5, **arguments)
 
 
+@pytest.mark.usefixtures("engine")
 def test_pattern_that_keeps_less_than_the_minimum():
     with pytest.raises(ValueError, match="`minimum` asks for 17 of the 32 units at 'w'"):
         jp.make_masks({"a": jnp.ones((64, 4)), "w": jnp.ones((8, 4))}, 0.5, structure=jp.NM(2, 4), minimum=17)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import jaxprune as jp
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_nm_runs_along_the_input_axis_of_dense_and_convolution_kernels():
     for shape, axis in (((8, 3), 0), ((3, 3, 8, 5), 2), ((3, 8, 5), 1)):
@@ -36,6 +37,7 @@ def test_nm_of_flax_attention_groups_the_model_axis_of_projections_and_head_dim_
     assert jp.NM(2, 4, axis=lambda path, shape: 0 if "first" in path else 1).group_axis("first", (4, 4)) == 0
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (4, 8), (1, 2), (7, 8)])
 def test_nm_keeps_n_of_every_m_with_ties_and_a_prior(n, m):
@@ -49,6 +51,7 @@ def test_nm_keeps_n_of_every_m_with_ties_and_a_prior(n, m):
     assert (np.asarray(after).T.reshape(-1, m).sum(1) <= n).all()
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_nm_below_its_sparsity_prunes_the_lowest_of_its_own_candidates(scope):
@@ -62,6 +65,7 @@ def test_nm_below_its_sparsity_prunes_the_lowest_of_its_own_candidates(scope):
     np.testing.assert_array_equal(most, full)
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_channels_mask_is_broadcastable_and_along_any_axis():
     scores = {"w": jnp.arange(1.0, 25).reshape(2, 3, 4)}
@@ -79,6 +83,7 @@ def test_channels_mask_is_broadcastable_and_along_any_axis():
     ]
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_channels_against_a_brute_force_over_subsets():
     w = jax.random.normal(jax.random.key(9), (5, 6))
@@ -89,6 +94,7 @@ def test_channels_against_a_brute_force_over_subsets():
     assert tuple(np.flatnonzero(~mask)) == best
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.slow
 def test_blocks_with_edges_that_do_not_divide():
     scores = np.ones((5, 7), np.float32)
@@ -101,6 +107,7 @@ def test_blocks_with_edges_that_do_not_divide():
     np.testing.assert_array_equal(masks, want)
 
 
+@pytest.mark.usefixtures("engine")
 def test_blocks_leave_leading_axes_ungrouped():
     mask = jp.make_masks(
         {"w": jax.random.uniform(jax.random.key(1), (3, 4, 4))}, 0.5, structure=jp.Block((2, 2))
@@ -117,7 +124,7 @@ def test_blocks_leave_leading_axes_ungrouped():
     sparsity=st.floats(0, 0.99),
     seed=st.integers(0, 9),
 )
-def test_blocks_equal_a_loop_over_blocks(shape, block, sparsity, seed):
+def test_blocks_equal_a_loop_over_blocks(engines, shape, block, sparsity, seed):
     w = np.asarray(np.random.default_rng(seed).integers(0, 5, shape), np.float32)
     starts = list(itertools.product(range(0, shape[0], block[0]), range(0, shape[1], block[1])))
     means = np.array(
@@ -127,12 +134,17 @@ def test_blocks_equal_a_loop_over_blocks(shape, block, sparsity, seed):
     for b in np.argsort(means, kind="stable")[: round(sparsity * len(starts))]:
         i, j = starts[b]
         want[i : i + block[0], j : j + block[1]] = False
-    got = np.asarray(jp.make_masks({"w": jnp.asarray(w)}, sparsity, structure=jp.Block(block))["w"])
-    if len(set(means)) == len(means) or sparsity == 0:  # rounding of a mean may reorder equal ones
-        np.testing.assert_array_equal(got, want)
-    assert got.shape == shape
+
+    def check():
+        got = np.asarray(jp.make_masks({"w": jnp.asarray(w)}, sparsity, structure=jp.Block(block))["w"])
+        if len(set(means)) == len(means) or sparsity == 0:  # rounding of a mean may reorder equal ones
+            np.testing.assert_array_equal(got, want)
+        assert got.shape == shape
+
+    engines(check)
 
 
+@pytest.mark.usefixtures("engine")
 def test_layers_mask_shape_and_choice():
     scores = {"a": jnp.full((2, 2), 3.0), "c": jnp.full((4, 4), 1.0), "d": jnp.full((2, 8), 2.0)}
     masks = jp.make_masks(scores, 1 / 3, structure=jp.Layers())
@@ -141,6 +153,7 @@ def test_layers_mask_shape_and_choice():
     assert jp.sparsity(scores, masks) == 16 / 36
 
 
+@pytest.mark.usefixtures("engine")
 def test_constant_unit_scores_pass_through_the_mean_unchanged():
     values = np.float32(0.1) * (1 + np.arange(64) * np.float32(2**-23))  # neighbours in float32
     scores = {"w": jnp.broadcast_to(jnp.asarray(values)[None], (999, 64))}

@@ -1,4 +1,4 @@
-"""From scores and counts to masks, as one compiled program."""
+"""From scores and counts to masks: by NumPy where all is known and in the host's memory, else as one program."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from jaxprune.selection import Count
+from jaxprune.host import is_on_host, to_device, to_host
+from jaxprune.selection import Count, is_fine
 from jaxprune.structures.structure import Cut
 
 
@@ -23,7 +26,7 @@ def keep_masks(
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Masks of the chosen leaves that prune given counts of units, and for each leaf whether its scores are fine.
 
-    It is one program for all leaves. Counts that are known are arguments of it, so that another sparsity is not
+    A program is one for all leaves. Counts that are known are arguments of it, so that another sparsity is not
     compiled anew.
 
     Args:
@@ -34,22 +37,31 @@ def keep_masks(
       least: units that each array of units keeps at least.
     """
     sizes = map(math.prod, cut.shapes)
-    unprotected = [_argument(n - m) for n, m in zip(sizes, least, strict=True)] if any(least) else None
+    unprotected = [n - m for n, m in zip(sizes, least, strict=True)] if any(least) else None
     counts = cut.counts_to_compare(counts)
-    counts = [_argument(count) for count in counts] if isinstance(counts, list) else _argument(counts)
     held = [None] * len(scores) if priors is None else list(priors)
-    return _keep_masks(cut, list(scores), counts, held, unprotected)
+    if _are_on_host([*scores, *held]) and not any(isinstance(n, Tracer) for n in jax.tree.leaves(counts)):
+        priors = [None if prior is None else to_host(prior) for prior in held]
+        masks, fine = _keep_masks(cut, [to_host(score) for score in scores], counts, priors, unprotected)
+        return list(map(to_device, masks, scores)), fine
+    counts, unprotected = (
+        [_argument(n) for n in numbers] if isinstance(numbers, list) else _argument(numbers)
+        for numbers in (counts, unprotected)
+    )
+    return _keep_masks_compiled(cut, [jnp.asarray(score) for score in scores], counts, held, unprotected)
 
 
 def _argument(count: Any) -> Any:
     return Count.of(count) if isinstance(count, int) else count
 
 
-@functools.partial(jax.jit, static_argnames="cut")
+def _are_on_host(arrays: Sequence[Any]) -> bool:
+    return all(x is None or is_on_host(x) for x in arrays)
+
+
 def _keep_masks(
-    cut: Cut, scores: list[Any], counts: Any, priors: list[Any], unprotected: list[Any] | None
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    leaves = [jnp.asarray(score) for score in scores]
+    cut: Cut, leaves: list[Any], counts: Any, priors: list[Any], unprotected: list[Any] | None
+) -> tuple[list[Any], list[Any]]:
     units = [comparable(u) for u in cut.scores(leaves)]
     kept = cut.select(units, counts, cut.pruned(priors), unprotected)
     # A unit that was pruned in part stays pruned in that part.
@@ -59,13 +71,19 @@ def _keep_masks(
     return masks, [_is_fine(leaf) for leaf in leaves]
 
 
-def comparable(scores: jax.Array) -> jax.Array:
+_keep_masks_compiled = jax.jit(_keep_masks, static_argnames="cut")
+
+
+def comparable(scores: Any) -> Any:
     """Scores in a type that `select` takes: float64 is compared as float32."""
-    return scores.astype(jnp.float32) if scores.dtype == jnp.float64 else scores
+    with np.errstate(over="ignore"):
+        return scores.astype(jnp.float32) if scores.dtype == jnp.float64 else scores
 
 
-def _is_fine(scores: jax.Array) -> jax.Array:
+def _is_fine(scores: Any) -> Any:
     """Whether no score is NaN or -inf. inf means keep."""
+    if isinstance(scores, np.ndarray):
+        return is_fine(scores)
     # Some 8-bit floats have no inf.
     wide = scores.astype(jnp.float32) if scores.dtype.itemsize < 4 else scores
     return jnp.all(wide > -jnp.inf)  # false for NaN
@@ -87,7 +105,13 @@ def spread(cut: Cut, kept: list[jax.Array]) -> list[jax.Array]:
     return cut.masks(kept)
 
 
+def nothing_pruned(cut: Cut, leaves: Sequence[Any]) -> list[jax.Array]:
+    """Mask leaves that keep every unit, each where its leaf lies."""
+    if not _are_on_host(leaves):
+        return _nothing_pruned(cut)
+    return list(map(to_device, cut.masks([np.ones(shape, bool) for shape in cut.shapes]), leaves))
+
+
 @functools.partial(jax.jit, static_argnames="cut")
-def nothing_pruned(cut: Cut) -> list[jax.Array]:
-    """Mask leaves that keep every unit."""
+def _nothing_pruned(cut: Cut) -> list[jax.Array]:
     return cut.masks([jnp.ones(shape, bool) for shape in cut.shapes])

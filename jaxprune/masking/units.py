@@ -134,8 +134,8 @@ class Units:
 
     def full_masks(self) -> PyTree:
         """All-keep masks in the shapes of `masks`; each leaf an array of its own, placed like its parameter."""
-        masks = program.nothing_pruned(self.cut)
         weights = [self.leaves[i].value for i in self.chosen]
+        masks = program.nothing_pruned(self.cut, weights)
         whole = [jnp.array(True) for _ in self.leaves]
         # Inside `shard_map` they vary over the axes over which the weights do, as later masks will.
         placed = [vary_over(placed_like(m, w), varying_axes(w)) for m, w in zip(masks, weights, strict=True)]

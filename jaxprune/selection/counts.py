@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 _LIMB = 16  # bits a limb: the product of two limbs fits in uint32
 
@@ -54,6 +55,16 @@ def as_count(k) -> Count:
         k = jnp.maximum(k, 0)
     high = (k >> 32).astype(jnp.uint32) if dtype.itemsize == 8 else jnp.zeros((), jnp.uint32)
     return Count(high, k.astype(jnp.uint32))
+
+
+def known_count(k: Any) -> int | None:
+    """A count as an int of at least 0 where it is known, None where it is traced."""
+    if any(isinstance(part, Tracer) for part in jax.tree.leaves(k)):
+        return None
+    if isinstance(k, Count):
+        return int(k)
+    as_count(k)  # checks it
+    return max(int(k), 0)
 
 
 def add(a: Count, b: Count) -> Count:

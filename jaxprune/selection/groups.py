@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxprune.meshes import is_explicit
 from jaxprune.selection.keys import key_dtype, order_keys
+from jaxprune.selection.on_host import host_keys, lowered
+
+_PIECE = 1 << 16  # scores looked at together on the host
 
 
 def nm_keep(scores: jax.Array, n: int, m: int, axis: int, pruned: jax.Array | None = None) -> jax.Array:
@@ -46,6 +53,8 @@ def nm_keep(scores: jax.Array, n: int, m: int, axis: int, pruned: jax.Array | No
         raise ValueError(
             f"`m` must divide the shards of axis {axis}, got m={m} and shards of length {shard}."
         )
+    if isinstance(scores, np.ndarray):
+        return _keep_on_host(scores, n, m, axis, pruned)
     keys = order_keys(scores, pruned, key_dtype([scores]))
     groups = keys.reshape(*keys.shape[:axis], keys.shape[axis] // m, m, *keys.shape[axis + 1 :])
     position = lax.broadcasted_iota(jnp.int32, groups.shape, axis + 1)
@@ -54,4 +63,26 @@ def nm_keep(scores: jax.Array, n: int, m: int, axis: int, pruned: jax.Array | No
         other = lax.slice_in_dim(groups, i, i + 1, axis=axis + 1)
         before += ((other < groups) | ((other == groups) & (position > i))).astype(jnp.int32)
     keep = (before >= m - n).reshape(keys.shape)
+    return keep if pruned is None else keep & ~pruned
+
+
+def _keep_on_host(scores: np.ndarray, n: int, m: int, axis: int, pruned: Any) -> Any:
+    """`nm_keep` by NumPy, piece by piece so that the keys of one stay in the cache."""
+    before, after = math.prod(scores.shape[:axis]), math.prod(scores.shape[axis + 1 :])
+    shape = (before * scores.shape[axis] // m, m, after)
+    dtype, grouped, keep = key_dtype([scores]), scores.reshape(shape), np.empty(shape, bool)
+    done = None if pruned is None else pruned.reshape(shape)
+    rows = max(1, _PIECE // max(1, m * after))
+    for start in range(0, shape[0], rows):
+        at = slice(start, start + rows)
+        keys = host_keys(grouped[at], dtype)
+        if done is not None:
+            keys = lowered(keys, done[at])
+        smaller = np.zeros(keys.shape, np.int32)
+        for i in range(m):
+            other = keys[:, i : i + 1]
+            smaller[:, :i] += other < keys[:, :i]
+            smaller[:, i + 1 :] += other <= keys[:, i + 1 :]
+        np.greater_equal(smaller, m - n, out=keep[at])
+    keep = keep.reshape(scores.shape)
     return keep if pruned is None else keep & ~pruned

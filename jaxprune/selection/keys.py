@@ -44,7 +44,7 @@ def order_keys(score: jax.Array, pruned: jax.Array | None, dtype: jnp.dtype) -> 
         8 * dtype.itemsize - 1
     )  # 0 or -1; arithmetic instead of a select, which is slower on CPUs
     keys = (magnitude ^ sign) - sign
-    keys = jnp.where(magnitude > signed(_infinity(dtype)), signed(lowest + 1), keys).astype(jnp.int32)
+    keys = jnp.where(magnitude > signed(infinity(dtype)), signed(lowest + 1), keys).astype(jnp.int32)
     return keys if pruned is None else jnp.where(pruned, lowest, keys)
 
 
@@ -56,8 +56,8 @@ def threshold_key(position: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 def positions(dtype: jnp.dtype) -> int:
     """A position that all keys are below."""
-    return (1 << (8 * dtype.itemsize - 1)) + _infinity(dtype) + 1
+    return (1 << (8 * dtype.itemsize - 1)) + infinity(dtype) + 1
 
 
-def _infinity(dtype: jnp.dtype) -> int:
+def infinity(dtype: jnp.dtype) -> int:
     return {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}[dtype.name]

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.host import is_on_host, to_device, to_host
 from jaxprune.selection import counts
 from jaxprune.selection.blocks import all_or_none, as_dtype, keep_in_blocks, parts_of
-from jaxprune.selection.counts import Count
+from jaxprune.selection.counts import Count, known_count
 from jaxprune.selection.devices import by_placement
 from jaxprune.selection.in_place import keep_in_place
 from jaxprune.selection.keys import key_dtype
+from jaxprune.selection.on_host import keep_on_host
 
 _LARGE = 1 << 20  # entries from which on a leaf stays where it is,
 _FEW = 8  # unless there are more large ones than that
@@ -59,7 +61,7 @@ def select(
       Alabi, Blanchard, Gordon and Steinbach, "Fast k-Selection Algorithms for Graphics Processing Units",
       2012, for selection by counting in place of sorting.
     """
-    leaves = [jnp.asarray(score) for score in scores]
+    leaves = [score if isinstance(score, np.ndarray) else jnp.asarray(score) for score in scores]
     for leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype.itemsize > 4:
             raise TypeError(
@@ -84,6 +86,14 @@ def select(
             raise ValueError(f"`k` must be at most the number of scores, {size}, got {number}.")
     if not leaves:
         return []
+    numbers = [known_count(number) for number in (k if each else [k])]
+    if None not in numbers and all(x is None or is_on_host(x) for x in [*leaves, *before]):
+        hosted = [None if done is None else to_host(done) for done in before]
+        keeps = keep_on_host([to_host(leaf) for leaf in leaves], hosted, numbers if each else numbers[0])
+        return [
+            keep if isinstance(leaf, np.ndarray) else to_device(keep, leaf)
+            for keep, leaf in zip(keeps, leaves, strict=True)
+        ]
     wanted = counts.stack([counts.as_count(number) for number in (k if each else [k])])
     given = tuple(done is not None for done in before)
     arguments = [*wanted, *leaves, *(done for done in before if done is not None)]

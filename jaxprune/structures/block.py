@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxprune.host import namespace
 from jaxprune.meshes import is_explicit
 from jaxprune.structures.by_leaf import LeafUnits, cut_by_leaf, matrix_leaf
 from jaxprune.structures.matrix import MatrixUnits
@@ -101,31 +101,40 @@ class Block:
         return sizes
 
     def unit_scores(self, scores: jax.Array) -> jax.Array:
+        xp = namespace(scores)
         shape, extents = scores.shape, self._extents(scores.shape)
         units = self.unit_shape(shape)
         if math.prod(shape) == 0:
-            return jnp.zeros(units, jnp.float32)
+            return xp.zeros(units, np.float32)
         pads = [(0, u * b - n) for u, b, n in zip(units, extents, shape, strict=True)]
         axes = tuple(range(1, 2 * len(shape), 2))
         if not any(after for _, after in pads):
             return mean_over(self._split(scores), axes).reshape(units)
-        inside = self._split(jnp.pad(jnp.ones(shape, bool), pads))
-        return mean_over(self._split(jnp.pad(scores, pads)), axes, inside).reshape(units)
+        inside = self._split(xp.pad(xp.ones(shape, bool), pads))
+        return mean_over(self._split(xp.pad(scores, pads)), axes, inside).reshape(units)
 
     def expand(self, units: jax.Array, shape: Shape) -> jax.Array:
         extents = self._extents(shape)
-        split = jnp.expand_dims(units, tuple(range(1, 2 * len(shape), 2)))
-        spread = jnp.broadcast_to(
+        xp = namespace(units)
+        split = xp.expand_dims(units, tuple(range(1, 2 * len(shape), 2)))
+        spread = xp.broadcast_to(
             split, [n for u, b in zip(units.shape, extents, strict=True) for n in (u, b)]
         )
         whole_shape = [u * b for u, b in zip(units.shape, extents, strict=True)]
-        whole = jax.lax.reshape(spread, whole_shape, out_sharding=_explicit_sharding(units, 1))
+        whole = _reshaped(spread, whole_shape, units, 1)
         return whole if whole.shape == tuple(shape) else whole[tuple(slice(0, n) for n in shape)]
 
     def _split(self, whole: jax.Array) -> jax.Array:
         extents = self._extents(whole.shape)
         shape = [n for w, b in zip(whole.shape, extents, strict=True) for n in (w // b, b)]
-        return jax.lax.reshape(whole, shape, out_sharding=_explicit_sharding(whole, 2))
+        return _reshaped(whole, shape, whole, 2)
+
+
+def _reshaped(x: jax.Array, shape: list[int], like: jax.Array, axes: int) -> jax.Array:
+    """`x` in another shape, whose every `axes` axes are one of `like`."""
+    if isinstance(x, np.ndarray):
+        return x.reshape(shape)
+    return jax.lax.reshape(x, shape, out_sharding=_explicit_sharding(like, axes))
 
 
 def _explicit_sharding(x: jax.Array, axes: int) -> NamedSharding | None:

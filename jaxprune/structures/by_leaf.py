@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxprune.host import namespace
 from jaxprune.structures.keep import Highest
 from jaxprune.structures.structure import LeafStructure, Shape
 from jaxprune.tree_nodes import Leaf
@@ -75,10 +77,10 @@ class LeafUnits:
     def _pruned(self, mask: Any, shape: Shape) -> jax.Array | None:
         if mask is None:
             return None
-        alive = jnp.broadcast_to(mask, shape)
+        alive = namespace(mask).broadcast_to(mask, shape)
         if self.structure.unit_shape(shape) == shape:
             return ~alive
-        return self.structure.unit_scores(alive.astype(jnp.float32)) <= 0
+        return self.structure.unit_scores(alive.astype(np.float32)) <= 0
 
 
 def cut_by_leaf(

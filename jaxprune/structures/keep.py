@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune.host import namespace
 from jaxprune.selection import select
 
 
@@ -34,9 +35,10 @@ class Highest:
 
 def above_all(scores: jax.Array, keep: jax.Array) -> jax.Array:
     """Scores in which the units to keep rank above all others, also above inf."""
-    return jnp.where(keep, jnp.inf, below_infinity(scores))
+    return namespace(scores).where(keep, scores.dtype.type(jnp.inf), below_infinity(scores))
 
 
 def below_infinity(scores: jax.Array) -> jax.Array:
     """Scores with the largest number in place of inf. (A minimum would flush denormals.)"""
-    return jnp.where(scores == jnp.inf, jnp.finfo(scores.dtype).max, scores)
+    largest = jnp.finfo(scores.dtype).max.astype(scores.dtype)
+    return namespace(scores).where(scores == jnp.inf, largest, scores)

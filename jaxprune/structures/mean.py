@@ -4,26 +4,53 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxprune.float_range import INFINITY, exponent_of, scaled, unscaled, widened
+from jaxprune.host import namespace
 
 
-@functools.partial(jax.jit, static_argnames="axes")
 def mean_over(
     scores: jax.Array, axes: tuple[int, ...], inside: jax.typing.ArrayLike | None = None
 ) -> jax.Array:
     """Mean over axes, which are kept with size 1; exact where the scores are constant. inf where one of them is.
 
     Scores that are one value a unit (as `scores.l2_norm` gives them) must come through unchanged, or rounding
-    in the sum would reorder close units. So the mean is taken of the differences to the unit's lowest entry.
-    `inside` marks the entries that count.
+    in the sum would reorder close units. `inside` marks the entries that count.
     """
     if any(scores.shape[axis] == 0 for axis in axes):
-        return jnp.zeros([min(n, 1) if i in axes else n for i, n in enumerate(scores.shape)], jnp.float32)
+        return namespace(scores).zeros(
+            [min(n, 1) if i in axes else n for i, n in enumerate(scores.shape)], np.float32
+        )
+    if isinstance(scores, np.ndarray):
+        return _mean_on_host(scores, axes, inside)
+    return _mean(scores, axes, inside)
+
+
+def _mean_on_host(scores: np.ndarray, axes: tuple[int, ...], inside: Any) -> Any:
+    """The mean in float64, which holds the sum of equal float32 values exactly."""
+    if inside is not None:
+        scores = np.where(inside, scores, 0)
+    size = math.prod(scores.shape[i] for i in axes) if inside is None else inside.sum(axes, keepdims=True)
+    if scores.dtype.itemsize < 4:
+        scores = scores.astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean = (scores.sum(axes, dtype=np.float64, keepdims=True) / np.maximum(size, 1)).astype(np.float32)
+        if not np.isfinite(mean).all():  # NaN where inf meets -inf
+            highest, lowest = scores.max(axes, keepdims=True), scores.min(axes, keepdims=True)
+            infinite = np.where(highest == np.inf, np.inf, np.where(lowest == -np.inf, -np.inf, mean))
+            mean = np.where(np.isnan(highest), np.nan, infinite).astype(np.float32)
+    return mean
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _mean(scores: jax.Array, axes: tuple[int, ...], inside: jax.typing.ArrayLike | None) -> jax.Array:
+    """The mean of the differences to the unit's lowest entry, over a power of two near its largest."""
     scores = widened(scores)
     counts = True if inside is None else inside
     # Extremes of the bits and not of the floats, whose denormals are flushed.

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jaxprune.host import namespace
 from jaxprune.selection import nm_keep, select
 from jaxprune.structures.by_leaf import LeafUnits, cut_by_leaf, matrix_leaf
 from jaxprune.structures.input_axes import InputAxis, input_axes
-from jaxprune.structures.keep import below_infinity
+from jaxprune.structures.keep import above_all
 from jaxprune.structures.matrix import MatrixUnits
 from jaxprune.structures.structure import Shape
 from jaxprune.tree_nodes import Leaf
@@ -185,7 +186,7 @@ class Pattern:
         # Below the pattern's own sparsity: the lowest of the weights that the pattern would prune. A weight that
         # the pattern keeps ranks above all of them.
         ranked = [
-            jnp.where(pattern, jnp.inf, jnp.where(jnp.isnan(u), -jnp.inf, below_infinity(u)))
+            above_all(namespace(u).where(namespace(u).isnan(u), u.dtype.type(-jnp.inf), u), pattern)
             for u, pattern in zip(units, patterns, strict=True)
         ]
         kept = select(ranked, counts, pruned=pruned)

@@ -1,0 +1,45 @@
+"""Arrays that lie in the host's memory: what is made of them at once needs no compiled program."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import SingleDeviceSharding
+
+
+def is_on_host(x: Any) -> bool:
+    """Whether `x` is a NumPy array, or a JAX array whose values are known and lie on one CPU device."""
+    if isinstance(x, np.ndarray):
+        return True
+    if (
+        not isinstance(x, jax.Array)
+        or isinstance(x, Tracer)
+        or not isinstance(x.sharding, SingleDeviceSharding)
+    ):
+        return False
+    return x.is_fully_addressable and all(device.platform == "cpu" for device in x.devices())
+
+
+def to_host(x: Any) -> np.ndarray:
+    """The values as a NumPy array that nobody may write to, in a type that JAX has; a view where possible."""
+    array = np.asarray(x)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+
+def to_device(x: Any, like: Any) -> jax.Array:
+    """A NumPy array as a JAX array where `like` lies; anything else as it is."""
+    if not isinstance(x, np.ndarray):
+        return x
+    if isinstance(like, jax.Array) and like.committed:
+        return jax.device_put(x, like.sharding)
+    return jnp.asarray(x)
+
+
+def namespace(x: Any) -> ModuleType:
+    """`numpy` for a NumPy array, `jax.numpy` for anything else."""
+    return np if isinstance(x, np.ndarray) else jnp

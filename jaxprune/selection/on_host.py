@@ -1,0 +1,211 @@
+"""The k smallest scores of arrays in the host's memory, by NumPy: nothing is compiled.
+
+For arrays at hand, compiling a program takes longer than running it. Here a sample of the scores says between
+which two values the k-th lies; one pass counts what lies below them and takes out what lies between, about one
+score in a hundred; a second writes the masks. Both go through the scores in pieces that stay in the cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.selection.keys import infinity, key_dtype
+
+_PIECE = 1 << 16  # scores looked at together
+_PART = 1 << 21  # scores that a thread takes on
+_SAMPLE = 1 << 16
+_SMALL = 1 << 18  # so many scores are copied and partitioned at once
+_DEVIATIONS = 4  # by which the sample's bracket is wider than chance allows
+
+_Arrays = Sequence[np.ndarray]
+
+
+def keep_on_host(
+    scores: _Arrays, pruned: Sequence[np.ndarray | None], k: int | list[int]
+) -> list[np.ndarray]:
+    """Keep-masks of all but the `k` smallest scores, over all leaves or, for a list, in each of them.
+
+    Args:
+      scores, pruned: as for `select`.
+      k: at least 0; beyond the number of scores it means all of them.
+    """
+    if isinstance(k, list):
+        return [keep_on_host([s], [p], n)[0] for s, p, n in zip(scores, pruned, k, strict=True)]
+    dtype = key_dtype(scores)
+    total = sum(score.size for score in scores)
+    k = min(k, total)
+    make = np.empty if k else np.ones
+    keeps = [make(s.shape, bool) if p is None else ~p for s, p in zip(scores, pruned, strict=True)]
+    if not k:
+        return keeps
+    parts = []
+    for score, mask, keep in zip(scores, pruned, keeps, strict=True):
+        flat, done, out = score.reshape(-1), None if mask is None else mask.reshape(-1), keep.reshape(-1)
+        for start in range(0, flat.size, _PART):
+            at = slice(start, start + _PART)
+            parts.append(_Part(flat[at], None if done is None else done[at], out[at], dtype))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        run = threads.map if len(parts) > 1 and total > _PART else map
+        edge, below = _kth(parts, k, total, run)
+        tied = list(run(lambda part: part.prune_below(edge), parts))
+        # The ties go in the order of the leaves, and only so many that k are pruned.
+        left = np.clip(k - below - np.cumsum([0, *tied[:-1]]), 0, None)
+        list(run(lambda part, number: part.prune_ties(edge, number), parts, map(int, left)))
+    return keeps
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A part of a flat leaf.
+
+    scores; pruned: what was pruned before, or None; keep: its mask, to be written; dtype: the float type in
+    which the scores are compared.
+    """
+
+    scores: np.ndarray
+    pruned: np.ndarray | None
+    keep: np.ndarray
+    dtype: np.dtype
+
+    def keys(self, at: Any) -> np.ndarray:
+        """The keys at indices or a slice; perhaps a view of the scores, not to be written to."""
+        found = host_keys(self.scores[at], self.dtype)
+        return found if self.pruned is None else lowered(found, self.pruned[at])
+
+    def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
+        for start in range(0, self.scores.size, _PIECE):
+            at = slice(start, min(start + _PIECE, self.scores.size))
+            yield at, self.keys(at)
+
+    def count(self, first: int, last: int) -> tuple[int, int, list[np.ndarray]]:
+        """How many keys are below `first`, how many lie in [first, last], and these unless they are all the same."""
+        below, inside, found = 0, 0, []
+        for _, keys in self.pieces():
+            below += np.count_nonzero(keys < first)
+            if first == last:
+                inside += np.count_nonzero(keys == first)
+                continue
+            # The difference wraps around below `first`: read without a sign it is large there.
+            offset = (keys - keys.dtype.type(first)).view(f"u{keys.dtype.itemsize}")
+            found.append(keys[offset <= last - first])
+            inside += found[-1].size
+        return below, inside, found
+
+    def prune_below(self, edge: int) -> int:
+        """Prunes what lies below `edge`, and counts the keys there."""
+        tied = 0
+        for at, keys in self.pieces():
+            tied += np.count_nonzero(keys == edge)
+            if self.pruned is None:
+                np.greater_equal(keys, edge, out=self.keep[at])
+            else:
+                self.keep[at] &= keys >= edge
+        return tied
+
+    def prune_ties(self, edge: int, number: int) -> None:
+        """Prunes the first `number` keys at `edge`."""
+        for at, keys in self.pieces():
+            if not number:
+                return
+            tied = np.flatnonzero(keys == edge)[:number]
+            self.keep[at][tied] = False
+            number -= tied.size
+
+
+def host_keys(scores: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`order_keys` of NumPy scores in the width of `dtype`; perhaps a view of them, not to be written to."""
+    if scores.dtype == dtype:
+        bits = scores.view(f"i{dtype.itemsize}")
+    elif scores.dtype == jnp.bfloat16:
+        bits = (scores.view(np.uint16).astype(np.uint32) << 16).view(np.int32)
+    else:
+        bits = scores.astype(np.float32).view(np.int32)
+    top = bits.dtype.type(infinity(dtype))
+    # The bits of floats from 0 to inf are keys as they are.
+    if not bits.size or (bits.min() >= 0 and bits.max() <= top):
+        return bits
+    magnitude, sign = bits & np.iinfo(bits.dtype).max, bits >> (8 * dtype.itemsize - 1)
+    is_nan = magnitude > top
+    magnitude ^= sign
+    magnitude -= sign
+    if is_nan.any():
+        magnitude[is_nan] = np.iinfo(bits.dtype).min + 1
+    return magnitude
+
+
+def is_fine(scores: np.ndarray) -> bool:
+    """Whether no score is NaN or -inf."""
+    if scores.dtype.itemsize == 8:
+        return bool(np.all(scores > -np.inf))
+    dtype, flat = key_dtype([scores]), scores.reshape(-1)
+    pieces = (host_keys(flat[i : i + _PIECE], dtype) for i in range(0, flat.size, _PIECE))
+    return all(keys.min() > -infinity(dtype) for keys in pieces)
+
+
+def lowered(keys: np.ndarray, pruned: np.ndarray) -> np.ndarray:
+    """Keys with the lowest of all where something was pruned. (By bits: `where` takes five times as long.)"""
+    everywhere = -pruned.view(np.int8).astype(keys.dtype)
+    return (keys & ~everywhere) | (everywhere & np.iinfo(keys.dtype).min)
+
+
+def _kth(parts: Sequence[_Part], k: int, total: int, run: Any) -> tuple[int, int]:
+    """The k-th smallest key, and how many keys are smaller."""
+    if total <= _SMALL:
+        return _kth_of(np.concatenate([part.keys(slice(None)) for part in parts]), k)
+    sample = np.sort(_sample(parts, total))
+    low, high = (int(bound) for bound in (np.iinfo(sample.dtype).min, np.iinfo(sample.dtype).max))
+    before, up_to = 0, total  # keys below `low`, and up to `high`
+    while True:
+        first, last = _bracket(sample, low, high, (k - before) / (up_to - before), up_to - before)
+        found = list(run(lambda part, a=first, b=last: part.count(a, b), parts))
+        below, inside = (sum(part[i] for part in found) for i in (0, 1))
+        if below >= k:
+            high, up_to = first - 1, below
+        elif below + inside < k:
+            low, before = last + 1, below + inside
+        elif first == last:
+            return first, below
+        else:
+            edge, less = _kth_of(np.concatenate([keys for part in found for keys in part[2]]), k - below)
+            return edge, below + less
+
+
+def _kth_of(keys: np.ndarray, k: int) -> tuple[int, int]:
+    edge = np.partition(keys, k - 1)[k - 1]
+    return int(edge), int(np.count_nonzero(keys < edge))
+
+
+def _sample(parts: Sequence[_Part], total: int) -> np.ndarray:
+    """Keys drawn at random, always the same ones."""
+    places = np.sort(np.random.default_rng(0).integers(total, size=_SAMPLE))
+    sizes = [part.scores.size for part in parts]
+    starts = np.cumsum([0, *sizes])
+    cuts = np.searchsorted(places, starts)
+    found = [part.keys(places[a:b] - s) for part, s, a, b in zip(parts, starts, cuts, cuts[1:], strict=False)]
+    return np.concatenate(found)
+
+
+def _bracket(sample: np.ndarray, low: int, high: int, wanted: float, entries: int) -> tuple[int, int]:
+    """Two keys in [low, high] that probably hold the quantile `wanted` of the entries there, and few of them."""
+    if entries <= _SMALL:
+        return low, high
+    inside = sample[np.searchsorted(sample, low) : np.searchsorted(sample, high, side="right")]
+    if not inside.size:
+        middle = (low + high) // 2
+        return middle, middle
+    margin = _DEVIATIONS * np.sqrt(inside.size * wanted * (1 - wanted)) + 1
+    first, last = wanted * inside.size - margin, wanted * inside.size + margin
+    a = int(inside[int(first)]) if first > 0 else low
+    b = int(inside[int(last)]) if last < inside.size else high
+    # One value that many entries have is looked at by itself: they need not be taken out.
+    for tied in (int(inside[min(int(wanted * inside.size), inside.size - 1)]), a, b):
+        if np.searchsorted(inside, tied, side="right") - np.searchsorted(inside, tied) > 2 * margin:
+            return tied, tied
+    return a, b
