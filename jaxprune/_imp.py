@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -84,7 +85,7 @@ class IMP:
         """Steps at which a row's `curve` was evaluated."""
         return self._training.curve_steps
 
-    @property
+    @functools.cached_property
     def _training(self) -> Training:
         return Training(self.train_step, self.batch_fn, self.steps, self.evaluate, self.every)
 
@@ -233,7 +234,7 @@ class IMP:
         pruned = total_count([n - k for k, n in zip(kept, total, strict=True) if n is not None])
         whole = total_count([n for n in total if n is not None])
         shown = masks if self.keep_masks else ()
-        return Round(round, pruned / whole, left, metrics, self._training.evaluated(state), curve, shown)
+        return Round(round, pruned / whole, left, metrics, self._training.last(state, curve), curve, shown)
 
 
 def imp(

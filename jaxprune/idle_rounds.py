@@ -30,7 +30,7 @@ class Clock:
 
     def __init__(self, training: Training, key: jax.Array, state: Any, chosen: list[int]):
         def step(state: Any, key: jax.Array, number: jax.Array) -> Any:
-            return training.train_step(state, training.batch_fn(key, number))[0]
+            return training.step(state, key, number)[0]
 
         self.leaves, treedef = jax.tree.flatten(state)
         self.step = _Program(step, state, key, jnp.zeros([], jnp.int32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,15 @@ class Training:
     evaluate: Callable[[Any], PyTree] | None
     every: int | None
 
+    @functools.cached_property
+    def step(self) -> Callable[[Any, jax.Array, jax.Array], tuple[Any, PyTree]]:
+        """(state, key, number of the step) -> (state, metrics). It is traced once, wherever it is called."""
+
+        def step(state: Any, key: jax.Array, number: jax.Array) -> tuple[Any, PyTree]:
+            return self.train_step(state, self.batch_fn(key, number))
+
+        return jax.jit(step, inline=True)
+
     @property
     def curve_steps(self) -> tuple[int, ...]:
         """Steps at which the curve is evaluated."""
@@ -60,7 +70,7 @@ class Training:
         in_optimizer = has_masks(state.opt_state)
 
         def one(step: jax.Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
-            state, metrics = self.train_step(carry[0], self.batch_fn(key, step))
+            state, metrics = self.step(carry[0], key, step)
             if not in_optimizer:
                 state = replace(state, params=apply_masks(state.params, masks))
             return state, metrics
@@ -98,6 +108,12 @@ class Training:
         """`evaluate(state)` as arrays; nothing without it."""
         return () if self.evaluate is None else jax.tree.map(jnp.asarray, self.evaluate(state))
 
+    def last(self, state: Any, curve: PyTree) -> PyTree:
+        """`evaluated` at the end of a training: the last of its curve where that was evaluated there."""
+        if self.steps in self.curve_steps:
+            return jax.tree.map(lambda values: values[-1], curve)
+        return self.evaluated(state)
+
     def match_dtypes(self, key: jax.Array, state: Any) -> Any:
         """The state in the dtypes that a training step gives back (a loop wants them alike).
 
@@ -112,8 +128,7 @@ class Training:
                     f"{type(state).__name__} has no .{field}."
                 )
         state = jax.tree.map(jnp.asarray, state)
-        batch = jax.eval_shape(self.batch_fn, key, jnp.zeros([], jnp.int32))
-        after, _ = jax.eval_shape(self.train_step, state, batch)
+        after, _ = jax.eval_shape(self.step, state, key, jnp.zeros([], jnp.int32))
         paths, leaves, treedef = flatten_with_paths(state)
         after_paths, new, after_treedef = flatten_with_paths(after)
         if treedef != after_treedef:

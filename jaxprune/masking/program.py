@@ -23,6 +23,7 @@ def keep_masks(
     counts: Any,
     priors: Sequence[Any] | None = None,
     least: Sequence[int] = (),
+    check: bool = False,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Masks of the chosen leaves that prune given counts of units, and for each leaf whether its scores are fine.
 
@@ -35,6 +36,7 @@ def keep_masks(
       counts: units to prune: one number over all units, or a list with one for each array of units.
       priors: for each leaf what was pruned before; None where nothing was.
       least: units that each array of units keeps at least.
+      check: whether to look if the scores are fine; without, the second list is empty.
     """
     sizes = map(math.prod, cut.shapes)
     unprotected = [n - m for n, m in zip(sizes, least, strict=True)] if any(least) else None
@@ -42,13 +44,17 @@ def keep_masks(
     held = [None] * len(scores) if priors is None else list(priors)
     if _are_on_host([*scores, *held]) and not any(isinstance(n, Tracer) for n in jax.tree.leaves(counts)):
         priors = [None if prior is None else to_host(prior) for prior in held]
-        masks, fine = _keep_masks(cut, [to_host(score) for score in scores], counts, priors, unprotected)
+        masks, fine = _keep_masks(
+            cut, [to_host(score) for score in scores], counts, priors, unprotected, check
+        )
         return list(map(to_device, masks, scores)), fine
     counts, unprotected = (
         [_argument(n) for n in numbers] if isinstance(numbers, list) else _argument(numbers)
         for numbers in (counts, unprotected)
     )
-    return _keep_masks_compiled(cut, [jnp.asarray(score) for score in scores], counts, held, unprotected)
+    return _keep_masks_compiled(
+        cut, [jnp.asarray(score) for score in scores], counts, held, unprotected, check
+    )
 
 
 def _argument(count: Any) -> Any:
@@ -60,7 +66,7 @@ def _are_on_host(arrays: Sequence[Any]) -> bool:
 
 
 def _keep_masks(
-    cut: Cut, leaves: list[Any], counts: Any, priors: list[Any], unprotected: list[Any] | None
+    cut: Cut, leaves: list[Any], counts: Any, priors: list[Any], unprotected: list[Any] | None, check: bool
 ) -> tuple[list[Any], list[Any]]:
     units = [comparable(u) for u in cut.scores(leaves)]
     kept = cut.select(units, counts, cut.pruned(priors), unprotected)
@@ -68,10 +74,10 @@ def _keep_masks(
     masks = [
         mask if prior is None else mask & prior for mask, prior in zip(cut.masks(kept), priors, strict=True)
     ]
-    return masks, [_is_fine(leaf) for leaf in leaves]
+    return masks, [_is_fine(leaf) for leaf in leaves] if check else []
 
 
-_keep_masks_compiled = jax.jit(_keep_masks, static_argnames="cut")
+_keep_masks_compiled = jax.jit(_keep_masks, static_argnames=("cut", "check"))
 
 
 def comparable(scores: Any) -> Any:

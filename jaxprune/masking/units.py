@@ -105,12 +105,17 @@ class Units:
         Returns:
           Tree like the parameters: bool arrays, and the plain `True` for leaves that are not pruned.
         """
-        return self.masks_and_flags(scores, counts, prior)[0]
+        return self._masks(scores, counts, prior, check=False)[0]
 
     def masks_and_flags(
         self, scores: PyTree, counts: Any, prior: PyTree | None = None
     ) -> tuple[PyTree, list[jax.Array]]:
         """`masks`, and for each chosen leaf whether none of its scores is NaN or -inf."""
+        return self._masks(scores, counts, prior, check=True)
+
+    def _masks(
+        self, scores: PyTree, counts: Any, prior: PyTree | None, check: bool
+    ) -> tuple[PyTree, list[jax.Array]]:
         weights = weights_of(self.params)
         found = jax.tree.leaves(weights_of(scores))
         if len(found) != len(self.leaves):
@@ -125,6 +130,7 @@ class Units:
             counts,
             [None if held[i] is True else held[i] for i in self.chosen],
             self.least,
+            check,
         )
         return self.tree(masks, held), fine
 

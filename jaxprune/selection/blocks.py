@@ -57,7 +57,8 @@ def keep_in_blocks(
 
     flat = _in_rows([as_dtype(score, dtype) for score in scores], k.size)
     known = all_or_none(pruned, scores)
-    done = None if known is None else _in_rows(known, k.size)
+    # Callers have masks, and know what was pruned as their complement: back as masks, they are copied as they are.
+    done = None if known is None else ~_in_rows([~mask for mask in known], k.size)
     # The barrier keeps the copy apart from the arithmetic, which would else be compiled once for each leaf.
     flat, done = lax.optimization_barrier((flat, done))
     column = lax.broadcasted_iota(jnp.int32, flat.shape, 1)
@@ -108,7 +109,7 @@ def keep_in_blocks(
         key, place = key[owner], place[owner]
     key, place = key[:, None], place[:, None]
     gone = (keys < key) | ((keys == key) & (start + column < place))
-    keep = (~gone if done is None else ~(gone | done)).reshape(-1)
+    (keep,) = hidden([(~gone if done is None else ~(gone | done)).reshape(-1)])
     parts = parts_of(keep, begins, sizes.tolist())
     return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]
 

@@ -139,7 +139,9 @@ def _moved(
     kept = [counts.subtract(Count.of(p.size), n) for p, n in zip(pruned, gone, strict=True)]
     dropped = [counts.add(n, _share_of(share, k)) for n, k in zip(gone, kept, strict=True)]
     # In the order that `pruned=pruned` gives, but as two calls alike, of which XLA compiles one.
-    first = [jnp.where(p, jnp.nan, jnp.where(jnp.isnan(d), -jnp.inf, d)) for p, d in zip(pruned, drop, strict=True)]
+    first = [
+        jnp.where(p, jnp.nan, jnp.where(jnp.isnan(d), -jnp.inf, d)) for p, d in zip(pruned, drop, strict=True)
+    ]
     survives = select(first, dropped)
     # As many units as before are not kept; a survivor ranks above every candidate, NaN and inf included.
     return cut.masks(select([above_all(g, s) for g, s in zip(gain, survives, strict=True)], gone))
