@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune.calibration._model import CalibrationModel, RowWeights, open_model, walk
 from jaxprune.calibration._moments import Kind, Moments
 from jaxprune.calibration._unseen import warn_of_unseen
-from jaxprune.calibration._view import Matrix
+from jaxprune.jaxprs.views import Matrix
 from jaxprune.params import PyTree
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.calibration._program import Use
-from jaxprune.calibration._rows import ConvRows
+from jaxprune.jaxprs.program import Use
+from jaxprune.jaxprs.rows import ConvRows
 from jaxprune.structures import Structure
 from jaxprune.structures.matrix import MatrixStructure
 

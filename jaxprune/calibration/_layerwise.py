@@ -13,9 +13,9 @@ from jaxprune.calibration._least_squares import errors
 from jaxprune.calibration._model import CalibrationModel
 from jaxprune.calibration._moments import Kind, Moments, safe_scale
 from jaxprune.calibration._parts import Part
-from jaxprune.calibration._program import Use
 from jaxprune.calibration._unseen import warn_of_unseen
-from jaxprune.calibration._view import Matrix
+from jaxprune.jaxprs.program import Use
+from jaxprune.jaxprs.views import Matrix
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.structures.matrix import MatrixStructure
 

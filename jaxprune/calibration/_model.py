@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jaxprune.calibration._moments import Kind, Moments, moments_of
-from jaxprune.calibration._program import Program, flatten
-from jaxprune.calibration._stream import Site, Stream
+from jaxprune.jaxprs import is_array_leaf, trace
+from jaxprune.jaxprs.program import Program, flatten
+from jaxprune.jaxprs.stream import Site, Stream
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
-from jaxprune.tracing import is_array_leaf, trace
 
 RowWeights = Callable[..., Any]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.calibration._rows import Rows, weights_of_rows
+from jaxprune.jaxprs.rows import Rows, weights_of_rows
 
 Kind = Literal["diagonal", "full"]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxprune.calibration._keep import n_units
 from jaxprune.calibration._model import CalibrationModel
-from jaxprune.calibration._view import Matrix
+from jaxprune.jaxprs.views import Matrix
 from jaxprune.selection import count_to_prune
 from jaxprune.structures.matrix import MatrixStructure
 

@@ -23,9 +23,9 @@ from jaxprune.calibration._layerwise import (
 from jaxprune.calibration._model import CalibrationModel, RowWeights, open_model, walk
 from jaxprune.calibration._moments import Kind
 from jaxprune.calibration._parts import counts_of, parts_of
-from jaxprune.calibration._residual import residual_streams
 from jaxprune.calibration._sparsegpt import SparseGPT
 from jaxprune.calibration._targets import DenseTargets
+from jaxprune.jaxprs.residual import residual_streams
 from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.structures.matrix import MatrixStructure

@@ -13,9 +13,9 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from jaxprune.calibration._model import CalibrationModel
 from jaxprune.calibration._moments import Moments, cross_moment
-from jaxprune.calibration._program import Use
-from jaxprune.calibration._rows import Rows, weights_of_rows
-from jaxprune.calibration._stream import Site
+from jaxprune.jaxprs.program import Use
+from jaxprune.jaxprs.rows import Rows, weights_of_rows
+from jaxprune.jaxprs.stream import Site
 
 _DAMPING = 0.01  # of each diagonal entry of X^T X: how much a change of the target has to explain
 

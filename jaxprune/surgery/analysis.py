@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,20 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn
 
-from jaxprune.jax_compat import (
-    CUSTOM_CALLS,
-    CUSTOM_DERIVATIVES,
-    PLAIN_CALLS,
-    REMATERIALIZED,
-    body_of,
-    opened,
-    scan_counts,
-)
+from jaxprune.jaxprs import Source, shape_of
+from jaxprune.jaxprs.calls import Body, Kind, bodies_of, kind_of, scan_parts, while_parts
+from jaxprune.jaxprs.derivatives import derivative_of
 from jaxprune.surgery.axes import Axes, Reason, freeze, fresh, size_of, unify
 from jaxprune.surgery.frames import Frame, unknown
 from jaxprune.surgery.rules import RULES
-from jaxprune.tracing import Source, shape_of
-from jaxprune.tracing.derivatives import derivative_of
 
 # Integers that count positions (an iota, an index table): comparing them with data makes one-hots of the data.
 _POSITIONS_PASS = frozenset(
@@ -88,8 +80,9 @@ def _infer_equation(frame: Frame, index: int, eqn: JaxprEqn, depth: int) -> Sequ
     name = eqn.primitive.name
     ins = frame.ins(eqn)
     reason = Reason(name, frame.source(eqn))
-    if name in CALLS:
-        return CALLS[name](frame, index, eqn, ins, reason, depth)
+    kind = kind_of(eqn)
+    if kind is not None:
+        return _CALLS[kind](frame, index, eqn, ins, reason, depth)
     rule = RULES.get(name)
     if rule is None:
         return _opaque(eqn, ins, reason._replace(text=f"no rule for primitive {name!r}"))
@@ -154,16 +147,15 @@ def _body(
     frame: Frame,
     index: int,
     eqn: JaxprEqn,
-    closed: Any,
+    called: Body,
     ins: Sequence[Axes],
     depth: int,
     constants: Sequence[Any] = (),
     positions: Sequence[bool] = (),
 ) -> Frame:
     """The frame of a body that the equation at `index` calls, with the operands that it may take whole."""
-    jaxpr, consts = opened(closed)
     whole = [partial(frame.value, v) if frame.is_constant(v) else None for v in constants]
-    body = infer(jaxpr, ins, consts, positions, depth, frame.source(eqn), whole)
+    body = infer(called.jaxpr, ins, called.consts, positions, depth, frame.source(eqn), whole)
     frame.calls[index] = (*frame.calls.get(index, ()), body)
     return body
 
@@ -173,7 +165,7 @@ def _call(frame, index, eqn, ins, reason, depth):
     del reason
     frame.whole[index] = tuple(map(frame.is_constant, eqn.invars))
     positions = [_is_position(frame, v) for v in eqn.invars]
-    body = _body(frame, index, eqn, body_of(eqn), ins, depth, eqn.invars, positions)
+    body = _body(frame, index, eqn, _only_body(eqn), ins, depth, eqn.invars, positions)
     for outer, inner in zip(eqn.outvars, body.jaxpr.outvars, strict=True):
         if _is_position(body, inner):
             frame.positions.add(outer)
@@ -182,14 +174,19 @@ def _call(frame, index, eqn, ins, reason, depth):
     return body.outs
 
 
+def _only_body(eqn: JaxprEqn) -> Body:
+    (body,) = bodies_of(eqn)
+    return body
+
+
 def passes_whole(eqn: JaxprEqn) -> bool:
     """Whether a call gives constants whole; others cut them at their border."""
-    return eqn.primitive.name in PLAIN_CALLS
+    return kind_of(eqn) == "plain"
 
 
 def _custom(frame, index, eqn, ins, reason, depth):
     """custom_jvp and custom_vjp: the derivative rule must agree with the call about every axis."""
-    outs = _body(frame, index, eqn, body_of(eqn), ins, depth).outs
+    outs = _body(frame, index, eqn, _only_body(eqn), ins, depth).outs
     if depth >= DERIVATIVE_DEPTH:
         return outs
     try:
@@ -220,34 +217,31 @@ def _custom(frame, index, eqn, ins, reason, depth):
 
 
 def _scan(frame, index, eqn, ins, reason, depth):
-    n_consts, n_carry = scan_counts(eqn)
-    consts, carry, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
+    consts, carry, xs = scan_parts(eqn, ins)
     why = reason._replace(text="scanned over")
     for axes in xs:
         freeze(axes[0], why)
-    frame.whole[index] = _whole(frame, eqn, n_consts)
+    frame.whole[index] = _whole(frame, eqn, len(consts))
     entries = [*consts, *carry, *(axes[1:] for axes in xs)]
-    body = _body(frame, index, eqn, eqn.params["jaxpr"], entries, depth, eqn.invars[:n_consts])
-    unify_all(body.outs[:n_carry], carry, reason)
-    return [*carry, *((fresh(eqn.params["length"], why), *axes) for axes in body.outs[n_carry:])]
+    body = _body(frame, index, eqn, _only_body(eqn), entries, depth, scan_parts(eqn, eqn.invars).consts)
+    unify_all(body.outs[: len(carry)], carry, reason)
+    return [*carry, *((fresh(eqn.params["length"], why), *axes) for axes in body.outs[len(carry) :])]
 
 
 def _while(frame, index, eqn, ins, reason, depth):
-    p = eqn.params
-    n_cond, n_consts = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
-    frame.whole[index] = _whole(frame, eqn, n_consts)
-    carry = ins[n_consts:]
-    _body(frame, index, eqn, p["cond_jaxpr"], [*ins[:n_cond], *carry], depth, eqn.invars[:n_cond])
-    body_ins = [*ins[n_cond:n_consts], *carry]
-    body = _body(frame, index, eqn, p["body_jaxpr"], body_ins, depth, eqn.invars[n_cond:n_consts])
-    unify_all(body.outs, carry, reason)
+    (_, carry, _), (cond, body) = while_parts(eqn, ins)[1], bodies_of(eqn)
+    of_cond, (of_body, _, _) = while_parts(eqn, eqn.invars)
+    frame.whole[index] = _whole(frame, eqn, len(of_cond) + len(of_body))
+    _body(frame, index, eqn, cond, cond.of(ins), depth, of_cond)
+    unify_all(_body(frame, index, eqn, body, body.of(ins), depth, of_body).outs, carry, reason)
     return carry
 
 
 def _cond(frame, index, eqn, ins, reason, depth):
     frame.whole[index] = tuple(map(frame.is_constant, eqn.invars))
     first, *others = [
-        _body(frame, index, eqn, branch, ins[1:], depth, eqn.invars[1:]) for branch in eqn.params["branches"]
+        _body(frame, index, eqn, branch, branch.of(ins), depth, branch.of(eqn.invars))
+        for branch in bodies_of(eqn)
     ]
     for branch in others:
         unify_all(first.outs, branch.outs, reason)
@@ -256,13 +250,9 @@ def _cond(frame, index, eqn, ins, reason, depth):
 
 def _linear_solve(frame, index, eqn, ins, reason, depth):
     """The products and solvers, each with constants of its own, map arrays like the right sides to such."""
-    lengths, first = eqn.params["const_lengths"], 0
-    right = ins[sum(lengths) :]
-    for length, jaxpr in zip(lengths, eqn.params["jaxprs"], strict=True):
-        if jaxpr is not None:
-            body = _body(frame, index, eqn, jaxpr, [*ins[first : first + length], *right], depth)
-            unify_all(body.outs, right, reason)
-        first += length
+    right = ins[sum(eqn.params["const_lengths"]) :]
+    for body in bodies_of(eqn):
+        unify_all(_body(frame, index, eqn, body, body.of(ins), depth).outs, right, reason)
     return right
 
 
@@ -271,11 +261,11 @@ def _whole(frame: Frame, eqn: JaxprEqn, count: int) -> tuple[bool, ...]:
     return tuple(i < count and frame.is_constant(v) for i, v in enumerate(eqn.invars))
 
 
-CALLS = {
-    **dict.fromkeys((*PLAIN_CALLS, *REMATERIALIZED, *CUSTOM_CALLS), _call),
-    **dict.fromkeys(CUSTOM_DERIVATIVES, _custom),
+_CALLS: Mapping[Kind, Callable] = {
+    **dict.fromkeys(("plain", "remat", "custom"), _call),
+    **dict.fromkeys(("custom_jvp", "custom_vjp"), _custom),
     "scan": _scan,
     "while": _while,
     "cond": _cond,
-    "custom_linear_solve": _linear_solve,
+    "linear_solve": _linear_solve,
 }

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.jaxprs import as_abstract, is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.interpreter import Small, evaluate
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.model import KeptAxes, Model, State, analyse, keep_of
-from jaxprune.tracing import as_abstract, is_array_leaf
 
 
 def compact(

@@ -16,14 +16,14 @@ from jaxprune.calibration._calibrate import check_row_weights
 from jaxprune.calibration._layerwise import over_groups, shared_moments
 from jaxprune.calibration._model import CalibrationModel, RowWeights, open_model, walk
 from jaxprune.calibration._moments import Moments, cross_moment, safe_scale
-from jaxprune.calibration._program import Step, Use
-from jaxprune.calibration._rows import Rows
-from jaxprune.calibration._stream import Site
 from jaxprune.calibration._unseen import warn_of_unseen
+from jaxprune.jaxprs import is_array_leaf
+from jaxprune.jaxprs.program import Step, Use
+from jaxprune.jaxprs.rows import Rows
+from jaxprune.jaxprs.stream import Site
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.plan import Plan
 from jaxprune.surgery.scores.obs import with_unit_diagonal
-from jaxprune.tracing import is_array_leaf
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 # Steps that give entries of a parameter as they are; `index` is a scan's own.

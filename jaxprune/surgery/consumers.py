@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxprune.calibration import Moments, Statistics
-from jaxprune.calibration._view import Matrix
+from jaxprune.jaxprs.views import Matrix
 from jaxprune.surgery.axes import Axis, size_of
 from jaxprune.surgery.groups import Group, Groups
 from jaxprune.surgery.kept import slices

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import JaxprEqn
 
+from jaxprune.jaxprs import bind, is_array_leaf
+from jaxprune.jaxprs.calls import is_inline
+from jaxprune.jaxprs.equations import walk
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array
-from jaxprune.surgery import calls
 from jaxprune.surgery.axes import Axes
-from jaxprune.surgery.frames import SEALED, Frame
-from jaxprune.surgery.interpreter import Masked, bind, evaluate
+from jaxprune.surgery.frames import Frame
+from jaxprune.surgery.interpreter import Masked, rebuilt
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.model import analyse, keep_of
 from jaxprune.surgery.rules import RULES
-from jaxprune.tracing import is_array_leaf
 
 if TYPE_CHECKING:
     from jaxprune.surgery.plan import Plan
@@ -95,24 +96,17 @@ class _Folding:
             self.uses[value.bias.path] = self.uses.get(value.bias.path, 0) + 1
 
     def run(self, frame: Frame, args: Sequence[_Value]) -> list[_Value]:
-        values: dict[Any, _Value] = dict(zip(frame.jaxpr.invars, args, strict=True))
-        values.update((v, _Value(c)) for v, c in zip(frame.jaxpr.constvars, frame.consts, strict=True))
-
-        def read(atom: Any) -> _Value:
-            return _Value(jnp.asarray(atom.val)) if isinstance(atom, Literal) else values[atom]
-
-        for index, eqn in enumerate(frame.jaxpr.eqns):
-            operands = [read(v) for v in eqn.invars]
+        def equation(index: int, eqn: JaxprEqn, operands: list[_Value]) -> list[_Value]:
             with eqn.ctx.manager:
-                results = self.equation(frame, index, eqn, operands)
-            values.update(zip(eqn.outvars, results, strict=True))
-        return [read(v) for v in frame.jaxpr.outvars]
+                return self.equation(frame, index, eqn, operands)
+
+        consts = [_Value(c) for c in frame.consts]
+        return walk(frame.jaxpr, consts, args, lambda literal: _Value(jnp.asarray(literal.val)), equation)
 
     def equation(self, frame: Frame, index: int, eqn: JaxprEqn, ins: Sequence[_Value]) -> list[_Value]:
         name = eqn.primitive.name
-        bodies = frame.calls.get(index, ())
-        if bodies and name not in ("scan", "cond", *SEALED):
-            return self.run(bodies[0], ins)
+        if index in frame.calls and is_inline(eqn):
+            return self.run(frame.calls[index][0], ins)
         arrays = [value.array for value in ins]
         results = bind(eqn, arrays)
         if name in _LAYOUT and ins[0].bias is not None:
@@ -195,7 +189,7 @@ class _Folding:
         if bodies:
             if not any(map(masked.touches, bodies)):
                 return
-            wanted = calls.rebuild(frame, index, eqn, arrays, masked, evaluate)
+            wanted = rebuilt(frame, index, arrays, masked)
         else:
             removed = masked.mask_reduced(frame, eqn, arrays)
             if all(a is b for a, b in zip(arrays, removed, strict=True)):

@@ -10,12 +10,9 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
+from jaxprune.jaxprs import Source, bind, shape_of
+from jaxprune.jaxprs.derivatives import Derivative
 from jaxprune.surgery.axes import Axes, Reason, fresh
-from jaxprune.tracing import Source, shape_of
-from jaxprune.tracing.derivatives import Derivative
-
-# Calls whose results are not those of their first body on the operands as they stand.
-SEALED = frozenset(("while", "custom_linear_solve"))
 
 # Constants of more entries are not looked into while a function is analysed.
 _LARGEST_TABLE = 2**22
@@ -107,10 +104,9 @@ class Frame:
             return None
         try:
             with jax.ensure_compile_time_eval():
-                outs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+                outs = bind(eqn, operands)
         except Exception:  # what only a mesh or another platform can compute
             return None
-        outs = outs if eqn.primitive.multiple_results else [outs]
         self.known.update(zip(eqn.outvars, outs, strict=True))
         return self.known[var]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,14 +11,13 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 
 from jaxprune.jax_compat import context_of
-from jaxprune.surgery import calls
+from jaxprune.jaxprs import bind, control_flow, shape_of
 from jaxprune.surgery.analysis import passes_whole
 from jaxprune.surgery.axes import Axes, size_of
 from jaxprune.surgery.frames import Frame
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.rules import RULES, take_kept
 from jaxprune.surgery.rules.rule import kept_shape
-from jaxprune.tracing import shape_of
 
 
 class Small:
@@ -146,7 +145,7 @@ def evaluate(frame: Frame, args: Sequence[Any], mode: Small, whole: bool = False
                 results = evaluate(bodies[0], values.whole(eqn.invars), mode, whole=True)
             elif touched:
                 operands = values.cut(eqn.invars, frame.ins(eqn), frame.whole.get(index, ()))
-                results = calls.rebuild(frame, index, eqn, operands, mode, evaluate)
+                results = rebuilt(frame, index, operands, mode)
             elif bodies:
                 results = bind(eqn, values.whole(eqn.invars))
             else:
@@ -156,8 +155,16 @@ def evaluate(frame: Frame, args: Sequence[Any], mode: Small, whole: bool = False
     return values.whole(outs) if whole else values.cut(outs, frame.outs)
 
 
-def bind(eqn: JaxprEqn, args: Sequence[Any], **changed: Any) -> list[Any]:
-    """Applies an equation's primitive, with some of its parameters changed."""
-    params = eqn.primitive.get_bind_params({**eqn.params, **changed})
-    outs = eqn.primitive.bind(*args, **params)
-    return list(outs) if eqn.primitive.multiple_results else [outs]
+def rebuilt(frame: Frame, index: int, args: Sequence[Any], mode: Small) -> list[Any]:
+    """Runs the call at an equation with its bodies evaluated in a mode."""
+
+    def evaluated(body: Frame) -> Callable[..., list[Any]]:
+        return lambda *values: evaluate(body, values, mode)
+
+    rule = None
+    if index in frame.derivatives:
+        derivative, of_rule = frame.derivatives[index]
+        rule = derivative, evaluated(of_rule)
+    return control_flow.rebuild(
+        frame.jaxpr.eqns[index], args, [evaluated(b) for b in frame.calls[index]], rule
+    )

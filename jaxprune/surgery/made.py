@@ -12,9 +12,10 @@ from typing import Any
 
 from jax.extend.core import JaxprEqn
 
-from jaxprune.jax_compat import scan_counts
+from jaxprune.jaxprs.calls import is_inline, kind_of, scan_parts, settled, while_parts
+from jaxprune.jaxprs.equations import walk
 from jaxprune.surgery.axes import Atom, Axis, leaves_of
-from jaxprune.surgery.frames import SEALED, Frame
+from jaxprune.surgery.frames import Frame
 from jaxprune.surgery.rules import RULES
 
 # What has entered a value: the units along which parameters have, and whether any parameter or input has.
@@ -62,32 +63,34 @@ class _Walk:
 
     def call(self, frame: Frame, entered: Sequence[Entered]) -> list[Entered]:
         """What has entered the results of a call, from what has entered its operands."""
-        values: dict[Any, Entered] = dict(zip(frame.jaxpr.invars, entered, strict=True))
 
-        def read(atom: Any) -> Entered:
-            return set() if frame.is_constant(atom) else values[atom]
+        def known(atoms: Sequence[Any], entered: Sequence[Entered]) -> list[Entered]:
+            return [set() if frame.is_constant(v) else e for v, e in zip(atoms, entered, strict=True)]
 
-        for index, eqn in enumerate(frame.jaxpr.eqns):
-            if not all(map(frame.is_constant, eqn.invars)):
-                results = self.equation(frame, index, eqn, [read(v) for v in eqn.invars])
-                values.update(zip(eqn.outvars, results, strict=True))
-        return [read(v) for v in frame.jaxpr.outvars]
+        def equation(index: int, eqn: JaxprEqn, ins: list[Entered]) -> Sequence[Entered]:
+            if all(map(frame.is_constant, eqn.invars)):
+                return [set()] * len(eqn.outvars)
+            return self.equation(frame, index, eqn, known(eqn.invars, ins))
+
+        consts = [set()] * len(frame.consts)
+        outs = walk(frame.jaxpr, consts, entered, lambda literal: set(), equation)
+        return known(frame.jaxpr.outvars, outs)
 
     def equation(self, frame: Frame, index: int, eqn: JaxprEqn, ins: Sequence[Entered]) -> list[Entered]:
         bodies = frame.calls.get(index, ())
-        match eqn.primitive.name:
+        match kind_of(eqn):
             case "scan":
-                return self.loop(bodies[0], *scan_counts(eqn), ins)
+                return self.loop(bodies[0], *scan_parts(eqn, ins))
             case "while":
-                n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-                carry = self.loop(bodies[1], n_body, len(ins) - n_cond - n_body, ins[n_cond:])
-                self.call(bodies[0], [*ins[:n_cond], *carry])
+                of_cond, parts = while_parts(eqn, ins)
+                carry = self.loop(bodies[1], *parts)
+                self.call(bodies[0], [*of_cond, *carry])
                 return carry
             case "cond":
                 return [
                     set().union(*outs) for outs in zip(*(self.call(b, ins[1:]) for b in bodies), strict=True)
                 ]
-        if bodies and eqn.primitive.name not in SEALED:
+        if bodies and is_inline(eqn):
             return self.call(bodies[0], ins)
         self.sums(frame, eqn, ins)
         if eqn.primitive.name in _LOOKUPS and frame.is_constant(eqn.invars[0]):
@@ -100,16 +103,17 @@ class _Walk:
                     entered -= self.units(axes) - known
         return [{*self.units(frame.of(v)), _PARAMETER, _INPUT} & entered for v in eqn.outvars]
 
-    def loop(self, body: Frame, first: int, count: int, ins: Sequence[Entered]) -> list[Entered]:
+    def loop(
+        self, body: Frame, consts: list[Entered], carry: list[Entered], xs: list[Entered]
+    ) -> list[Entered]:
         """The results of a loop, its carry as it is after any number of steps."""
-        flags, before = list(ins), (set(self.made), set(self.bare))
-        while True:
-            outs = self.call(body, flags)
-            carry = [a | b for a, b in zip(flags[first : first + count], outs[:count], strict=True)]
-            if carry == flags[first : first + count]:
-                return [*carry, *outs[count:]]
-            flags[first : first + count] = carry
+        before = set(self.made), set(self.bare)
+
+        def step(carry: list[Entered]) -> list[Entered]:
             self.made, self.bare = map(set, before)  # only what the last pass sees counts
+            return self.call(body, [*consts, *carry, *xs])
+
+        return settled(step, carry, lambda a, b: a | b)
 
     def sums(self, frame: Frame, eqn: JaxprEqn, ins: Sequence[Entered]) -> None:
         rule = RULES.get(eqn.primitive.name)

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxprune.jaxprs import Traced, as_abstract, is_array_leaf, trace
 from jaxprune.params import PyTree
 from jaxprune.surgery.analysis import infer
 from jaxprune.surgery.axes import Axes, Reason, freeze, unify
 from jaxprune.surgery.frames import Frame, unknown
 from jaxprune.surgery.kept import Conflict, Keep, assign
-from jaxprune.tracing import Traced, as_abstract, is_array_leaf, trace
 
 State = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 KeptAxes = Mapping[str, tuple[np.ndarray | None, ...]]  # path -> mask of each axis, None = whole

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import JaxprEqn
 
-from jaxprune.jax_compat import scan_counts
-from jaxprune.surgery.frames import SEALED, Frame
-from jaxprune.surgery.interpreter import bind
+from jaxprune.jaxprs import bind, control_flow
+from jaxprune.jaxprs.calls import is_inline, kind_of, scan_parts, settled
+from jaxprune.jaxprs.equations import literal_value, walk
+from jaxprune.surgery.frames import Frame
 
 Totals = dict[str, Any]
 # (frame, equation, operands, which of them depend on the inputs) -> what to add to the totals
@@ -36,21 +37,16 @@ def observed(
     Returns:
       (the call's results, the totals).
     """
-    values: dict[Any, Any] = dict(zip(frame.jaxpr.constvars, frame.consts, strict=True))
-    values.update(zip(frame.jaxpr.invars, args, strict=True))
-    depends = dependence(frame, flags)
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for index, eqn in enumerate(frame.jaxpr.eqns):
-        operands = [read(v) for v in eqn.invars]
-        of_inputs = [not isinstance(v, Literal) and depends[v] for v in eqn.invars]
-        bodies = frame.calls.get(index, ())
+    def equation(index: int, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+        nonlocal totals
+        bodies, of_inputs = frame.calls.get(index, ()), depends[index]
         with eqn.ctx.manager:
             results, totals = _observed_equation(frame, eqn, bodies, operands, of_inputs, totals, observe)
-        values.update(zip(eqn.outvars, results, strict=True))
-    return [read(v) for v in frame.jaxpr.outvars], totals
+        return results
+
+    _, depends = dependence(frame, flags)
+    return walk(frame.jaxpr, frame.consts, args, literal_value, equation), totals
 
 
 def _observed_equation(
@@ -62,74 +58,53 @@ def _observed_equation(
     totals: Totals,
     observe: Observe,
 ) -> tuple[list[Any], Totals]:
-    match eqn.primitive.name:
+    match kind_of(eqn):
         case "scan":
-            return _scan(bodies[0], eqn, operands, flags, totals, observe)
+            (body,), flags = bodies, _scan_dependence(bodies[0], eqn, flags)
+            return control_flow.scan(
+                eqn, operands, lambda args, totals: observed(body, args, flags, totals, observe), totals
+            )
         case "cond":
             branches = [_branch(body, flags[1:], observe) for body in bodies]
             return lax.switch(operands[0], branches, operands[1:], totals)
-        case name if bodies and name not in SEALED:
-            return observed(bodies[0], operands, flags, totals, observe)
+    if bodies and is_inline(eqn):
+        return observed(bodies[0], operands, flags, totals, observe)
     return bind(eqn, operands), _added(totals, observe(frame, eqn, operands, flags))
 
 
-def dependence(frame: Frame, flags: Sequence[bool]) -> dict[Any, bool]:
-    """Which variables of a call depend on those of its arguments that are flagged."""
-    depends = dict.fromkeys(frame.jaxpr.constvars, False)
-    depends.update(zip(frame.jaxpr.invars, flags, strict=True))
-    for index, eqn in enumerate(frame.jaxpr.eqns):
-        ins = [not isinstance(v, Literal) and depends[v] for v in eqn.invars]
-        depends.update(zip(eqn.outvars, _dependence_of(frame.calls.get(index, ()), eqn, ins), strict=True))
-    return depends
+def dependence(frame: Frame, flags: Sequence[bool]) -> tuple[list[bool], list[list[bool]]]:
+    """Which results of a call, and which operands of its equations, depend on arguments that are flagged."""
+    operands: list[list[bool]] = []
+
+    def equation(index: int, eqn: JaxprEqn, ins: list[bool]) -> list[bool]:
+        operands.append(ins)
+        return _dependence_of(frame.calls.get(index, ()), eqn, ins)
+
+    consts = [False] * len(frame.consts)
+    return walk(frame.jaxpr, consts, flags, lambda literal: False, equation), operands
 
 
 def _dependence_of(bodies: Sequence[Frame], eqn: JaxprEqn, ins: list[bool]) -> list[bool]:
-    def outs_of(body: Frame, flags: Sequence[bool]) -> list[bool]:
-        depends = dependence(body, flags)
-        return [not isinstance(v, Literal) and depends[v] for v in body.jaxpr.outvars]
-
-    match eqn.primitive.name:
+    match kind_of(eqn):
         case "scan":
-            ins = _scan_dependence(bodies[0], eqn, ins)
-            return outs_of(bodies[0], ins)
+            return dependence(bodies[0], _scan_dependence(bodies[0], eqn, ins))[0]
         case "cond":
-            branches = zip(*(outs_of(body, ins[1:]) for body in bodies), strict=True)
+            branches = zip(*(dependence(body, ins[1:])[0] for body in bodies), strict=True)
             return [ins[0] or any(outs) for outs in branches]
-        case name if bodies and name not in SEALED:
-            return outs_of(bodies[0], ins)
+    if bodies and is_inline(eqn):
+        return dependence(bodies[0], ins)[0]
     return [any(ins)] * len(eqn.outvars)
 
 
 def _scan_dependence(body: Frame, eqn: JaxprEqn, ins: Sequence[bool]) -> list[bool]:
     """The flags of a scan's arguments, those of the carry as they are after any number of steps."""
-    first, count = scan_counts(eqn)
-    flags = list(ins)
-    while True:
-        depends = dependence(body, flags)
-        carry = [not isinstance(v, Literal) and depends[v] for v in body.jaxpr.outvars[:count]]
-        now = [a or b for a, b in zip(flags[first : first + count], carry, strict=True)]
-        if now == flags[first : first + count]:
-            return flags
-        flags[first : first + count] = now
+    consts, carry, xs = scan_parts(eqn, ins)
 
+    def step(carry: list[bool]) -> list[bool]:
+        return dependence(body, [*consts, *carry, *xs])[0]
 
-def _scan(
-    body: Frame, eqn: JaxprEqn, args: list[Any], flags: Sequence[bool], totals: Totals, observe: Observe
-) -> tuple[list[Any], Totals]:
-    p = eqn.params
-    first, count = scan_counts(eqn)
-    flags = _scan_dependence(body, eqn, flags)
-    consts, carry, xs = args[:first], args[first : first + count], args[first + count :]
-
-    def step(state, xs):
-        carry, totals = state
-        outs, totals = observed(body, [*consts, *carry, *xs], flags, totals, observe)
-        return (outs[:count], totals), outs[count:]
-
-    (carry, totals), ys = lax.scan(
-        step, (carry, totals), xs, length=None if xs else p["length"], reverse=p["reverse"]
-    )
-    return [*carry, *ys], totals
+    outs = settled(step, carry, lambda a, b: a or b)
+    return [*consts, *outs[: len(carry)], *xs]
 
 
 def _branch(body: Frame, flags: Sequence[bool], observe: Observe) -> Callable:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.compact import compact
 from jaxprune.surgery.folding import fold_constants
@@ -19,7 +20,6 @@ from jaxprune.surgery.optimizer import shrink_opt_state
 from jaxprune.surgery.plan_file import read_plan, write_plan
 from jaxprune.surgery.slicing import shrink_leaf
 from jaxprune.surgery.verify import Verification, verify
-from jaxprune.tracing import is_array_leaf
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree
 from jaxprune.surgery.compact import run
 from jaxprune.surgery.frames import Frame
@@ -18,7 +19,6 @@ from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.model import Model, analyse, keep_of
 from jaxprune.surgery.rules import take_kept
 from jaxprune.surgery.watching import QUICK_COMPILATION, Watched, largest_difference
-from jaxprune.tracing import is_array_leaf
 
 if TYPE_CHECKING:
     from jaxprune.surgery.plan import Plan

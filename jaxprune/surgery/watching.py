@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import JaxprEqn
 
-from jaxprune.jax_compat import context_of, scan_counts
+from jaxprune.jax_compat import context_of
+from jaxprune.jaxprs import bind, control_flow, is_array_leaf
+from jaxprune.jaxprs.calls import kind_of, while_parts
+from jaxprune.jaxprs.equations import literal_value, shape_of, walk
 from jaxprune.surgery.frames import Frame
-from jaxprune.surgery.interpreter import Masked, bind
+from jaxprune.surgery.interpreter import Masked
 from jaxprune.surgery.kept import Keep
 from jaxprune.surgery.model import Model
 from jaxprune.surgery.rules import RULES, take_kept
-from jaxprune.tracing import is_array_leaf
 
 Errors = dict[int, Any]  # number of a reduction -> largest relative change
 
@@ -95,19 +96,15 @@ class _Run:
         self.watched, self.flags, self.level = watched, flags, level
 
     def call(self, frame: Frame, args: Sequence[Any]) -> tuple[list[Any], Errors]:
-        values: dict[Any, Any] = dict(zip(frame.jaxpr.constvars, frame.consts, strict=True))
-        values.update(zip(frame.jaxpr.invars, args, strict=True))
         errors: Errors = {}
 
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else values[atom]
-
-        for index, eqn in enumerate(frame.jaxpr.eqns):
+        def equation(index: int, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
             with context_of(eqn):
-                results, more = self._equation(frame, index, eqn, [read(v) for v in eqn.invars])
-            values.update(zip(eqn.outvars, results, strict=True))
+                results, more = self._equation(frame, index, eqn, operands)
             errors.update(more)
-        return [read(v) for v in frame.jaxpr.outvars], errors
+            return results
+
+        return walk(frame.jaxpr, frame.consts, args, literal_value, equation), errors
 
     def _equation(
         self, frame: Frame, index: int, eqn: JaxprEqn, args: list[Any]
@@ -115,14 +112,14 @@ class _Run:
         bodies = frame.calls.get(index, ())
         if bodies and not any(map(self.watched.inside, bodies)):
             return bind(eqn, args), {}
-        match eqn.primitive.name:
+        match kind_of(eqn):
             case "scan":
                 return self._scan(bodies[0], eqn, args)
             case "while":
                 return self._while(bodies, eqn, args)
             case "cond":
                 return self._cond(bodies, args)
-            case "custom_linear_solve":  # its bodies are given to a solver: they run as they are written
+            case "linear_solve":  # its bodies are given to a solver: they run as they are written
                 return bind(eqn, args), _none([n for body in bodies for n in self.watched.inside(body)])
             case _ if bodies:
                 return self.call(bodies[0], args)
@@ -146,18 +143,11 @@ class _Run:
         return [jnp.where(chosen, x, y) for x, y in zip(masked, plain, strict=True)], {number: error}
 
     def _scan(self, body: Frame, eqn: JaxprEqn, args: list[Any]) -> tuple[Sequence[Any], Errors]:
-        first, count = scan_counts(eqn)
-        consts, carry, xs = args[:first], args[first : first + count], args[first + count :]
+        def step(values: list[Any], before: Errors) -> tuple[list[Any], Errors]:
+            outs, errors = self.call(body, values)
+            return outs, _larger(before, errors)
 
-        def step(state, xs):
-            outs, errors = self.call(body, [*consts, *state[0], *xs])
-            return (outs[:count], _larger(state[1], errors)), outs[count:]
-
-        start = list(carry), _none(self.watched.inside(body))
-        (carry, errors), ys = lax.scan(
-            step, start, list(xs), length=eqn.params["length"], reverse=eqn.params["reverse"]
-        )
-        return [*carry, *ys], errors
+        return control_flow.scan(eqn, args, step, _none(self.watched.inside(body)))
 
     def _cond(self, branches: Sequence[Frame], args: list[Any]) -> tuple[Sequence[Any], Errors]:
         every = _none([number for branch in branches for number in self.watched.inside(branch)])
@@ -177,14 +167,9 @@ class _Run:
         The condition is watched in the body, before each step, and once more at the end.
         """
         cond, body = bodies
-        n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        cond_consts, body_consts, carry = (
-            args[:n_cond],
-            args[n_cond : n_cond + n_body],
-            args[n_cond + n_body :],
-        )
+        cond_consts, (body_consts, carry, _) = while_parts(eqn, args)
         numbers = sorted({*self.watched.inside(cond), *self.watched.inside(body)})
-        shape = cast(Any, cond.jaxpr.outvars[0]).aval.shape
+        shape = shape_of(cond.jaxpr.outvars[0])
 
         # A jaxpr of a loop holds no traced values of the outside: flags and level are arguments like the rest.
         def goes_on(flags, level, consts, state):
@@ -198,23 +183,19 @@ class _Run:
             errors = _larger(_larger(errors, of_cond), of_body)
             return outs, {number: jnp.broadcast_to(errors[number], shape) for number in numbers}
 
-        abstract = [
-            jax.ShapeDtypeStruct(np.shape(x), v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False))
-            for x, v in zip(args, cast(Any, eqn.invars), strict=True)
-        ]
-        of_cond, of_body = abstract[:n_cond], abstract[n_cond : n_cond + n_body]
+        of_cond, (of_body, of_carry, _) = while_parts(eqn, control_flow.abstract_operands(eqn, args))
         start = {number: jnp.zeros(shape, jnp.float32) for number in numbers}
-        state = abstract[n_cond + n_body :], start
+        state = of_carry, start
         flags, level = jnp.asarray(self.flags), jnp.asarray(self.level)
         changed = {
             "cond_jaxpr": jax.make_jaxpr(goes_on)(flags, level, of_cond, state),
             "body_jaxpr": jax.make_jaxpr(step)(flags, level, of_body, of_cond, state),
-            "cond_nconsts": n_cond + 2,
-            "body_nconsts": n_body + n_cond + 2,
+            "cond_nconsts": len(of_cond) + 2,
+            "body_nconsts": len(of_body) + len(of_cond) + 2,
         }
         consts = [flags, level, *cond_consts, flags, level, *body_consts, *cond_consts]
         flat = [start[number] for number in numbers]
-        outs = eqn.primitive.bind(*consts, *carry, *flat, **{**eqn.params, **changed})
+        outs = bind(eqn, [*consts, *carry, *flat], **changed)
         results, found = list(outs[: len(carry)]), outs[len(carry) :]
         _, last = self.call(cond, [*cond_consts, *results])
         errors = {n: jnp.max(error, initial=0.0) for n, error in zip(numbers, found, strict=True)}

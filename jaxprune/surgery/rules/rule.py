@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
+from jaxprune.jaxprs import shape_of as aval_shape
 from jaxprune.surgery.axes import Axes, Axis, Reason
-from jaxprune.tracing import shape_of as aval_shape
 
 
 class Kept(Protocol):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
+from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree
 from jaxprune.surgery.axes import leaves_of, size_of
 from jaxprune.surgery.frames import Frame
@@ -19,7 +20,6 @@ from jaxprune.surgery.observing import Totals, observed
 from jaxprune.surgery.rules import RULES
 from jaxprune.surgery.scores._unit_scores import UnitScores
 from jaxprune.surgery.scores.entries import arrays_of
-from jaxprune.tracing import is_array_leaf
 
 _CONTRACTIONS = ("dot_general", "ragged_dot_general", "conv_general_dilated")
 

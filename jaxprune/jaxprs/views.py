@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from jaxprune.tracing import shape_of
+from jaxprune.jaxprs.equations import shape_of
 
 Factors = tuple[
     tuple[int, int], ...

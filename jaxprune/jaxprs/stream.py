@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.calibration._program import Program, Step, Use
+from jaxprune.jaxprs.program import Program, Step, Use
 
 
 class Site(NamedTuple):

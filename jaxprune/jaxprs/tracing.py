@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr
 
-from jaxprune.jax_compat import constants_as_inputs, user_frames
+from jaxprune.jax_compat import constants_as_inputs
 from jaxprune.params import PyTree, flatten_with_paths
 
 
@@ -86,50 +85,3 @@ def as_abstract(leaf: Any) -> jax.ShapeDtypeStruct:
         jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True),
         weak_type=getattr(leaf, "weak_type", False) and not isinstance(leaf, np.ndarray),
     )
-
-
-_LIBRARIES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-
-
-def shape_of(atom: Any) -> tuple[int, ...]:
-    """Shape of a variable or literal of a jaxpr; tokens and the like have none."""
-    return getattr(atom.aval, "shape", ())
-
-
-def contracted_dims(eqn: JaxprEqn) -> tuple[tuple[int, ...], int]:
-    """The dimensions of the left operand that a product contracts, and leading ones of its result to leave out.
-
-    A ragged product over rows counts each row once, with the matrix of its group; one that contracts the ragged
-    dimension has a result for each group, of which each row is in one.
-    """
-    if eqn.primitive.name == "dot_general":
-        return tuple(eqn.params["dimension_numbers"][0][0]), 0
-    numbers = eqn.params["ragged_dot_dimension_numbers"]
-    contract = tuple(numbers.dot_dimension_numbers[0][0])
-    return contract, int(bool(set(contract) & set(numbers.lhs_ragged_dimensions)))
-
-
-class Source:
-    """The source line of an equation, looked up only when it is printed.
-
-    Equations inside JAX's own jitted functions have none: theirs is the line of the call.
-    """
-
-    __slots__ = ("_caller", "_eqn")
-
-    def __init__(self, eqn: JaxprEqn, caller: Source | None = None):
-        self._eqn = eqn
-        self._caller = caller
-
-    def __str__(self) -> str:
-        return source_of(self._eqn) or str(self._caller or "")
-
-
-def source_of(eqn: JaxprEqn) -> str:
-    """`file.py:line` of an equation, in the user's own file where there is one, with its module scope."""
-    frames = [f for f in user_frames(eqn) if not f.file_name.startswith(_OURS)]
-    own = [f for f in frames if not any(library in f.file_name for library in _LIBRARIES)]
-    scope = str(eqn.source_info.name_stack)
-    place = next((f"{os.path.basename(f.file_name)}:{f.start_line}" for f in own or frames), "")
-    return f"{place} ({scope})" if scope and place else place or scope

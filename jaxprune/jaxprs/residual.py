@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jaxprune.calibration._program import Program, Step, Use
-from jaxprune.calibration._rows import DotRows
+from jaxprune.jaxprs.program import Program, Step, Use
+from jaxprune.jaxprs.rows import DotRows
 
 
 def residual_streams(program: Program) -> dict[Use, tuple[int, int]]:

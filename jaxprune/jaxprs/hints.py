@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn
 
-from jaxprune import jax_compat
+from jaxprune.jaxprs.calls import Body, bodies_of, is_inline, kind_of, scan_parts
+from jaxprune.jaxprs.equations import bind, walk
 
 _LARGEST_RESULT = 1 << 12  # entries: larger results are not computed
 _LARGEST_CONSTANT = 1 << 20  # a table of learning rates, but no data set
@@ -75,29 +76,21 @@ def _flag(a: Any) -> Any:
 
 def evaluate(jaxpr: Jaxpr, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
     """What is known of the results."""
-    env: dict[Any, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
-
-    def read(atom: Any) -> Value:
-        return Known(atom.val) if isinstance(atom, Literal) else env[atom]
-
-    for eqn in jaxpr.eqns:
-        outs = _equation(eqn, [read(atom) for atom in eqn.invars])
-        env.update(zip(eqn.outvars, outs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    return walk(jaxpr, consts, args, lambda literal: Known(literal.val), _equation)
 
 
-def _equation(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
-    name = eqn.primitive.name
-    if name in _CALLS:
-        return _inside(jax_compat.body_of(eqn), ins)
-    if name == "cond":
+def _equation(index: int, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
+    del index
+    name, kind = eqn.primitive.name, kind_of(eqn)
+    if is_inline(eqn):
+        return _inside(bodies_of(eqn)[0], ins)
+    if kind == "cond":
         return _cond(eqn, ins)
     if all(isinstance(x, Known) for x in ins):
         computed = _computed(eqn, [x.value for x in ins if isinstance(x, Known)])
         if computed is not None:
             return computed
-    if name == "scan" and any(isinstance(x, Hint) and x.same for x in ins):
+    if kind == "scan" and any(isinstance(x, Hint) and x.same for x in ins):
         return _scan(eqn, ins)
     if name in _PARTWISE:
         return [Hint(_zero(x), _same(x)) for x in ins]
@@ -110,9 +103,8 @@ def _equation(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
     return [Hint(_zero_result(name, eqn, ins), _same_result(name, eqn, ins))]
 
 
-def _inside(body: Any, ins: list[Value]) -> list[Value]:
-    jaxpr, consts = jax_compat.opened(body)
-    return evaluate(jaxpr, [constant(c) for c in consts], ins)
+def _inside(body: Body, ins: list[Value]) -> list[Value]:
+    return evaluate(body.jaxpr, [constant(c) for c in body.consts], ins)
 
 
 def _computed(eqn: JaxprEqn, values: list[Any]) -> list[Value] | None:
@@ -138,8 +130,7 @@ def _computed(eqn: JaxprEqn, values: list[Any]) -> list[Value] | None:
 
 
 def _bind(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
-    outs = eqn.primitive.bind(*map(jnp.asarray, values), **eqn.primitive.get_bind_params(eqn.params))
-    return list(outs) if eqn.primitive.multiple_results else [outs]
+    return bind(eqn, [jnp.asarray(value) for value in values])
 
 
 def _is_plain(x: Any) -> bool:
@@ -239,7 +230,7 @@ def _chosen(which: Any, cases: Sequence[Value]) -> Value:
 
 
 def _cond(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
-    branches = [_inside(branch, ins[1:]) for branch in eqn.params["branches"]]
+    branches = [_inside(branch, ins[1:]) for branch in bodies_of(eqn)]
     columns = list(zip(*branches, strict=True))
     which = ins[0]
     if isinstance(which, Known):
@@ -256,9 +247,9 @@ def _cond(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
 
 def _scan(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
     """A loop whose carry holds inputs: what is known is carried through a loop of its own."""
-    n_consts, n_carry = jax_compat.scan_counts(eqn)
-    consts, carry, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
-    carry = [_whole(x, v.aval) for x, v in zip(carry, eqn.invars[n_consts:], strict=False)]
+    (consts, carry, xs), (inside,) = scan_parts(eqn, ins), bodies_of(eqn)
+    n_carry = len(carry)
+    carry = [_whole(x, v.aval) for x, v in zip(carry, scan_parts(eqn, eqn.invars).carry, strict=True)]
     # The slices of an operand are unknown, but zero where it is.
     xs = [Hint(_zero(x)) for x in xs]
     while True:
@@ -270,7 +261,7 @@ def _scan(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
                 Known(s) if isinstance(x, Known) else Hint(s[0], (x.same[0], s[1]) if x.same else None)
                 for x, s in zip(carry, state, strict=True)
             ]
-            outs = _inside(eqn.params["jaxpr"], [*consts, *values, *xs])
+            outs = _inside(inside, [*consts, *values, *xs])
             found.append(outs)
             new = []
             for x, old, out in zip(carry, state, outs, strict=False):
@@ -309,7 +300,6 @@ def _whole(x: Value, aval: Any) -> Value:
     return Known(jnp.broadcast_to(jnp.asarray(x.value, aval.dtype), aval.shape))
 
 
-_CALLS = frozenset((*jax_compat.PLAIN_CALLS, *jax_compat.REMATERIALIZED, *jax_compat.CUSTOM_DERIVATIVES))
 _IDENTITIES = frozenset(
     ("copy", "copy_p", "stop_gradient", "sharding_constraint", "reshard", "pvary", "reduce_precision")
 )

@@ -16,12 +16,13 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from jaxprune.calibration._ragged import ROWS, ragged_product, routed
-from jaxprune.calibration._rows import Rows, weight_product
-from jaxprune.calibration._signature import signature
-from jaxprune.calibration._view import Matrix, View, follow, index, whole
-from jaxprune.jax_compat import CUSTOM_DERIVATIVES, PLAIN_CALLS, REMATERIALIZED, body_of, opened, scan_counts
-from jaxprune.tracing import Traced, shape_of
+from jaxprune.jaxprs.calls import bodies_of, is_inline, kind_of, scan_parts
+from jaxprune.jaxprs.equations import bind, shape_of, walk
+from jaxprune.jaxprs.ragged import ROWS, ragged_product, routed
+from jaxprune.jaxprs.rows import Rows, weight_product
+from jaxprune.jaxprs.signatures import signature
+from jaxprune.jaxprs.tracing import Traced
+from jaxprune.jaxprs.views import Matrix, View, follow, index, whole
 
 
 class Step(NamedTuple):
@@ -118,21 +119,19 @@ class _Flat:
 
     def inline(self, jaxpr: Jaxpr, consts: Sequence[Any], ins: Sequence[int]) -> list[int]:
         """Lays a jaxpr out on values; returns the numbers of its results."""
-        env: dict[Any, int] = dict(zip(jaxpr.invars, ins, strict=True))
-        env.update((var, self.constant(c)) for var, c in zip(jaxpr.constvars, consts, strict=True))
-        for eqn in jaxpr.eqns:
-            atoms = [v if isinstance(v, Literal) else env[v] for v in eqn.invars]
-            env.update(zip(eqn.outvars, self._equation(eqn, atoms), strict=True))
-        return [self._number(v if isinstance(v, Literal) else env[v]) for v in jaxpr.outvars]
+        numbers = [self.constant(c) for c in consts]
+        outs = walk(jaxpr, numbers, ins, lambda literal: literal, self._equation)
+        return [self._number(v) for v in outs]
 
-    def _equation(self, eqn: JaxprEqn, atoms: list[Any]) -> Sequence[int]:
-        name = eqn.primitive.name
+    def _equation(self, place: int, eqn: JaxprEqn, atoms: list[Any]) -> Sequence[int]:
+        del place
         ins = tuple(a for a in atoms if not isinstance(a, Literal))
         views = [None if isinstance(a, Literal) else self.views.get(a) for a in atoms]
         if any(view is not None for view in views):
-            if name in _CALLS:
-                return self.inline(*opened(body_of(eqn)), [self._number(a) for a in atoms])
-            if name == "scan":
+            if is_inline(eqn):
+                (body,) = bodies_of(eqn)
+                return self.inline(body.jaxpr, body.consts, [self._number(a) for a in atoms])
+            if kind_of(eqn) == "scan":
                 return self._scan(eqn, [self._number(a) for a in atoms])
         values = [a.val if isinstance(a, Literal) else self.known.get(a) for a in atoms]
         if _is_small(eqn) and all(value is not None for value in values):
@@ -178,16 +177,13 @@ class _Flat:
 
     def _scan(self, eqn: JaxprEqn, ins: list[int]) -> list[int]:
         p = eqn.params
-        (n_consts, n_carry), length = scan_counts(eqn), p["length"]
-        consts, carry, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
-        body, body_consts = opened(p["jaxpr"])
+        (consts, carry, xs), length, (body,) = scan_parts(eqn, ins), p["length"], bodies_of(eqn)
+        n_carry, scanned = len(carry), scan_parts(eqn, eqn.invars).xs
         ys: list[list[int]] = []
         order = range(length - 1, -1, -1) if p["reverse"] else range(length)
         for i in order:
-            slices = [
-                self._at(x, i, v.aval) for x, v in zip(xs, eqn.invars[n_consts + n_carry :], strict=True)
-            ]
-            outs = self.inline(body, body_consts, [*consts, *carry, *slices])
+            slices = [self._at(x, i, v.aval) for x, v in zip(xs, scanned, strict=True)]
+            outs = self.inline(body.jaxpr, body.consts, [*consts, *carry, *slices])
             carry = outs[:n_carry]
             ys.append(outs[n_carry:])
         ys = ys[::-1] if p["reverse"] else ys
@@ -202,15 +198,6 @@ class _Flat:
         if x in self.views:
             self.views[out] = index(self.views[x], i)
         return out
-
-
-_CALLS = frozenset((*PLAIN_CALLS, *REMATERIALIZED, *CUSTOM_DERIVATIVES))
-
-
-def bind(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """Applies the primitive of an equation."""
-    outs = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
-    return list(outs) if eqn.primitive.multiple_results else [outs]
 
 
 def _runner(eqn: JaxprEqn) -> Callable[..., list[Any]]:

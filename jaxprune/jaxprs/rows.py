@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from jaxprune.calibration._view import Matrix, View, matrix
-from jaxprune.tracing import shape_of
+from jaxprune.jaxprs.equations import shape_of
+from jaxprune.jaxprs.views import Matrix, View, matrix
 
 
 @dataclasses.dataclass(frozen=True)

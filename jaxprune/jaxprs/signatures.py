@@ -8,20 +8,17 @@ from typing import Any
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from jaxprune.jax_compat import CUSTOM_DERIVATIVES
-
-# Derivative rules are objects of their own at every call, and a forward pass does not look at them.
-_BODY_ONLY = dict.fromkeys(CUSTOM_DERIVATIVES, "call_jaxpr")
+from jaxprune.jaxprs.calls import kind_of
 
 
 def signature(eqn: JaxprEqn) -> Hashable:
     """The key of an equation: its primitive, parameters, literal operands and abstract values."""
-    name = eqn.primitive.name
     params = eqn.params
-    if name in _BODY_ONLY:
-        params = {key: params[key] for key in (_BODY_ONLY[name],)}
+    if kind_of(eqn) in ("custom_jvp", "custom_vjp"):
+        # Derivative rules are objects of their own at every call, and a forward pass does not look at them.
+        params = {"call_jaxpr": params["call_jaxpr"]}
     return (
-        name,
+        eqn.primitive.name,
         _frozen(params),
         tuple(_literal(v) if isinstance(v, Literal) else _aval(v.aval) for v in eqn.invars),
         tuple(_aval(v.aval) for v in eqn.outvars),

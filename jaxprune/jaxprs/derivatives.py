@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from jaxprune.jax_compat import without_dead_code
+from jaxprune.jaxprs.equations import bind
 
 
 class Derivative(NamedTuple):
@@ -38,7 +39,7 @@ def derivative_of(eqn: JaxprEqn) -> Derivative:
         args = list(args)
         for i, x in zip(inexact_in, inexact, strict=True):
             args[i] = x
-        return list(eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params)))
+        return bind(eqn, args)
 
     def jvp(args, tangents):
         outs, tangents_out = jax.jvp(

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from jaxprune.calibration._rows import DotRows
-from jaxprune.calibration._view import Matrix, View, matrix
-from jaxprune.tracing import shape_of
+from jaxprune.jaxprs.equations import shape_of
+from jaxprune.jaxprs.rows import DotRows
+from jaxprune.jaxprs.views import Matrix, View, matrix
 
 ROWS = DotRows((0,), (2,), 3)  # of what `routed` gives
 
