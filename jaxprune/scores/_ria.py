@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.params import PyTree
 from jaxprune.scores._wanda import score_matrices
-
-if TYPE_CHECKING:
-    from jaxprune.calibration import Statistics
+from jaxprune.statistics import Statistics
 
 
 def ria(params: PyTree, stats: Statistics, power: float = 0.5) -> PyTree:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.params import PyTree, flatten_with_paths
-
-if TYPE_CHECKING:
-    from jaxprune.calibration import Statistics
+from jaxprune.statistics import Statistics
 
 
 def wanda(params: PyTree, stats: Statistics, per_output: bool = True) -> PyTree:

@@ -12,17 +12,23 @@ import numpy as np
 from jax import lax
 
 from jaxprune.calibration import LayerResult, SparseGPT
-from jaxprune.calibration._calibrate import check_row_weights
-from jaxprune.calibration._layerwise import over_groups, shared_moments
-from jaxprune.calibration._model import CalibrationModel, RowWeights, open_model, walk
-from jaxprune.calibration._moments import Moments, cross_moment, safe_scale
-from jaxprune.calibration._unseen import warn_of_unseen
+from jaxprune.calibration.engine.model import (
+    CalibrationModel,
+    RowWeights,
+    check_row_weights,
+    open_model,
+    shared_moments,
+    with_progress,
+)
+from jaxprune.calibration.engine.unseen import warn_of_unseen
+from jaxprune.calibration.methods.method import over_groups
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.jaxprs.program import Step, Use
 from jaxprune.jaxprs.rows import Rows
 from jaxprune.jaxprs.stream import Site
 from jaxprune.params import PyTree, flatten_with_paths
-from jaxprune.surgery.plan import Plan
+from jaxprune.statistics.moments import Moments, cross_moment, safe_scale
+from jaxprune.surgery.planning.plan import Plan
 from jaxprune.surgery.scores.obs import with_unit_diagonal
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -158,7 +164,7 @@ class _Refit:
     def run(self, progress: bool) -> dict[str, Any]:
         """The refitted parameters by path."""
         fits, seen = False, False
-        for site, pruned in zip(walk(self.alive, progress, "compensate"), self.pruned, strict=True):
+        for site, pruned in zip(with_progress(self.alive, progress, "compensate"), self.pruned, strict=True):
             uses = [use for use in site.uses if self._loses(use)]
             moments: Any = None
             for use in uses:

@@ -13,7 +13,7 @@ from plain_layers import data, weights
 
 import jaxprune as jp
 from jaxprune.jaxprs.calls import KINDS
-from jaxprune.surgery.rules import RULES
+from jaxprune.surgery.inference.rules import RULES
 
 # What they touch is frozen, with the reason in the table. A new primitive must get a rule or a place here.
 FROZEN = """

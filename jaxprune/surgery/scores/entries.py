@@ -11,7 +11,7 @@ import numpy as np
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.groups import Group, Groups
-from jaxprune.surgery.kept import collect
+from jaxprune.surgery.inference.kept import collect
 from jaxprune.surgery.slicing import on_host
 
 
