@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.params import PyTree
-from jaxprune.scores._wanda import score_matrices
+from jaxprune.scores._wanda import score_matrices, weighted
 from jaxprune.statistics import Statistics
 
 
@@ -42,7 +42,7 @@ def ria(params: PyTree, stats: Statistics, power: float = 0.5) -> PyTree:
     """
 
     def score(w: np.ndarray, norms: np.ndarray) -> np.ndarray:
-        return np.asarray(relative_importance(jnp.asarray(w))) * norms[:, :, None] ** power
+        return weighted(np.asarray(relative_importance(jnp.asarray(w))), norms, power)
 
     return score_matrices(params, stats, score)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxprune.calibration.methods.keep import keep_units, unit_costs
 from jaxprune.scores._ria import relative_importance
+from jaxprune.scores._wanda import weighted
 from jaxprune.selection import select
 from jaxprune.statistics.moments import Kind
 from jaxprune.structures.matrix import MatrixStructure
@@ -69,9 +70,9 @@ def _solve(
         case "magnitude":
             score = structure.unit_scores(jnp.abs(w))
         case "wanda":
-            score = unit_costs(jnp.abs(w) * norms[:, None], w, norms == 0, structure)
+            score = unit_costs(weighted(jnp.abs(w), norms), w, norms == 0, structure)
         case "ria":
-            score = unit_costs(relative_importance(w) * jnp.sqrt(norms)[:, None], w, norms == 0, structure)
+            score = unit_costs(weighted(relative_importance(w), norms, 0.5), w, norms == 0, structure)
     units = structure.matrix_units()
     per_output = method.score == "wanda" if method.per_output is None else method.per_output
     if per_output and units.are_weights and units.kept is None:
