@@ -14,8 +14,8 @@ import optax
 from flax.training.train_state import TrainState
 
 import jaxprune as jp
-from jaxprune.demo.classification import Classification
-from jaxprune.demo.compare.settings import CompareSettings
+from jaxprune.experiments.classification import Classification
+from jaxprune.experiments.compare.settings import CompareSettings
 from jaxprune.masking.share import kept_per_leaf
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.recipes import IMPRecipe, Recipe

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 
-from jaxprune.demo._matmul_conv import matmul_conv
+from jaxprune._matmul_conv import matmul_conv
 
 Name = Literal["mlp", "lenet", "cnn", "vgg"]
 

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from flax.training.train_state import TrainState
 
-from jaxprune.demo import models
-from jaxprune.demo.data import Data, Split
+from jaxprune.experiments import models
+from jaxprune.experiments.data import Data, Split
 from jaxprune.params import PyTree
 
 _MOST_AT_ONCE = 250  # images: more take no less time, and the patches of a convolution hundreds of megabytes

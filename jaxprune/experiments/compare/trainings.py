@@ -9,19 +9,19 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxprune.demo.classification import Classification, classification
-from jaxprune.demo.compare import results
-from jaxprune.demo.compare.chosen import MAKE
-from jaxprune.demo.compare.programs import compile_program, fresh_params, keys, measure
-from jaxprune.demo.compare.results import DENSE
-from jaxprune.demo.compare.settings import CompareSettings
-from jaxprune.demo.data import Data
-from jaxprune.demo.progress import progress_bar
-from jaxprune.demo.results import Record, write_csv
-from jaxprune.demo.run_folder import RunFolder
+from jaxprune.experiments.classification import Classification, classification
+from jaxprune.experiments.compare import results
+from jaxprune.experiments.compare.chosen import MAKE
+from jaxprune.experiments.compare.programs import compile_program, fresh_params, keys, measure
+from jaxprune.experiments.compare.results import DENSE
+from jaxprune.experiments.compare.settings import CompareSettings
+from jaxprune.experiments.data import Data
+from jaxprune.experiments.progress import progress_bar
+from jaxprune.experiments.results import Record, write_csv
 from jaxprune.params import flatten_with_paths
 from jaxprune.plots import plot_accuracy
 from jaxprune.recipes import IMPRecipe
+from jaxprune.runs.run_folder import RunFolder
 
 
 def train(settings: CompareSettings, data: Data, folder: RunFolder, console: Console) -> None:

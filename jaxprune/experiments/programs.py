@@ -15,9 +15,9 @@ from flax.training.train_state import TrainState
 
 import jaxprune as jp
 from jaxprune._imp import IMP, Carry, Round
-from jaxprune.demo.classification import classification
-from jaxprune.demo.data import Data
-from jaxprune.demo.settings import Settings
+from jaxprune.experiments.classification import classification
+from jaxprune.experiments.data import Data
+from jaxprune.experiments.settings import Settings
 from jaxprune.params import PyTree
 
 # Seeds are the leading axis of everything but the number of the round: with one for each seed, `cond` on it

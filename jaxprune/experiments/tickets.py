@@ -10,14 +10,14 @@ import numpy as np
 from rich.console import Console
 
 from jaxprune._imp import Carry, Round
-from jaxprune.demo import results
-from jaxprune.demo.data import Data
-from jaxprune.demo.programs import Programs, trace_programs
-from jaxprune.demo.progress import progress_bar
-from jaxprune.demo.results import KINDS, RANDOM, REINITIALIZED, TICKET, TITLES
-from jaxprune.demo.run_folder import RunFolder
-from jaxprune.demo.settings import Settings
+from jaxprune.experiments import results
+from jaxprune.experiments.data import Data
+from jaxprune.experiments.programs import Programs, trace_programs
+from jaxprune.experiments.progress import progress_bar
+from jaxprune.experiments.results import KINDS, RANDOM, REINITIALIZED, TICKET, TITLES
+from jaxprune.experiments.settings import Settings
 from jaxprune.plots import Line, plot_tickets
+from jaxprune.runs.run_folder import RunFolder
 
 Rows = dict[tuple[str, int], Round]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxprune.demo import data as datasets
-from jaxprune.demo.claim import claimed
+from jaxprune.experiments import data as datasets
+from jaxprune.runs.claim import claimed
 
 
 def run_command(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxprune import recipes
-from jaxprune.demo.compare.settings import Name
+from jaxprune.experiments.compare.settings import Name
 
 MAKE: dict[Name, Callable[[float], Any]] = {
     "imp": recipes.imp,

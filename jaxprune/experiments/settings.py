@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from jaxprune.demo.data import TRAINING_IMAGES
+from jaxprune.experiments.data import TRAINING_IMAGES
 
 # Settings that say where and how, not what: they may differ between a run and its continuation.
 _NOT_OF_THE_RESULT = ("data_dir", "out", "resume", "overwrite")

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-__all__ = ["matmul_conv"]
-
 
 def matmul_conv(
     lhs: jax.Array,
@@ -56,7 +54,7 @@ def matmul_conv(
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
-      >>> from jaxprune.demo import matmul_conv
+      >>> from jaxprune import matmul_conv
       >>> conv = nn.Conv(8, (3, 3), conv_general_dilated=matmul_conv)
       >>> variables = conv.init(jax.random.key(0), jnp.ones((1, 5, 5, 2)))
       >>> conv.apply(variables, jnp.ones((1, 5, 5, 2))).shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from jaxprune.demo.settings import check_common, check_share, of_the_result
+from jaxprune.experiments.settings import check_common, check_share, of_the_result
 
 Name = Literal[
     "imp", "gmp", "one-shot", "lamp", "minimum-keep", "rigl", "set", "static", "ac-dc",

@@ -9,7 +9,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from jaxprune.demo.results import Record, mean_and_spread, plain
+from jaxprune.experiments.results import Record, mean_and_spread, plain
 
 if TYPE_CHECKING:
     import jax
