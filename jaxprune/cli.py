@@ -84,7 +84,7 @@ class _Chosen:
 
 
 def _resumable(settings: Any) -> bool:
-    from jaxprune.runs.claim import resumable
+    from jaxprune.commands.claim import resumable
 
     return resumable(settings)
 
@@ -195,7 +195,7 @@ def _watch(chosen: _Chosen) -> None:
     import os
     import signal
 
-    from jaxprune.runs.signals import watch
+    from jaxprune.commands.signals import watch
 
     def stop(number: int) -> None:
         # All that is on the disk is whole at any time.
@@ -205,7 +205,7 @@ def _watch(chosen: _Chosen) -> None:
                 os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # a progress bar hides the cursor
             _error(chosen.stopped(why), code, sys.__stderr__)
             if chosen.settings is not None:
-                from jaxprune.runs.claim import unlock
+                from jaxprune.commands.claim import unlock
 
                 unlock(chosen.settings)
         finally:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxprune.experiments import data as datasets
-from jaxprune.runs.claim import claimed
+from jaxprune.commands.claim import claimed
 
 
 def run_command(

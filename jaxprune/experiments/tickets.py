@@ -17,7 +17,7 @@ from jaxprune.experiments.progress import progress_bar
 from jaxprune.experiments.results import KINDS, RANDOM, REINITIALIZED, TICKET, TITLES
 from jaxprune.experiments.settings import Settings
 from jaxprune.plots import Line, plot_tickets
-from jaxprune.runs.run_folder import RunFolder
+from jaxprune.commands.run_folder import RunFolder
 
 Rows = dict[tuple[str, int], Round]
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from jaxprune.jaxprs.calls import kind_of, scan_parts
+from jaxprune.jaxprs.calls import kind_of, scan_parts, while_parts
 from jaxprune.jaxprs.derivatives import Derivative
 from jaxprune.jaxprs.equations import bind
 
@@ -102,14 +102,12 @@ def abstract_operands(eqn: JaxprEqn, args: Sequence[Any]) -> list[jax.ShapeDtype
 
 def _while(eqn: JaxprEqn, args: Sequence[Any], cond: Callable, body: Function) -> list[Any]:
     """Binds the primitive itself: a loop that was vmapped has a predicate for each member of the batch."""
-    n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    avals = abstract_operands(eqn, args)
-    return bind(
-        eqn,
-        args,
-        cond_jaxpr=jax.make_jaxpr(cond)(*avals[:n_cond], *avals[n_cond + n_body :]),
-        body_jaxpr=jax.make_jaxpr(body)(*avals[n_cond:]),
-    )
+    of_cond, (of_body, carry, _) = while_parts(eqn, abstract_operands(eqn, args))
+    traced = {
+        "cond_jaxpr": jax.make_jaxpr(cond)(*of_cond, *carry),
+        "body_jaxpr": jax.make_jaxpr(body)(*of_body, *carry),
+    }
+    return bind(eqn, args, **traced)
 
 
 def _linear_solve(eqn: JaxprEqn, args: Sequence[Any], bodies: Sequence[Function]) -> list[Any]:

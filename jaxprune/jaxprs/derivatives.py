@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from jaxprune.jax_compat import without_dead_code
+from jaxprune.jaxprs.calls import kind_of
 from jaxprune.jaxprs.equations import bind
 
 
@@ -55,7 +56,7 @@ def derivative_of(eqn: JaxprEqn) -> Derivative:
         _, pull = jax.vjp(inexact_call, *[args[i] for i in inexact_in])
         return list(pull(list(cotangents)))
 
-    if eqn.primitive.name == "custom_jvp_call":
+    if kind_of(eqn) == "custom_jvp":
         closed = jax.make_jaxpr(jvp)(ins, [ins[i] for i in inexact_in])
     else:
         closed = jax.make_jaxpr(vjp)(ins, [outs[i] for i in inexact_out])

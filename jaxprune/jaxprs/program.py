@@ -24,6 +24,8 @@ from jaxprune.jaxprs.signatures import signature
 from jaxprune.jaxprs.tracing import Traced
 from jaxprune.jaxprs.views import Matrix, View, follow, index, whole
 
+INDEX = "index"  # what the key of a step that takes one slice of a scanned operand begins with
+
 
 class Step(NamedTuple):
     """A computation from values to values; steps of equal `key` compute the same."""
@@ -194,7 +196,7 @@ class _Flat:
         return [*carry, *stacked]
 
     def _at(self, x: int, i: int, aval: Any) -> int:
-        (out,) = self.add(_index, ("index", str(aval)), (x, self.integer(np.int32(i))), 1)
+        (out,) = self.add(_index, (INDEX, str(aval)), (x, self.integer(np.int32(i))), 1)
         if x in self.views:
             self.views[out] = index(self.views[x], i)
         return out

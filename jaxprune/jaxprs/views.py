@@ -16,6 +16,15 @@ Factors = tuple[
 ]  # (size, stride) pairs, row-major; strides count entries of the parameter
 
 
+# Operations that give the entries of their operand as they are, each at its place or at another.
+_UNCHANGED = frozenset(
+    ("convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision", "sharding_constraint")
+)
+FOLLOWED = _UNCHANGED | {
+    *("transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "slice", "dynamic_slice", "split")
+}
+
+
 class View(NamedTuple):
     """An array whose entry at an index is the parameter's flat entry `offset + sum(index * stride)`.
 
@@ -84,14 +93,7 @@ def follow(eqn: JaxprEqn, view: View, known: list[Any]) -> View | list[View] | N
     """
     p = eqn.params
     match eqn.primitive.name:
-        case (
-            "convert_element_type"
-            | "copy"
-            | "copy_p"
-            | "stop_gradient"
-            | "reduce_precision"
-            | "sharding_constraint"
-        ):
+        case name if name in _UNCHANGED:
             return view
         case "transpose":
             return view._replace(axes=tuple(view.axes[i] for i in p["permutation"]))

@@ -21,7 +21,7 @@ from jaxprune.experiments.results import Record, write_csv
 from jaxprune.params import flatten_with_paths
 from jaxprune.plots import plot_accuracy
 from jaxprune.recipes import IMPRecipe
-from jaxprune.runs.run_folder import RunFolder
+from jaxprune.commands.run_folder import RunFolder
 
 
 def train(settings: CompareSettings, data: Data, folder: RunFolder, console: Console) -> None:

@@ -195,7 +195,7 @@ def _custom(frame, index, eqn, ins, reason, depth):
         return _opaque(eqn, ins, reason._replace(text=f"a derivative rule that can't be traced ({error})"))
     directions = (
         [ins[i] for i in derivative.inexact_in]
-        if eqn.primitive.name == "custom_jvp_call"
+        if kind_of(eqn) == "custom_jvp"
         else [outs[i] for i in derivative.inexact_out]
     )
     rule = infer(
@@ -208,7 +208,7 @@ def _custom(frame, index, eqn, ins, reason, depth):
     )
     results = (
         [*outs, *(outs[i] for i in derivative.inexact_out)]
-        if eqn.primitive.name == "custom_jvp_call"
+        if kind_of(eqn) == "custom_jvp"
         else [ins[i] for i in derivative.inexact_in]
     )
     unify_all(rule.outs, results, reason)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
+from jaxprune.jaxprs import bind
 from jaxprune.surgery.inference.axes import Axes, Reason, fresh, size_of
 from jaxprune.surgery.inference.rules.rule import Kept, Rule, shape_of
 
@@ -37,7 +38,7 @@ def _random_bits_evaluate(
 ) -> list[Any]:
     """Draws for all units and keeps those that stay, so that a kept unit sees the numbers it saw before."""
     batch = len(ins[0])
-    bits = eqn.primitive.bind(*args, **eqn.params)
+    (bits,) = bind(eqn, args)
     whole = tuple(() for _ in range(batch))  # the keys are sliced already
     return [take_kept(bits, (*whole, *outs[0][batch:]), kept)]
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
+from jaxprune.jaxprs import bind
 from jaxprune.surgery.inference.axes import Axes, Axis, Reason, freeze, fresh, reshaped, size_of, unify
 from jaxprune.surgery.inference.rules.rule import Kept, Rule, Values, shape_of
 from jaxprune.surgery.inference.rules.selection import selected
@@ -79,7 +80,7 @@ def _gather_evaluate(
     indices = _moved(args[1], numbers.start_index_map, ins[0], sizes, kept)
     for dim_out, dim in zip(numbers.offset_dims, window, strict=True):
         sizes[dim] = kept.size(outs[0][dim_out])
-    return [eqn.primitive.bind(args[0], indices, **{**eqn.params, "slice_sizes": tuple(sizes)})]
+    return bind(eqn, [args[0], indices], slice_sizes=tuple(sizes))
 
 
 def _known_scatter(eqn: JaxprEqn, ins: Sequence[Axes], values: Values, reason: Reason) -> list[Axes] | None:
@@ -108,7 +109,7 @@ def _scatter_evaluate(
     numbers = eqn.params["dimension_numbers"]
     sizes, _ = _window_sizes(numbers, ins[0], ins[2])
     indices = _moved(args[1], numbers.scatter_dims_to_operand_dims, ins[0], sizes, kept)
-    return [eqn.primitive.bind(args[0], indices, *args[2:], **eqn.params)]
+    return bind(eqn, [args[0], indices, *args[2:]])
 
 
 def _window_sizes(numbers: Any, operand: Axes, updates: Axes) -> tuple[list[int], list[int]]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import JaxprEqn
 
+from jaxprune.jaxprs import bind
 from jaxprune.surgery.inference.axes import (
     Axes,
     Axis,
@@ -211,7 +212,7 @@ def _pad_evaluate(
             low = -int(mask_in[:-low].sum()) if low < 0 else int(mask_out[:low].sum())
             high = -int(mask_in[n + high :].sum()) if high < 0 else int(mask_out[m - high :].sum())
         config.append((low, high, inner))
-    return [eqn.primitive.bind(*args, padding_config=tuple(config))]
+    return bind(eqn, args, padding_config=tuple(config))
 
 
 def _rev(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from jaxprune.runs.run_folder import RunFolder, RunSettings, is_leftover
+from jaxprune.commands.run_folder import RunFolder, RunSettings, is_leftover
 
 _LOCK = ".lock"
 _OWNER = f"{os.getpid()}\n"
