@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxprune.experiments import data as datasets
 from jaxprune.commands.claim import claimed
+from jaxprune.experiments import data as datasets
 
 
 def run_command(

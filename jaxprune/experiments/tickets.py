@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxprune._imp import Carry, Round
+from jaxprune.commands.run_folder import RunFolder
 from jaxprune.experiments import results
 from jaxprune.experiments.data import Data
 from jaxprune.experiments.programs import Programs, trace_programs
@@ -17,7 +18,6 @@ from jaxprune.experiments.progress import progress_bar
 from jaxprune.experiments.results import KINDS, RANDOM, REINITIALIZED, TICKET, TITLES
 from jaxprune.experiments.settings import Settings
 from jaxprune.plots import Line, plot_tickets
-from jaxprune.commands.run_folder import RunFolder
 
 Rows = dict[tuple[str, int], Round]
 

@@ -10,7 +10,6 @@ from jaxprune.jaxprs.flops import PRODUCTS
 from jaxprune.jaxprs.program import INDEX, Program, Step
 from jaxprune.jaxprs.views import FOLLOWED
 
-
 _PRODUCTS = PRODUCTS - {"ragged_dot_general"}  # whose rows are not the operand itself
 
 

@@ -14,11 +14,11 @@ import pytest
 
 import jaxprune
 from jaxprune import cli
+from jaxprune.commands.claim import claimed, resumable
+from jaxprune.commands.run_folder import RunFolder
 from jaxprune.experiments import tickets
 from jaxprune.experiments.compare.settings import CompareSettings
 from jaxprune.experiments.settings import Settings
-from jaxprune.commands.claim import claimed, resumable
-from jaxprune.commands.run_folder import RunFolder
 
 ROW = {"kept": np.arange(6), "accuracy": np.linspace(0, 1, 6)}
 

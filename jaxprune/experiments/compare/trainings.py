@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from jaxprune.commands.run_folder import RunFolder
 from jaxprune.experiments.classification import Classification, classification
 from jaxprune.experiments.compare import results
 from jaxprune.experiments.compare.chosen import MAKE
@@ -21,7 +22,6 @@ from jaxprune.experiments.results import Record, write_csv
 from jaxprune.params import flatten_with_paths
 from jaxprune.plots import plot_accuracy
 from jaxprune.recipes import IMPRecipe
-from jaxprune.commands.run_folder import RunFolder
 
 
 def train(settings: CompareSettings, data: Data, folder: RunFolder, console: Console) -> None:
