@@ -10,6 +10,9 @@ import jaxprune as jp
 from jaxprune.jaxprs.calls import INLINE, KINDS, bodies_of, kind_of, scan_parts, settled, while_parts
 from jaxprune.jaxprs.control_flow import rebuild
 from jaxprune.jaxprs.equations import bind, literal_value, walk
+from jaxprune.surgery.inference import analysis
+from jaxprune.surgery.inference.kept import Keep
+from jaxprune.surgery.planning.cost import flops
 
 
 @jax.custom_jvp
@@ -58,8 +61,8 @@ def values(jaxpr, consts, args):
     return walk(jaxpr, consts, args, literal_value, lambda index, eqn, ins: bind(eqn, ins))
 
 
-def test_the_table_of_this_test_has_each_kind():
-    assert set(CALLS) == set(KINDS.values()) and set(CALLS) > INLINE
+def test_each_kind_is_in_the_table_of_this_test_and_in_that_of_surgery():
+    assert set(CALLS) == set(analysis._CALLS) == set(KINDS.values()) and set(CALLS) > INLINE
 
 
 @pytest.mark.parametrize("kind", CALLS)
@@ -143,9 +146,6 @@ def test_flops_of_a_model_and_of_its_weights_are_counted_alike():
         x, _ = lax.scan(lambda c, _: (jnp.tanh(c @ p["scan"]), None), x, None, length=5)
         x = lax.cond(x[0, 0] > 0, lambda x: x @ p["cond"] @ p["cond"], lambda x: x @ p["cond"], x)
         return lax.while_loop(lambda c: jnp.sum(c @ p["limit"]) < 9, lambda c: c @ p["body"], x)
-
-    from jaxprune.surgery.inference.kept import Keep
-    from jaxprune.surgery.planning.cost import flops
 
     x, once = jnp.ones((2, 4)), 2 * 2 * 4 * 4
     found = jp.allocate.weight_flops(fn, params, x)

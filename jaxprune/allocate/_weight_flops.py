@@ -17,8 +17,8 @@ def weight_flops(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> PyTree
 
     A product counts for the parameter that its operand is made of (cast, transposed, reshaped, sliced ...); one
     made of several counts for each by its size. Products of two activations count for none. The body of a
-    loop of known length counts that many times, of an unknown length once; a conditional as its dearest branch.
-    What happens inside other calls (a Pallas kernel, `shard_map`) is not seen.
+    loop of known length counts that many times, of an unknown length once; a conditional as its dearest branch, a
+    linear solver as its dearest part. What happens inside other calls (a Pallas kernel, `shard_map`) is not seen.
 
     Args:
       fn: `fn(params, *inputs)`.
