@@ -10,68 +10,32 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from jaxprune.jaxprs.calls import Body, bodies_of, is_inline, kind_of, scan_parts
 from jaxprune.jaxprs.equations import bind, walk
+from jaxprune.jaxprs.known import (
+    Hint,
+    Known,
+    Value,
+    all_equal,
+    all_of,
+    both,
+    constant,
+    either,
+    is_one,
+    is_plain,
+    is_zero,
+    negated,
+    same_of,
+)
 
 _LARGEST_RESULT = 1 << 12  # entries: larger results are not computed
-_LARGEST_CONSTANT = 1 << 20  # a table of learning rates, but no data set
-
-
-class Known(NamedTuple):
-    """A number of the value's shape, or a scalar for one number everywhere."""
-
-    value: Any
-
-
-class Hint(NamedTuple):
-    """Unknown but for this: `zero` everywhere; `same` as input i, where the bool of (i, bool) holds."""
-
-    zero: Any = False
-    same: tuple[int, Any] | None = None
-
-
-Value = Known | Hint
-
-
-def constant(value: Any) -> Value:
-    """A captured constant: known unless it is traced or large."""
-    if isinstance(value, Tracer) or not _is_plain(value) or np.size(value) > _LARGEST_CONSTANT:
-        return Hint()
-    return Known(value)
-
-
-def both(a: Any, b: Any) -> Any:
-    """`a and b`; known where it can be."""
-    a, b = _flag(a), _flag(b)
-    if isinstance(a, bool):
-        return b if a else False
-    return (a if b else False) if isinstance(b, bool) else a & b
-
-
-def negated(a: Any) -> Any:
-    """`not a`."""
-    a = _flag(a)
-    return not a if isinstance(a, bool) else ~a
-
-
-def _either(a: Any, b: Any) -> Any:
-    return negated(both(negated(a), negated(b)))
-
-
-def _all(flags: Sequence[Any]) -> Any:
-    return functools.reduce(both, flags, True)
-
-
-def _flag(a: Any) -> Any:
-    return a if isinstance(a, Tracer) else bool(a)
 
 
 def evaluate(jaxpr: Jaxpr, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
@@ -93,11 +57,11 @@ def _equation(index: int, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
     if kind == "scan" and any(isinstance(x, Hint) and x.same for x in ins):
         return _scan(eqn, ins)
     if name in _PARTWISE:
-        return [Hint(_zero(x), _same(x)) for x in ins]
+        return [Hint(is_zero(x), same_of(x)) for x in ins]
     if name == "is_finite":
         return [Known(np.True_)]  # a training that went wrong is not what is asked about
     if len(eqn.outvars) != 1:
-        return [Hint(_zero(ins[0]) if name == "split" else False) for _ in eqn.outvars]
+        return [Hint(is_zero(ins[0]) if name == "split" else False) for _ in eqn.outvars]
     if name == "select_n":
         return [_select(ins[0], ins[1:])]
     return [Hint(_zero_result(name, eqn, ins), _same_result(name, eqn, ins))]
@@ -110,7 +74,7 @@ def _inside(body: Body, ins: list[Value]) -> list[Value]:
 def _computed(eqn: JaxprEqn, values: list[Any]) -> list[Value] | None:
     """The results from known operands; None where they are not to be had, or too large."""
     name = eqn.primitive.name
-    if eqn.effects or not all(_is_plain(v.aval) for v in (*eqn.invars, *eqn.outvars)):
+    if eqn.effects or not all(is_plain(v.aval) for v in (*eqn.invars, *eqn.outvars)):
         return None
     shapes = [v.aval.shape for v in eqn.invars]
     whole = all(np.shape(value) == shape for value, shape in zip(values, shapes, strict=True))
@@ -133,50 +97,22 @@ def _bind(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     return bind(eqn, [jnp.asarray(value) for value in values])
 
 
-def _is_plain(x: Any) -> bool:
-    """Numbers or bools: no PRNG keys, tokens or references."""
-    dtype = getattr(x, "dtype", None)
-    if dtype is None:
-        return isinstance(x, bool | int | float | complex)
-    return not jnp.issubdtype(dtype, jax.dtypes.extended) and hasattr(x, "shape")
-
-
-def _zero(x: Value) -> Any:
-    if isinstance(x, Hint):
-        return x.zero
-    return _all_equal(x.value, 0)
-
-
-def _all_equal(value: Any, number: int) -> Any:
-    """Whether all entries are this number; on the host where they are known, so that nothing is compiled."""
-    xp = jnp if isinstance(value, Tracer) else np
-    return _flag(xp.all(xp.asarray(value) == number))
-
-
-def _one(x: Value) -> Any:
-    return _all_equal(x.value, 1) if isinstance(x, Known) else False
-
-
-def _same(x: Value) -> tuple[int, Any] | None:
-    return x.same if isinstance(x, Hint) else None
-
-
 def _zero_result(name: str, eqn: JaxprEqn, ins: list[Value]) -> Any:
     if not ins:
         return False
     if name in _ZERO_FROM_FIRST:
-        return _zero(ins[0])
+        return is_zero(ins[0])
     if name == "integer_pow":
-        return _zero(ins[0]) if eqn.params["y"] > 0 else False
+        return is_zero(ins[0]) if eqn.params["y"] > 0 else False
     if name in _ZERO_FROM_ANY:
-        return functools.reduce(_either, map(_zero, ins))
+        return functools.reduce(either, map(is_zero, ins))
     if name in _ZERO_FROM_ALL:
-        return _all([_zero(x) for x in ins])
+        return all_of([is_zero(x) for x in ins])
     return False
 
 
 def _same_result(name: str, eqn: JaxprEqn, ins: list[Value]) -> tuple[int, Any] | None:
-    same = [_same(x) for x in ins]
+    same = [same_of(x) for x in ins]
     if name in _IDENTITIES:
         return same[0]
     if name == "convert_element_type":
@@ -187,7 +123,7 @@ def _same_result(name: str, eqn: JaxprEqn, ins: list[Value]) -> tuple[int, Any] 
         return same[0] if is_float and jnp.promote_types(old, new) in (old, new) else None
     if len(ins) != 2 or name not in ("add", "add_any", "sub", "mul", "div"):
         return None
-    neutral = _one if name in ("mul", "div") else _zero
+    neutral = is_one if name in ("mul", "div") else is_zero
     for one, other in ((0, 1), (1, 0)):
         if same[one] is not None and (one == 0 or name in ("add", "add_any", "mul")):
             return same[one][0], both(same[one][1], neutral(ins[other]))  # pyright: ignore[reportOptionalSubscript]
@@ -198,17 +134,17 @@ def _select(which: Value, cases: list[Value]) -> Value:
     """`select_n`; of unknown choice among an input and zeros that input: such an entry is pruned, not trained."""
     if isinstance(which, Known) and not np.ndim(which.value):
         return _chosen(which.value, cases)
-    zero = _all([_zero(x) for x in cases])
-    inputs = {same[0] for same in map(_same, cases) if same is not None}
+    zero = all_of([is_zero(x) for x in cases])
+    inputs = {same[0] for same in map(same_of, cases) if same is not None}
     if len(inputs) != 1:
         return Hint(zero)
-    told = [_either(_zero(x), same[1] if (same := _same(x)) else False) for x in cases]
-    return Hint(zero, (inputs.pop(), _all(told)))
+    told = [either(is_zero(x), same[1] if (same := same_of(x)) else False) for x in cases]
+    return Hint(zero, (inputs.pop(), all_of(told)))
 
 
 def _chosen(which: Any, cases: Sequence[Value]) -> Value:
     """The case of a known number."""
-    is_case = [_all_equal(which, i) for i in range(len(cases))]
+    is_case = [all_equal(which, i) for i in range(len(cases))]
     for case, is_it in zip(cases, is_case, strict=True):
         if is_it is True:
             return case
@@ -218,15 +154,15 @@ def _chosen(which: Any, cases: Sequence[Value]) -> Value:
         for value, is_it in zip(values[1:], is_case[1:], strict=True):
             result = jnp.where(is_it, value, result)
         return Known(result)
-    zero = _all([_either(negated(is_it), _zero(case)) for is_it, case in zip(is_case, cases, strict=True)])
-    inputs = {same[0] for same in map(_same, cases) if same is not None}
+    zero = all_of([either(negated(is_it), is_zero(case)) for is_it, case in zip(is_case, cases, strict=True)])
+    inputs = {same[0] for same in map(same_of, cases) if same is not None}
     if len(inputs) != 1:
         return Hint(zero)
     told = [
-        _either(negated(is_it), same[1] if (same := _same(case)) else False)
+        either(negated(is_it), same[1] if (same := same_of(case)) else False)
         for is_it, case in zip(is_case, cases, strict=True)
     ]
-    return Hint(zero, (inputs.pop(), _all(told)))
+    return Hint(zero, (inputs.pop(), all_of(told)))
 
 
 def _cond(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
@@ -238,10 +174,10 @@ def _cond(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         return [_chosen(number, column) for column in columns]
     unknown = []
     for column in columns:
-        inputs = {same[0] if (same := _same(x)) else None for x in column}
-        told = _all([same[1] for x in column if (same := _same(x))])
+        inputs = {same[0] if (same := same_of(x)) else None for x in column}
+        told = all_of([same[1] for x in column if (same := same_of(x))])
         same = (inputs.pop(), told) if len(inputs) == 1 and None not in inputs else None
-        unknown.append(Hint(_all([_zero(x) for x in column]), same))  # pyright: ignore[reportArgumentType]
+        unknown.append(Hint(all_of([is_zero(x) for x in column]), same))  # pyright: ignore[reportArgumentType]
     return unknown
 
 
@@ -251,7 +187,7 @@ def _scan(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
     n_carry = len(carry)
     carry = [_whole(x, v.aval) for x, v in zip(carry, scan_parts(eqn, eqn.invars).carry, strict=True)]
     # The slices of an operand are unknown, but zero where it is.
-    xs = [Hint(_zero(x)) for x in xs]
+    xs = [Hint(is_zero(x)) for x in xs]
     while True:
         parts = [x.value if isinstance(x, Known) else (x.zero, x.same[1] if x.same else False) for x in carry]
         found: list[list[Value]] = []
@@ -268,11 +204,11 @@ def _scan(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
                 if isinstance(x, Known):
                     new.append(jnp.asarray(out.value, old.dtype) if isinstance(out, Known) else old)
                 else:
-                    same = _same(out)
+                    same = same_of(out)
                     is_it = x.same is not None and same is not None and same[0] == x.same[0]
                     told = same[1] if is_it else False  # pyright: ignore[reportOptionalSubscript]
-                    new.append((jnp.asarray(both(old[0], _zero(out))), jnp.asarray(both(old[1], told))))
-            return new, [jnp.asarray(_zero(out)) for out in outs[n_carry:]]
+                    new.append((jnp.asarray(both(old[0], is_zero(out))), jnp.asarray(both(old[1], told))))
+            return new, [jnp.asarray(is_zero(out)) for out in outs[n_carry:]]
 
         start = jax.tree.map(jnp.asarray, parts)
         ends, zeros = jax.lax.scan(body, start, None, length=eqn.params["length"])
@@ -295,8 +231,8 @@ def _whole(x: Value, aval: Any) -> Value:
     """A value as a loop carries it: a known one in its own shape and dtype, or not known if that is large."""
     if isinstance(x, Hint):
         return x
-    if math.prod(aval.shape) > _LARGEST_RESULT or not _is_plain(aval):
-        return Hint(_zero(x))
+    if math.prod(aval.shape) > _LARGEST_RESULT or not is_plain(aval):
+        return Hint(is_zero(x))
     return Known(jnp.broadcast_to(jnp.asarray(x.value, aval.dtype), aval.shape))
 
 
