@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxprune.demo import matmul_conv
-from jaxprune.demo.models import LeNet300100
+from jaxprune import matmul_conv
+from jaxprune.experiments.models import LeNet300100
 
 Shapes = dict[str, Any]  # nested, with tuples of ints as leaves
 

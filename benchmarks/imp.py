@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxprune as jp
-from jaxprune.demo.models import LeNet300100, SmallCNN
+from jaxprune.experiments.models import LeNet300100, SmallCNN
 
 BATCH, LEARNING_RATE = 60, 1.2e-3
 

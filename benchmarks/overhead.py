@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxprune as jp
-from jaxprune.demo import matmul_conv
-from jaxprune.demo.models import LeNet300100
+from jaxprune import matmul_conv
+from jaxprune.experiments.models import LeNet300100
 
 
 class CNN(nn.Module):

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxprune as jp
-from jaxprune.demo.data import load
-from jaxprune.demo.models import build
+from jaxprune.experiments.data import load
+from jaxprune.experiments.models import build
 
 BATCH, LEARNING_RATE = 60, 1.2e-3
 GRID = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.985, 0.99, 0.995)

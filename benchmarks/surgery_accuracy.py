@@ -18,7 +18,7 @@ from models.resnet import ResNet
 from surgery_measure import BATCHES, count, jitted, machine, shortest, show, xla_flops
 
 import jaxprune as jp
-from jaxprune.demo import data
+from jaxprune.experiments import data
 
 SHARES, ROUNDS = (0.5, 0.7), 3
 HEADS = (

@@ -25,7 +25,7 @@ from surgery_measure import machine, show
 
 import jaxprune as jp
 from jaxprune.surgery import Groups, plan_units
-from jaxprune.surgery.frames import Frame
+from jaxprune.surgery.inference.frames import Frame
 
 SOURCES = {
     "own": models.own_models,

@@ -286,7 +286,7 @@ def imp(
     Note:
       On a CPU, XLA runs `conv_general_dilated` inside a loop many times slower than outside. Give the
       convolutions of a model that trains there a matmul form (`nn.Conv(...,
-      conv_general_dilated=jaxprune.demo.matmul_conv)`), or run `jax.jit(train_step)` in a Python loop of
+      conv_general_dilated=jaxprune.matmul_conv)`), or run `jax.jit(train_step)` in a Python loop of
       your own.
 
     Example:

@@ -19,6 +19,8 @@ import numpy as np
 
 from jaxprune.params import PyTree
 
+__all__ = ["check", "restore", "save"]
+
 _KIND = "jaxprune"
 _DIGESTS = "digests.json"
 # Python's numbers, and how they are stored.

@@ -84,7 +84,7 @@ class _Chosen:
 
 
 def _resumable(settings: Any) -> bool:
-    from jaxprune.demo.claim import resumable
+    from jaxprune.commands.claim import resumable
 
     return resumable(settings)
 
@@ -139,20 +139,20 @@ def _first_part(box: str) -> str:
 
 def _commands() -> dict[str, tuple[type, Callable[[Any], None]]]:
     """Subcommand -> (the dataclass of its options, what runs it)."""
-    from jaxprune.demo.compare.settings import CompareSettings
-    from jaxprune.demo.settings import Settings
+    from jaxprune.experiments.compare.settings import CompareSettings
+    from jaxprune.experiments.settings import Settings
 
     return {"imp": (Settings, _imp), "compare": (CompareSettings, _compare)}
 
 
 def _imp(settings: Any) -> None:
-    from jaxprune.demo.experiment import run
+    from jaxprune.experiments.experiment import run
 
     run(settings, _console())
 
 
 def _compare(settings: Any) -> None:
-    from jaxprune.demo.compare.experiment import run
+    from jaxprune.experiments.compare.experiment import run
 
     run(settings, _console())
 
@@ -195,7 +195,7 @@ def _watch(chosen: _Chosen) -> None:
     import os
     import signal
 
-    from jaxprune.demo.signals import watch
+    from jaxprune.commands.signals import watch
 
     def stop(number: int) -> None:
         # All that is on the disk is whole at any time.
@@ -205,7 +205,7 @@ def _watch(chosen: _Chosen) -> None:
                 os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # a progress bar hides the cursor
             _error(chosen.stopped(why), code, sys.__stderr__)
             if chosen.settings is not None:
-                from jaxprune.demo.claim import unlock
+                from jaxprune.commands.claim import unlock
 
                 unlock(chosen.settings)
         finally:

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune.jaxprs.hints import Hint, Known, Value, both, constant, evaluate, negated
 from jaxprune.params import PyTree
-from jaxprune.tracing.hints import Hint, Known, Value, both, constant, evaluate, negated
 from jaxprune.training import Training
 from jaxprune.transforms._masks_in_state import holds_masks
 

@@ -12,6 +12,8 @@ from jaxprune._sensitivity import Sensitivity
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["Line", "plot_accuracy", "plot_sensitivity", "plot_tickets"]
+
 _COLORS = ("#0072b2", "#d55e00", "#7f7f7f", "#009e73", "#cc79a7")
 _MARKERS = ("o", "s", "^", "D", "v")
 

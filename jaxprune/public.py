@@ -2,6 +2,7 @@
 
 from jaxprune import allocate, recipes, schedules, scores, sparse_training, surgery
 from jaxprune._imp import IMP, imp
+from jaxprune._matmul_conv import matmul_conv
 from jaxprune._sensitivity import Sensitivity, sensitivity
 from jaxprune.at_init import prune_at_init
 from jaxprune.calibration import (
@@ -50,6 +51,7 @@ __all__ = [
     "imp",
     "make_masks",
     "masked",
+    "matmul_conv",
     "plan_removal",
     "prunable",
     "prune_at_init",

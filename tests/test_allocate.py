@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 import jaxprune as jp
-from jaxprune.demo._matmul_conv import matmul_conv
+from jaxprune import matmul_conv
 
 PARAMS = {
     "conv": {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)},

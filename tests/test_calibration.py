@@ -196,7 +196,7 @@ def test_bfloat16_models_have_float32_statistics():
 
 
 def test_equal_layers_compile_one_segment():
-    from jaxprune.calibration import _stream
+    from jaxprune.jaxprs import stream
 
     params = [{"w": draw(i, 5, 5)} for i in range(6)]
 
@@ -205,9 +205,9 @@ def test_equal_layers_compile_one_segment():
             x = jax.nn.silu(x @ layer["w"]) + x
         return x
 
-    before = _stream._run_segment._cache_size()
+    before = stream._run_segment._cache_size()
     jp.calibrate(fn, params, [draw(9, 4, 5), draw(10, 4, 5)])
-    assert _stream._run_segment._cache_size() - before <= 2  # the first layer's and that of all others
+    assert stream._run_segment._cache_size() - before <= 2  # the first layer's and that of all others
 
 
 def test_a_shared_activation_is_computed_once_for_all_its_weights():

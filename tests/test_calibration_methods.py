@@ -9,7 +9,7 @@ import pytest
 from one_weight import correlated, draw, error, prune
 
 import jaxprune as jp
-from jaxprune.calibration._mask_only import keep_highest_per_output
+from jaxprune.calibration.methods.mask_only import keep_highest_per_output
 
 
 def obs_by_deletion(w, h, mask_of_row):

@@ -2,71 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
-import jax.numpy as jnp
-import numpy as np
-
-from jaxprune.calibration._model import CalibrationModel, RowWeights, open_model, walk
-from jaxprune.calibration._moments import Kind, Moments
-from jaxprune.calibration._unseen import warn_of_unseen
-from jaxprune.calibration._view import Matrix
+from jaxprune.calibration.engine.model import (
+    CalibrationModel,
+    RowWeights,
+    check_row_weights,
+    open_model,
+    with_progress,
+)
+from jaxprune.calibration.engine.unseen import warn_of_unseen
+from jaxprune.jaxprs.views import Matrix
 from jaxprune.params import PyTree
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightStatistics:
-    """Input statistics of one parameter: of each matrix that it holds (a stack of layers holds several).
-
-    Attributes:
-      shape: of the parameter.
-      matrices: which entries of the parameter form (groups, inputs, outputs).
-      moments: of the inputs of each matrix: number of rows, sums, X^T X or its diagonal.
-    """
-
-    shape: tuple[int, ...]
-    matrices: tuple[Matrix, ...]
-    moments: tuple[Moments, ...]
-
-    @property
-    def input_norms(self) -> np.ndarray:
-        """||X_i||_2 of the input that each weight multiplies, in the parameter's shape; float32."""
-        squares = [np.asarray(m.norms, np.float64)[:, :, None] ** 2 for m in self.moments]
-        return np.sqrt(self.spread(squares)).astype(np.float32)
-
-    @property
-    def input_means(self) -> np.ndarray:
-        """Mean of the input that each weight multiplies, in the parameter's shape; float32."""
-        means = [np.asarray(m.sums * m.scale / m.total)[:, :, None] for m in self.moments]
-        return self.spread(means).astype(np.float32)
-
-    def output_moments(self, w: Any) -> list[tuple[Any, Any]]:
-        """Mean and second moment of each output, (groups, outputs), for the parameter's value `w`.
-
-        Raises:
-          ValueError: statistics of the diagonal only.
-        """
-        found = []
-        for matrix, m in zip(self.matrices, self.moments, strict=True):
-            if not m.is_full:
-                raise ValueError("output moments need X^T X: calibrate with `moments='full'`.")
-            weights = jnp.asarray(matrix.of(np.asarray(w, np.float32))) * m.scale[:, :, None]
-            mean = jnp.einsum("gi,gio->go", m.sums, weights, precision="highest")
-            second = jnp.einsum("gio,gij,gjo->go", weights, m.second, weights, precision="highest")
-            found.append((mean / m.total, second / m.total))
-        return found
-
-    def spread(self, values: list[Any]) -> np.ndarray:
-        """Values that broadcast to each matrix's (groups, inputs, outputs), summed in the parameter's shape."""
-        out = np.zeros(self.shape)
-        for matrix, value in zip(self.matrices, values, strict=True):
-            matrix.put(out, matrix.of(out) + value)
-        return out
-
-
-Statistics = dict[str, WeightStatistics]
+from jaxprune.statistics import Kind, Moments, Statistics, WeightStatistics
 
 
 def calibrate(
@@ -123,7 +72,7 @@ def calibrate(
     model = open_model(fn, params, batches, where, row_weights)
     found: dict[int, dict[Matrix, Moments]] = {}
     fits = False
-    for site in walk(model.stream(), progress, "calibrate"):
+    for site in with_progress(model.stream(), progress, "calibrate"):
         here, fit = model.moments(site, moments)
         fits = fits or fit
         for use in site.uses:
@@ -150,12 +99,3 @@ def _unseen_matrices(
         )
         counts[model.paths[leaf]] = n, model.values[leaf].size
     return counts
-
-
-def check_row_weights(weights: list[Any]) -> None:
-    """Raises for row weights that fitted no activations."""
-    if weights[0] is not None:
-        raise ValueError(
-            f"`row_weights` gave shape {weights[0].shape}, which is the leading shape of no weight's "
-            "activations. Give one number a row, such as (batch, position)."
-        )

@@ -9,28 +9,15 @@ from typing import Any
 import numpy as np
 
 from jaxprune.allocation import shares_of
-from jaxprune.calibration._calibrate import check_row_weights
-from jaxprune.calibration._keep import check_structure, fits, misfit
-from jaxprune.calibration._layerwise import (
-    LayerResult,
-    LayerWeights,
-    Method,
-    Refinement,
-    Start,
-    by_method,
-    shared_moments,
-)
-from jaxprune.calibration._model import CalibrationModel, RowWeights, open_model, walk
-from jaxprune.calibration._moments import Kind
-from jaxprune.calibration._parts import counts_of, parts_of
-from jaxprune.calibration._residual import residual_streams
-from jaxprune.calibration._sparsegpt import SparseGPT
-from jaxprune.calibration._targets import DenseTargets
+from jaxprune.calibration.engine.fitting import check_structure, fits, misfit
+from jaxprune.calibration.engine.layers import LayerWeights, OnLayer, by_method
+from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model
+from jaxprune.calibration.engine.parts import counts_of, parts_of
+from jaxprune.calibration.engine.sending import send_through
+from jaxprune.calibration.methods import Method, Refinement, SparseGPT
 from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.structures.matrix import MatrixStructure
-
-OnLayer = Callable[[LayerResult], None]
 
 
 def reconstruct(
@@ -145,47 +132,6 @@ def reconstruct(
     send_through(layers, start, refine, dense_targets, on_layer, progress, "full" if is_full else "diagonal")
     layers.warn_of_unseen("They are pruned by their size, the others keep their values", stacklevel=2)
     return layers.result(params)
-
-
-def send_through(
-    layers: LayerWeights,
-    start: Start,
-    refine: Sequence[Refinement] = (),
-    dense_targets: float = 0.0,
-    on_layer: OnLayer | None = None,
-    progress: bool = False,
-    kind: Kind = "full",
-) -> None:
-    """Sends the batches through, pruning every weight on the way."""
-    model = layers.model
-    shared = shared_moments(model)
-    residual = residual_streams(model.program) if dense_targets else {}
-    residual = {use: pair for use, pair in residual.items() if (use.leaf, use.matrix) not in shared}
-    dense = DenseTargets(model, residual, dense_targets) if dense_targets else None
-    stream = model.stream([passing for _, passing in residual.values()])
-    fits = False
-    for site in walk(stream, progress, "prune"):
-        changed = {}
-        for use in site.uses:
-            if (use.leaf, use.matrix) in shared:
-                moments = shared[use.leaf, use.matrix]
-                changed.update(layers.prune([use], moments, {}, start, refine, on_layer))
-        own = [use for use in site.uses if (use.leaf, use.matrix) not in shared]
-        if own:
-            streams = [stream.take(residual[use][1]) for use in own if use in residual]
-            passing = streams[0] if len(own) == len(streams) == 1 else None
-            moments, fit = model.moments(site, kind)
-            fits = fits or fit
-            targets = {}
-            if dense is not None:
-                targets = dense.at(site._replace(uses=own), moments, passing)
-            changed.update(layers.prune(own, moments, targets, start, refine, on_layer))
-        elif dense is not None:
-            dense.skip()
-        for leaf, value in changed.items():
-            stream.set_param(leaf, value)
-    if not (fits or shared):
-        check_row_weights(model.row_weights)
 
 
 def _fisher_scores(

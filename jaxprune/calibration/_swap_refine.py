@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.calibration._keep import check_structure, fits, misfit
-from jaxprune.calibration._layerwise import LayerWeights, Refinement
-from jaxprune.calibration._model import RowWeights, open_model
-from jaxprune.calibration._program import Use
-from jaxprune.calibration._reconstruct import OnLayer, send_through
-from jaxprune.calibration._swaps import Swaps
+from jaxprune.calibration.engine.fitting import check_structure, fits, misfit
+from jaxprune.calibration.engine.layers import LayerWeights, OnLayer
+from jaxprune.calibration.engine.model import RowWeights, open_model
+from jaxprune.calibration.engine.sending import send_through
+from jaxprune.calibration.methods import Refinement, Swaps
+from jaxprune.jaxprs.program import Use
 from jaxprune.params import PyTree, aligned, flatten_with_paths, is_kept_whole, mask_leaves
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.structures.matrix import MatrixStructure

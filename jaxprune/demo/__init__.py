@@ -1,12 +1,19 @@
-"""What the commands run: data, models and the experiments. Only `matmul_conv` is meant for other code."""
+"""The old place of `jaxprune.matmul_conv`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import Any
 
-from jaxprune import lazy
 
-if TYPE_CHECKING:
-    from jaxprune.demo._matmul_conv import *  # noqa: F403
+def __getattr__(name: str) -> Any:
+    if name != "matmul_conv":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from jaxprune._matmul_conv import matmul_conv
 
-lazy.attach(__name__, "jaxprune.demo._matmul_conv")
+    warnings.warn(
+        "`jaxprune.demo.matmul_conv` is deprecated: it is `jaxprune.matmul_conv` now.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return matmul_conv

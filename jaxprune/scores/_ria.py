@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.params import PyTree
-from jaxprune.scores._wanda import score_matrices
-
-if TYPE_CHECKING:
-    from jaxprune.calibration import Statistics
+from jaxprune.scores._wanda import score_matrices, weighted
+from jaxprune.statistics import Statistics
 
 
 def ria(params: PyTree, stats: Statistics, power: float = 0.5) -> PyTree:
@@ -46,7 +42,7 @@ def ria(params: PyTree, stats: Statistics, power: float = 0.5) -> PyTree:
     """
 
     def score(w: np.ndarray, norms: np.ndarray) -> np.ndarray:
-        return np.asarray(relative_importance(jnp.asarray(w))) * norms[:, :, None] ** power
+        return weighted(np.asarray(relative_importance(jnp.asarray(w))), norms, power)
 
     return score_matrices(params, stats, score)
 

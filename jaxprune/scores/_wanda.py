@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.params import PyTree, flatten_with_paths
-
-if TYPE_CHECKING:
-    from jaxprune.calibration import Statistics
+from jaxprune.statistics import Statistics
 
 
 def wanda(params: PyTree, stats: Statistics, per_output: bool = True) -> PyTree:
@@ -52,7 +50,7 @@ def wanda(params: PyTree, stats: Statistics, per_output: bool = True) -> PyTree:
 
     def score(w: np.ndarray, norms: np.ndarray) -> np.ndarray:
         size = np.abs(w)
-        plain = size * norms[:, :, None]
+        plain = weighted(size, norms)
         if not per_output:
             return plain
         # Where inputs are always 0 the weights themselves say which of them comes first.
@@ -60,6 +58,11 @@ def wanda(params: PyTree, stats: Statistics, per_output: bool = True) -> PyTree:
         return (np.argsort(order, axis=1, kind="stable") / plain.shape[1]).astype(np.float32)
 
     return score_matrices(params, stats, score)
+
+
+def weighted(sizes: Any, norms: Any, power: float = 1) -> Any:
+    """Sizes of weights (..., inputs, outputs) times a power of their inputs' norms (..., inputs)."""
+    return sizes * norms[..., None] ** power
 
 
 def score_matrices(

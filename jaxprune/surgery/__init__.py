@@ -1,10 +1,11 @@
 """Surgery: physically remove channels, heads and units from any function of parameters."""
 
 from jaxprune.surgery.compensation import compensate
+from jaxprune.surgery.evaluation.verify import Verification
 from jaxprune.surgery.groups import Frozen, Group, Groups, Member, find_groups
 from jaxprune.surgery.nnx_modules import shrink_module
-from jaxprune.surgery.plan import Plan
-from jaxprune.surgery.planning import plan_removal, plan_units
+from jaxprune.surgery.planning.plan import Plan
+from jaxprune.surgery.planning.removal import plan_removal, plan_units
 from jaxprune.surgery.scores import (
     UnitScores,
     activation_scores,
@@ -16,7 +17,6 @@ from jaxprune.surgery.scores import (
     taylor_scores,
     unit_scores,
 )
-from jaxprune.surgery.verify import Verification
 
 __all__ = [
     "Frozen",

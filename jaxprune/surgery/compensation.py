@@ -12,24 +12,25 @@ import numpy as np
 from jax import lax
 
 from jaxprune.calibration import LayerResult, SparseGPT
-from jaxprune.calibration._calibrate import check_row_weights
-from jaxprune.calibration._layerwise import over_groups, shared_moments
-from jaxprune.calibration._model import CalibrationModel, RowWeights, open_model, walk
-from jaxprune.calibration._moments import Moments, cross_moment, safe_scale
-from jaxprune.calibration._program import Step, Use
-from jaxprune.calibration._rows import Rows
-from jaxprune.calibration._stream import Site
-from jaxprune.calibration._unseen import warn_of_unseen
+from jaxprune.calibration.engine.model import (
+    CalibrationModel,
+    RowWeights,
+    check_row_weights,
+    open_model,
+    shared_moments,
+    with_progress,
+)
+from jaxprune.calibration.engine.unseen import warn_of_unseen
+from jaxprune.calibration.methods.method import over_groups
+from jaxprune.jaxprs import is_array_leaf
+from jaxprune.jaxprs.program import Use
+from jaxprune.jaxprs.rows import Rows
+from jaxprune.jaxprs.stream import Site
+from jaxprune.jaxprs.uses import otherwise_used
 from jaxprune.params import PyTree, flatten_with_paths
-from jaxprune.surgery.plan import Plan
+from jaxprune.statistics.moments import Moments, cross_moment, safe_scale
+from jaxprune.surgery.planning.plan import Plan
 from jaxprune.surgery.scores.obs import with_unit_diagonal
-from jaxprune.tracing import is_array_leaf
-
-_PRODUCTS = ("dot_general", "conv_general_dilated")
-# Steps that give entries of a parameter as they are; `index` is a scan's own.
-_VIEWS = frozenset(
-    ("broadcast_in_dim", "convert_element_type", "copy", "dynamic_slice", "expand_dims", "index", "reshape")
-) | {"slice", "split", "squeeze", "stop_gradient", "transpose"}
 
 
 def compensate(
@@ -144,7 +145,7 @@ class _Refit:
         used = {use.leaf for use in model.program.uses} & leaves.keys()
         self.weights = {leaf: np.array(model.values[leaf]) for leaf in used}
         self._open = {leaf: np.ones(w.shape, bool) for leaf, w in self.weights.items()}
-        for leaf in used & _otherwise_used(model):
+        for leaf in used & otherwise_used(model.program, [value.shape for value in model.values]):
             self._open[leaf][...] = False
         pruned = [
             _masked(value, leaves[leaf]) if leaf in leaves else value
@@ -158,7 +159,7 @@ class _Refit:
     def run(self, progress: bool) -> dict[str, Any]:
         """The refitted parameters by path."""
         fits, seen = False, False
-        for site, pruned in zip(walk(self.alive, progress, "compensate"), self.pruned, strict=True):
+        for site, pruned in zip(with_progress(self.alive, progress, "compensate"), self.pruned, strict=True):
             uses = [use for use in site.uses if self._loses(use)]
             moments: Any = None
             for use in uses:
@@ -228,32 +229,6 @@ class _Refit:
             error = _relative_error(w0, w, of.here, of.cross, of.dense, jnp.asarray(outputs))
             share = 1 - float(rows[outputs.any(1)].mean())
             self.on_layer(LayerResult(self.model.paths[use.leaf], float(error), share))
-
-
-def _otherwise_used(model: CalibrationModel) -> set[int]:
-    """Parameters whose entries have uses that one refit can't serve: as two matrices, or beside products."""
-    program = model.program
-    readers: dict[int, list[Step]] = {}
-    for step in program.steps:
-        for number in step.ins:
-            readers.setdefault(number, []).append(step)
-    found = set()
-    for leaf in {use.leaf for use in program.uses}:
-        uses = [use for use in program.uses if use.leaf == leaf]
-        times = np.zeros(model.values[leaf].shape, np.int8)
-        for matrix in {use.matrix for use in uses}:
-            matrix.put(times, matrix.of(times) + 1)
-        numbers = [program.params[leaf]]
-        for number in numbers:  # it grows
-            for step in readers.get(number, ()):
-                name = step.key[0] if isinstance(step.key, tuple) else ""
-                if name in _VIEWS:
-                    numbers.extend(step.outs)
-                elif name not in _PRODUCTS or not any(use.x in step.ins for use in uses):
-                    found.add(leaf)
-        if times.max() > 1 or set(numbers) & set(program.outs):
-            found.add(leaf)
-    return found
 
 
 def _masked(value: Any, mask: np.ndarray) -> jax.Array:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxprune.params import PyTree
-from jaxprune.surgery.axes import Atom, Axis, leaves_of, normal, parts_of
-from jaxprune.surgery.made import made_units
-from jaxprune.surgery.model import Model, State, analyse
+from jaxprune.surgery.inference.axes import Atom, Axis, leaves_of, normal, parts_of
+from jaxprune.surgery.inference.made import made_units
+from jaxprune.surgery.inference.model import Model, State, analyse
 
 
 class Member(NamedTuple):

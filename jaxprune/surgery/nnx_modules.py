@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxprune.jaxprs import as_abstract, is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
-from jaxprune.surgery.compact import compact
+from jaxprune.surgery.evaluation.compact import compact
+from jaxprune.surgery.evaluation.watching import QUICK_COMPILATION, largest_difference
 from jaxprune.surgery.nnx_sizes import sizes_of
-from jaxprune.surgery.plan import Plan
+from jaxprune.surgery.planning.plan import Plan
 from jaxprune.surgery.slicing import shrink_leaf
-from jaxprune.surgery.watching import QUICK_COMPILATION, largest_difference
-from jaxprune.tracing import as_abstract, is_array_leaf
 
 # Both functions run the same equations, mostly to the last bit: what differs by more has another size in it.
 _TOLERANCE = 1e-5

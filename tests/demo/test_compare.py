@@ -15,12 +15,12 @@ import pytest
 from rich.console import Console
 
 from jaxprune import cli
-from jaxprune.demo import data
-from jaxprune.demo.classification import classification
-from jaxprune.demo.compare import experiment
-from jaxprune.demo.compare.programs import keys
-from jaxprune.demo.compare.settings import CompareSettings
-from jaxprune.demo.run_folder import RunFolder
+from jaxprune.commands.run_folder import RunFolder
+from jaxprune.experiments import data
+from jaxprune.experiments.classification import classification
+from jaxprune.experiments.compare import experiment
+from jaxprune.experiments.compare.programs import keys
+from jaxprune.experiments.compare.settings import CompareSettings
 
 TINY = CompareSettings(recipes=("imp", "gmp"), sparsities=(0.9, 0.99), steps=10, seeds=2, batch_size=8)
 QUIET = Console(quiet=True)

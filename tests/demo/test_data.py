@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxprune.demo import data
+from jaxprune.experiments import data
 
 MNIST = Path(os.environ["JAXPRUNE_DATA"], "mnist") if "JAXPRUNE_DATA" in os.environ else None
 

@@ -20,9 +20,9 @@ from rich.console import Console
 import jaxprune as jp
 from jaxprune import checkpoint, cli
 from jaxprune._imp import Round
-from jaxprune.demo import data, experiment, programs, results
-from jaxprune.demo.run_folder import RunFolder
-from jaxprune.demo.settings import Settings
+from jaxprune.commands.run_folder import RunFolder
+from jaxprune.experiments import data, experiment, programs, results
+from jaxprune.experiments.settings import Settings
 
 TINY = Settings(rounds=2, steps=6, every=3, seeds=2, batch_size=8)
 QUIET = Console(quiet=True)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from jaxprune.demo import matmul_conv
+from jaxprune import matmul_conv
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -146,6 +146,14 @@ def test_needs_jax_alone():
         "        if name.split('.')[0] in ('sklearn', 'matplotlib', 'tyro', 'orbax'):\n"
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Missing())\n"
-        "from jaxprune.demo import matmul_conv\n"
+        "from jaxprune import matmul_conv\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_old_name_still_works_and_says_the_new_one():
+    with pytest.warns(DeprecationWarning, match=r"it is `jaxprune\.matmul_conv` now"):
+        from jaxprune.demo import matmul_conv as old
+    assert old is matmul_conv
+    with pytest.raises(ImportError):
+        from jaxprune.demo import data  # noqa: F401

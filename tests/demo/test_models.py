@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxprune.demo import models
+from jaxprune.experiments import models
 
 
 def test_lenet_has_the_weights_of_the_paper():

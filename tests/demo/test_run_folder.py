@@ -14,11 +14,11 @@ import pytest
 
 import jaxprune
 from jaxprune import cli
-from jaxprune.demo import tickets
-from jaxprune.demo.claim import claimed, resumable
-from jaxprune.demo.compare.settings import CompareSettings
-from jaxprune.demo.run_folder import RunFolder
-from jaxprune.demo.settings import Settings
+from jaxprune.commands.claim import claimed, resumable
+from jaxprune.commands.run_folder import RunFolder
+from jaxprune.experiments import tickets
+from jaxprune.experiments.compare.settings import CompareSettings
+from jaxprune.experiments.settings import Settings
 
 ROW = {"kept": np.arange(6), "accuracy": np.linspace(0, 1, 6)}
 
@@ -72,13 +72,13 @@ def test_a_disk_that_takes_nothing_is_told_and_leaves_no_folder(capsys, tmp_path
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("jaxprune.demo.claim._lock", full)
+    monkeypatch.setattr("jaxprune.commands.claim._lock", full)
     with (
         pytest.warns(UserWarning, match="its file system has no locks"),
         claimed(Settings(out=str(tmp_path / "a"))),
     ):
         pass
-    monkeypatch.setattr("jaxprune.demo.claim._locked", full)
+    monkeypatch.setattr("jaxprune.commands.claim._locked", full)
     assert "can't be used: No space left on device" in line(capsys, "imp", "--out", str(tmp_path / "b" / "c"))
     assert [p.name for p in tmp_path.iterdir()] == []
 
@@ -117,8 +117,8 @@ def test_two_runs_cannot_have_one_folder(capsys, tmp_path):
 def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path):
     code = (
         "import sys, time\n"
-        "from jaxprune.demo.claim import claimed\n"
-        "from jaxprune.demo.settings import Settings\n"
+        "from jaxprune.commands.claim import claimed\n"
+        "from jaxprune.experiments.settings import Settings\n"
         "with claimed(Settings(out=sys.argv[1])):\n"
         "    print(flush=True)\n"
         "    time.sleep(600)\n"

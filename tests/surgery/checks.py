@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.jaxprs import is_array_leaf
 from jaxprune.surgery import plan_units
-from jaxprune.surgery.axes import leaves_of, normal, parts_of, size_of
-from jaxprune.surgery.compact import run
-from jaxprune.surgery.interpreter import Masked
-from jaxprune.surgery.model import analyse, keep_of
-from jaxprune.tracing import is_array_leaf
+from jaxprune.surgery.evaluation.compact import run
+from jaxprune.surgery.evaluation.interpreter import Masked
+from jaxprune.surgery.inference.axes import leaves_of, normal, parts_of, size_of
+from jaxprune.surgery.inference.model import analyse, keep_of
 
 
 def random_plan(groups, seed=0, share=0.5):

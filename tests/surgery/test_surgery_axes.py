@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from jaxprune.surgery.axes import (
+from jaxprune.surgery.inference.axes import (
     Atom,
     Reason,
     concatenated,
@@ -20,8 +20,8 @@ from jaxprune.surgery.axes import (
     split,
     unify,
 )
-from jaxprune.surgery.kept import Conflict, Keep, assign, collect
-from jaxprune.surgery.rules.selection import selected
+from jaxprune.surgery.inference.kept import Conflict, Keep, assign, collect
+from jaxprune.surgery.inference.rules.selection import selected
 
 WHY = Reason("test")
 

@@ -10,7 +10,7 @@ import pytest
 from plain_layers import data, weights
 
 import jaxprune as jp
-from jaxprune.surgery.budget import count, first_level
+from jaxprune.surgery.planning.budget import count, first_level
 
 
 def mlp(width, bias=False):

@@ -11,8 +11,9 @@ from jax import lax
 from plain_layers import data, weights
 
 import jaxprune as jp
-from jaxprune.surgery import interpreter, plan_units, watching
-from jaxprune.surgery.rules import RULES
+from jaxprune.surgery import plan_units
+from jaxprune.surgery.evaluation import interpreter, watching
+from jaxprune.surgery.inference.rules import RULES
 
 KEPT = np.arange(8) % 3 != 0
 

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, aligned, flatten_with_paths
 from jaxprune.surgery.groups import Groups
 from jaxprune.surgery.scores.entries import summed_over_units
-from jaxprune.tracing import is_array_leaf
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
+from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree
-from jaxprune.surgery.axes import leaves_of, size_of
-from jaxprune.surgery.frames import Frame
+from jaxprune.surgery.evaluation.observing import Totals, observed
 from jaxprune.surgery.groups import Groups, find_groups
-from jaxprune.surgery.kept import collect
-from jaxprune.surgery.observing import Totals, observed
-from jaxprune.surgery.rules import RULES
+from jaxprune.surgery.inference.axes import leaves_of, size_of
+from jaxprune.surgery.inference.frames import Frame
+from jaxprune.surgery.inference.kept import collect
+from jaxprune.surgery.inference.rules import RULES
 from jaxprune.surgery.scores._unit_scores import UnitScores
 from jaxprune.surgery.scores.entries import arrays_of
-from jaxprune.tracing import is_array_leaf
 
 _CONTRACTIONS = ("dot_general", "ragged_dot_general", "conv_general_dilated")
 

@@ -8,11 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.groups import Group, Groups
-from jaxprune.surgery.kept import collect
+from jaxprune.surgery.inference.kept import collect
 from jaxprune.surgery.slicing import on_host
-from jaxprune.tracing import is_array_leaf
 
 
 def arrays_of(groups: Groups, params: PyTree) -> dict[str, Any]:

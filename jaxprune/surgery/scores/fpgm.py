@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxprune.params import PyTree, is_float_array
 from jaxprune.surgery.groups import Groups
-from jaxprune.surgery.kept import slices
+from jaxprune.surgery.inference.kept import slices
 from jaxprune.surgery.scores._unit_scores import UnitScores
 from jaxprune.surgery.scores.entries import arrays_of, places_of
 

@@ -12,12 +12,13 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
-from jaxprune.calibration import SparseGPT, Statistics
-from jaxprune.calibration._layerwise import over_groups
+from jaxprune.calibration import SparseGPT
+from jaxprune.calibration.methods.method import over_groups
 from jaxprune.params import PyTree
-from jaxprune.surgery.consumers import Consumer, consumers_of
+from jaxprune.statistics import Statistics
 from jaxprune.surgery.groups import Groups
 from jaxprune.surgery.scores._unit_scores import UnitScores
+from jaxprune.surgery.scores.consumers import Consumer, consumers_of
 from jaxprune.surgery.scores.entries import arrays_of
 
 _BLOCK = 64  # inputs that are removed before the inverse and the weights are written anew

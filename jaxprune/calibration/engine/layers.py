@@ -1,0 +1,195 @@
+"""Weights on their way from dense to pruned, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.calibration.engine.model import CalibrationModel
+from jaxprune.calibration.engine.parts import Part
+from jaxprune.calibration.engine.unseen import warn_of_unseen
+from jaxprune.calibration.methods.least_squares import errors
+from jaxprune.calibration.methods.method import Method, Refinement, over_groups
+from jaxprune.jaxprs.program import Use
+from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.statistics.moments import Moments, safe_scale
+from jaxprune.structures.matrix import MatrixStructure
+
+_FLOOR = 1e-3  # of the mean: what an output that the loss doesn't mind counts
+
+
+class LayerResult(NamedTuple):
+    """How well one matrix was pruned: `error` is ||X W - target||^2 / ||target||^2 on the layer's own inputs."""
+
+    path: str
+    error: float
+    sparsity: float
+
+
+OnLayer = Callable[[LayerResult], None]
+
+# (use, matrices to come near to, X^T X, weights and masks so far, what the uses of these inputs share)
+# -> pruned matrices and masks.
+Pair = tuple[jax.Array, jax.Array]
+Start = Callable[[Use, jax.Array, jax.Array, Pair, dict[str, Any]], Pair]
+
+
+class LayerWeights:
+    """Host copies of the weights, their masks, and which of their entries are done.
+
+    Args:
+      model: the dense model.
+      structure: what the masks have.
+      parts: the matrices to prune by; None for all, of those that overlap the first.
+      fisher: scores of each leaf.
+      before: leaf -> weights and mask to start from; the dense weights and no mask where there are none.
+    """
+
+    def __init__(
+        self,
+        model: CalibrationModel,
+        structure: MatrixStructure,
+        parts: Collection[Part] | None = None,
+        fisher: dict[int, np.ndarray] | None = None,
+        before: dict[int, tuple[np.ndarray, np.ndarray]] | None = None,
+    ):
+        self.model, self.structure = model, structure
+        self._parts, self._fisher = parts, fisher or {}
+        leaves = sorted({use.leaf for use in model.program.uses})
+        self._dense = {leaf: np.asarray(model.values[leaf]) for leaf in leaves}
+        for leaf, w in self._dense.items():
+            if not np.isfinite(w).all():
+                raise ValueError(
+                    f"`params` must be finite, got NaN or infinite ones at {model.paths[leaf]!r}."
+                )
+        start = before or {leaf: (w, np.ones(w.shape, bool)) for leaf, w in self._dense.items()}
+        self.weights = {leaf: np.array(w) for leaf, (w, _) in start.items()}
+        self.masks = {leaf: np.array(mask) for leaf, (_, mask) in start.items()}
+        self._done = {leaf: np.zeros(w.shape, bool) for leaf, w in self._dense.items()}
+        self.unseen: dict[int, int] = {}  # weights of a leaf whose inputs are always 0
+
+    def prune(
+        self,
+        uses: Sequence[Use],
+        moments: Moments,
+        targets: dict[Use, Callable[[jax.Array], jax.Array]],
+        start: Start,
+        refine: Sequence[Refinement],
+        on_layer: Callable[[LayerResult], None] | None,
+    ) -> dict[int, Any]:
+        """Prunes the weights of one site, but for those done before; returns the parameters that changed.
+
+        `targets` turn a weight's dense matrices into those to come near to.
+        """
+        shared: dict[str, Any] = {}
+        changed = {}
+        xtx, unseen = moments.xtx(), int(moments.unseen.sum())
+        for use in uses:
+            if not self._is_open(use):
+                continue
+            self.unseen[use.leaf] = self.unseen.get(use.leaf, 0) + unseen * use.matrix.shape[2]
+            w0 = use.matrix.of(self._dense[use.leaf]).astype(np.float32)
+            size = safe_scale(np.max(np.abs(w0), initial=0))  # squares of the weights must fit float32 too
+            w0 = jnp.asarray(w0 / size)
+            outputs = self._scale_of_outputs(use, w0, xtx)
+            if use in targets:
+                w0 = targets[use](w0 * size) / size
+            kept = use.matrix.of(self.masks[use.leaf])
+            before = jnp.asarray(use.matrix.of(self.weights[use.leaf]), jnp.float32) / size * outputs
+            w, mask = start(use, w0 * outputs, xtx, (before, jnp.asarray(kept)), shared)
+            for refinement in refine:
+                w, mask = over_groups(
+                    lambda *each, by=refinement: by.refine(*each, structure=self.structure)
+                )(w0 * outputs, xtx, w, mask)
+            self._write(use, w / outputs * size, mask, w == before, diagonal_of(xtx) == 0)
+            value = self.model.values[use.leaf]
+            changed[use.leaf] = jax.device_put(self.weights[use.leaf].copy(), value.sharding)
+            if on_layer is not None:
+                on_layer(LayerResult(self.model.paths[use.leaf], *_quality(w0, xtx, w / outputs, mask)))
+        return changed
+
+    def result(self, params: PyTree, masks: PyTree | None = None) -> tuple[PyTree, PyTree]:
+        """`params` and `masks` (None for the scalar True) with those of the pruned weights."""
+        paths, leaves, treedef = flatten_with_paths(params)
+        position = {path: leaf for leaf, path in enumerate(self.model.paths)}
+        new, all_masks = list(leaves), [True] * len(leaves) if masks is None else jax.tree.leaves(masks)
+        for i, path in enumerate(paths):
+            leaf = position.get(path)
+            if leaf in self.weights:
+                sharding = self.model.values[leaf].sharding
+                new[i] = jax.device_put(self.weights[leaf], sharding)
+                all_masks[i] = jax.device_put(self.masks[leaf], sharding)
+        return jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, all_masks)
+
+    def warn_of_unseen(self, then: str, stacklevel: int) -> None:
+        """Names the weights about which the batches say nothing, if there are any, and what becomes of them."""
+        found = {self.model.paths[leaf]: (n, self.weights[leaf].size) for leaf, n in self.unseen.items()}
+        warn_of_unseen(found, then, stacklevel + 1)
+
+    def _is_open(self, use: Use) -> bool:
+        if self._parts is not None and (use.leaf, use.matrix) not in self._parts:
+            return False
+        return not use.matrix.of(self._done[use.leaf]).any()
+
+    def _scale_of_outputs(self, use: Use, w0: jax.Array, gram: jax.Array) -> Any:
+        """Root of how much an error of each output counts, (groups, 1, outputs); 1 where all count alike."""
+        if use.leaf not in self._fisher:
+            return jnp.ones((), jnp.float32)
+        fisher = jnp.asarray(use.matrix.of(self._fisher[use.leaf]), jnp.float32)
+        return _scale_of_outputs(fisher, w0, gram)
+
+    def _write(self, use: Use, w: jax.Array, mask: Any, same: Any, unseen: Any) -> None:
+        """Kept weights that are the same, or that the data say nothing about, keep every bit of their values."""
+        weights, kept = self.weights[use.leaf], use.matrix.of(self.masks[use.leaf])
+        old, dense = use.matrix.of(weights), use.matrix.of(self._dense[use.leaf])
+        mask, same, unseen = np.asarray(mask), np.asarray(same), np.asarray(unseen)[:, :, None]
+        new = np.where(unseen, np.where(kept, old, dense), np.asarray(w.astype(weights.dtype)))
+        new = np.where(same & kept, old, new)
+        use.matrix.put(weights, np.where(mask, new, np.zeros((), weights.dtype)))
+        use.matrix.put(self.masks[use.leaf], mask)
+        use.matrix.put(self._done[use.leaf], np.ones(use.matrix.shape, bool))
+
+
+def by_method(method: Method, counts: dict[Part, np.ndarray], structure: MatrixStructure) -> Start:
+    """Starts from what a method gives."""
+
+    def start(use, w0, xtx, now, shared):
+        del now
+        if "factor" not in shared:
+            shared["factor"] = over_groups(method.factorize)(xtx)
+
+        def solve(w, xtx, factor, n_pruned):
+            return method.solve(w, xtx, factor, n_pruned, structure)
+
+        return over_groups(solve)(w0, xtx, shared["factor"], jnp.asarray(counts[use.leaf, use.matrix]))
+
+    return start
+
+
+def diagonal_of(xtx: jax.Array) -> jax.Array:
+    """The diagonal of X^T X, which may be all that there is, (groups, inputs)."""
+    return xtx if xtx.ndim == 2 else jnp.diagonal(xtx, axis1=1, axis2=2)
+
+
+@jax.jit
+def _scale_of_outputs(fisher: jax.Array, w0: jax.Array, gram: jax.Array) -> jax.Array:
+    squares = jnp.square(w0) * diagonal_of(gram)[:, :, None]
+    inputs = jnp.sum(squares, axis=1, keepdims=True)
+    minded = jnp.where(inputs > 0, jnp.sum(fisher, axis=1, keepdims=True) / jnp.maximum(inputs, 1e-38), 0.0)
+    mean = jnp.mean(minded)
+    return jnp.where(mean > 0, jnp.sqrt(minded / jnp.maximum(mean, 1e-38) + _FLOOR), 1.0)
+
+
+@jax.jit
+def _relative_error(w0: jax.Array, gram: jax.Array, w: jax.Array) -> jax.Array:
+    of = jax.vmap(errors)
+    before = jnp.sum(of(w0, gram, jnp.zeros_like(w0)))
+    return jnp.sum(of(w0, gram, w)) / jnp.where(before > 0, before, 1.0)
+
+
+def _quality(w0: jax.Array, gram: jax.Array, w: jax.Array, mask: jax.Array) -> tuple[float, float]:
+    return float(_relative_error(w0, gram, w)), 1 - float(jnp.mean(mask))

@@ -1,0 +1,150 @@
+"""A model and its calibration batches, checked and opened as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from jaxprune.jaxprs import is_array_leaf, trace
+from jaxprune.jaxprs.program import Program, flatten
+from jaxprune.jaxprs.stream import Site, Stream
+from jaxprune.jaxprs.views import Matrix
+from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
+from jaxprune.statistics.moments import Kind, Moments, moments_of
+
+RowWeights = Callable[..., Any]
+
+
+class CalibrationModel(NamedTuple):
+    """A traced function, its weights and the batches to send through it."""
+
+    program: Program
+    paths: list[str]  # of the parameter arrays
+    values: list[Any]  # of the parameter arrays
+    batches: list[list[Any]]
+    row_weights: list[Any]  # one array or None a batch
+    lost: list[str]  # weights that multiply nothing
+
+    def stream(self, wanted: Sequence[int] = ()) -> Stream:
+        return Stream(self.program, self.values, self.batches, wanted)
+
+    def moments(self, site: Site, kind: Kind) -> tuple[Moments, bool]:
+        """Moments of a site's inputs, checked, and whether the row weights fit them."""
+        moments, fit = moments_of(site.activations, site.uses[0].rows, kind, self.row_weights)
+        path = self.paths[site.uses[0].leaf]
+        if not bool(jnp.isfinite(moments.squares).all()):
+            raise ValueError(
+                f"`batches` must give finite inputs to every weight, got NaN or infinite ones at {path!r}."
+            )
+        if not float(moments.total) > 0:
+            given = "`batches`" if self.row_weights[0] is None else "`row_weights`"
+            raise ValueError(
+                f"{given} must give every weight at least one row that counts, got none at {path!r}."
+            )
+        return moments, fit
+
+
+def open_model(
+    fn: Callable[..., Any],
+    params: PyTree,
+    batches: Iterable[Any],
+    where: PyTree | None,
+    row_weights: RowWeights | None,
+    named: bool | None = None,
+) -> CalibrationModel:
+    """Traces `fn`, finds the products by the parameters of `where`, and checks everything.
+
+    It is an error where weights of `where` multiply nothing, if they were `named` (None: if `where` is given).
+    """
+    paths, leaves, _ = flatten_with_paths(params)
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        raise TypeError(
+            "`params` must be arrays: calibration runs outside `jit`, it compiles its own pieces."
+        )
+    tracked = prunable_leaves(params, where)
+    arrays = [i for i, leaf in enumerate(leaves) if is_array_leaf(leaf)]
+    position = {leaf: n for n, leaf in enumerate(arrays)}
+    inputs = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
+    if not inputs:
+        raise ValueError("`batches` must hold at least one batch: a tuple of inputs, or one input, each.")
+    flat = [jax.tree.leaves(batch) for batch in inputs]
+    _check_batches(inputs, flat)
+    traced = trace(fn, params, inputs[0])
+    program = flatten(traced, {position[i] for i in tracked if leaves[i].size})
+    found = {use.leaf for use in program.uses}
+    lost = [paths[i] for i in tracked if leaves[i].size and position[i] not in found]
+    if lost and ((where is not None if named is None else named) or not found):
+        raise ValueError(
+            f"`where` names {lost[0]!r}, which no matmul or convolution of `fn` multiplies activations by "
+            f"({len(lost)} such of {len(tracked)}). Leave it out of `where`."
+        )
+    weights: list[Any] = [None] * len(inputs)
+    if row_weights is not None:
+        weights = [jnp.asarray(row_weights(*batch)) for batch in inputs]
+    return CalibrationModel(
+        program,
+        [paths[i] for i in arrays],
+        [jnp.asarray(leaves[i]) for i in arrays],
+        [[x for x in batch if is_array_leaf(x)] for batch in flat],
+        weights,
+        lost,
+    )
+
+
+def shared_moments(model: CalibrationModel) -> dict[tuple[int, Matrix], Moments]:
+    """Moments in the dense model of the weights that are used more than once: of all their uses together."""
+    uses = [(use.leaf, use.matrix) for use in model.program.uses]
+    again = {key for key in uses if uses.count(key) > 1} if len(set(uses)) < len(uses) else set()
+    found: dict[tuple[int, Matrix], Moments] = {}
+    if again:
+        for site in model.stream():
+            mine = [use for use in site.uses if (use.leaf, use.matrix) in again]
+            if mine:
+                moments, _ = model.moments(site, "full")
+                for use in mine:
+                    key = use.leaf, use.matrix
+                    found[key] = found[key] + moments if key in found else moments
+    return found
+
+
+def with_progress(stream: Stream, progress: bool, label: str) -> Iterator[Site]:
+    """The sites of a stream, with a progress bar on demand."""
+    if not progress:
+        yield from stream
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    total = len(stream.program.uses)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task(label, total=total)
+        for site in stream:
+            yield site
+            bar.advance(task, len(site.uses))
+
+
+def check_row_weights(weights: list[Any]) -> None:
+    """Raises for row weights that fitted no activations."""
+    if weights[0] is not None:
+        raise ValueError(
+            f"`row_weights` gave shape {weights[0].shape}, which is the leading shape of no weight's "
+            "activations. Give one number a row, such as (batch, position)."
+        )
+
+
+def _check_batches(batches: list[tuple[Any, ...]], flat: list[list[Any]]) -> None:
+    first = jax.tree.structure(batches[0]), [_kind(x) for x in flat[0]]
+    for i, (batch, leaves) in enumerate(zip(batches, flat, strict=True)):
+        if (jax.tree.structure(batch), [_kind(x) for x in leaves]) != first:
+            raise ValueError(
+                f"`batches` must be alike in structure, shapes and dtypes, got {[_kind(x) for x in leaves]} "
+                f"in batch {i} after {first[1]}. Drop a smaller last batch, or pad it and give `row_weights`."
+            )
+
+
+def _kind(x: Any) -> str:
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else repr(x)

@@ -1,0 +1,97 @@
+"""Masks by a score, with the weights left as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.calibration.methods.keep import keep_units, unit_costs
+from jaxprune.scores._ria import relative_importance
+from jaxprune.scores._wanda import weighted
+from jaxprune.selection import select
+from jaxprune.statistics.moments import Kind
+from jaxprune.structures.matrix import MatrixStructure
+
+Score = Literal["magnitude", "wanda", "ria"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskOnly:
+    """Prunes the lowest scores of each layer and leaves the other weights as they are.
+
+    Args:
+      score: "magnitude", "wanda" or "ria".
+      per_output: whether weights are compared with those of the same output only, each output pruned alike;
+        None for what the score's authors do (Wanda alone does). Without structure only: N:M groups and
+        blocks are compared as always.
+
+    Raises:
+      ValueError: an unknown `score`.
+
+    References:
+      Sun et al., A Simple and Effective Pruning Approach for Large Language Models, 2023, arXiv:2306.11695.
+      Zhang et al., Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models, 2024.
+    """
+
+    score: Score = "wanda"
+    per_output: bool | None = None
+    moments: ClassVar[Kind] = "diagonal"
+
+    def __post_init__(self):
+        if self.score not in get_args(Score):
+            raise ValueError(
+                f"MaskOnly `score` must be one of {', '.join(map(repr, get_args(Score)))}, got {self.score!r}."
+            )
+
+    def check(self, structure: MatrixStructure) -> None:
+        del structure
+
+    def factorize(self, gram: jax.Array) -> jax.Array:
+        """The inputs' norms."""
+        return jnp.sqrt(gram if gram.ndim == 1 else jnp.diagonal(gram))
+
+    def solve(
+        self, w: jax.Array, gram: jax.Array, factor: jax.Array, n_pruned: Any, structure: MatrixStructure
+    ) -> tuple[jax.Array, jax.Array]:
+        """Pruned weights (inputs, outputs) and their mask."""
+        del gram
+        return _solve(w, factor, n_pruned, self, structure)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "structure"))
+def _solve(
+    w: jax.Array, norms: jax.Array, n_pruned: Any, method: MaskOnly, structure: MatrixStructure
+) -> tuple[jax.Array, jax.Array]:
+    match method.score:
+        case "magnitude":
+            score = structure.unit_scores(jnp.abs(w))
+        case "wanda":
+            score = unit_costs(weighted(jnp.abs(w), norms), w, norms == 0, structure)
+        case "ria":
+            score = unit_costs(weighted(relative_importance(w), norms, 0.5), w, norms == 0, structure)
+    units = structure.matrix_units()
+    per_output = method.score == "wanda" if method.per_output is None else method.per_output
+    if per_output and units.are_weights and units.kept is None:
+        mask = keep_highest_per_output(score, n_pruned)
+    else:
+        mask = keep_units(score, n_pruned, structure, w.shape)
+    return jnp.where(mask, w, 0.0), mask
+
+
+def keep_highest_per_output(scores: jax.Array, n_pruned: Any) -> jax.Array:
+    """Keep-mask (inputs, outputs) that prunes every output alike, the lowest scores of each.
+
+    What n_pruned leaves over after equal parts goes from the outputs whose next lowest score has the lowest
+    flat index.
+    """
+    inputs, outputs = scores.shape
+    equal, over = n_pruned // outputs, n_pruned % outputs
+    kept = jax.vmap(lambda column: select([column], equal)[0], in_axes=1, out_axes=1)(scores)
+    following = jnp.argmin(jnp.where(kept, scores, jnp.inf), axis=0)
+    order = jnp.argsort(following * outputs + jnp.arange(outputs))
+    goes = jnp.zeros(outputs, bool).at[order].set(jnp.arange(outputs) < over)
+    return kept & ~(goes[None, :] & (jnp.arange(inputs)[:, None] == following[None, :]))

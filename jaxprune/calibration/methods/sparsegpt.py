@@ -1,0 +1,191 @@
+"""SparseGPT: optimal brain surgery, input by input, with one inverse Hessian for all outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+
+from jaxprune.calibration.methods.keep import keep_costly
+from jaxprune.statistics.moments import Kind
+from jaxprune.structures.matrix import MatrixStructure
+
+_NEVER = 1e38  # a cost above all others; infinite ones would make NaN in the mean of a block
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseGPT:
+    r"""Prunes input by input and lets the inputs that follow make up for it.
+
+    With $H = X^T X$ + damping and $U^T U = H^{-1}$, $U$ upper triangular, the weight $w_{jo}$ costs
+    $w_{jo}^2 / U_{jj}^2$ and its removal changes the weights after it by $-U_{j,j:} w_{jo} / U_{jj}$. The
+    cheapest weights of each block of inputs go (N:M: of each group as it is reached).
+
+    Args:
+      block: inputs whose masks are chosen together, a multiple of N:M's m and of a block's inputs.
+      damping: share of the mean of H's diagonal that is added to the diagonal.
+
+    Raises:
+      ValueError: `block` below 1 or a negative `damping`.
+
+    References:
+      Frantar, Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, 2023,
+      arXiv:2301.00774.
+    """
+
+    block: int = 128
+    damping: float = 0.01
+    moments: ClassVar[Kind] = "full"
+
+    def __post_init__(self):
+        if not isinstance(self.block, int) or self.block < 1:
+            raise ValueError(f"SparseGPT `block` must be an int of at least 1, got {self.block!r}.")
+        if not self.damping >= 0:
+            raise ValueError(f"SparseGPT `damping` must not be negative, got {self.damping!r}.")
+
+    def check(self, structure: MatrixStructure) -> None:
+        length = structure.matrix_units().inputs
+        if self.block % length:
+            raise ValueError(
+                f"SparseGPT `block` must be a multiple of {length} for {structure!r}, got {self.block}."
+            )
+
+    def factorize(self, gram: jax.Array) -> jax.Array:
+        """Upper triangular U with U^T U the inverse of the damped X^T X."""
+        return _factorize(gram, self.damping)
+
+    def solve(
+        self, w: jax.Array, gram: jax.Array, factor: jax.Array, n_pruned: Any, structure: MatrixStructure
+    ) -> tuple[jax.Array, jax.Array]:
+        """Pruned weights (inputs, outputs) and their mask."""
+        dead = jnp.diagonal(gram) <= 0
+        return _solve(w, factor, dead, n_pruned, self.block, structure)
+
+
+def damped(gram: jax.Array, share: float) -> jax.Array:
+    """X^T X with a share of its mean diagonal added, and 1 for inputs that are always 0."""
+    diagonal = jnp.diagonal(gram)
+    dead = diagonal <= 0
+    return gram + jnp.diag(jnp.where(dead, 1.0, share * jnp.mean(diagonal)).astype(gram.dtype))
+
+
+@jax.jit
+def _factorize(gram: jax.Array, share: Any) -> jax.Array:
+    """The inverse factor, with ten times the damping as long as float32 finds X^T X indefinite."""
+
+    def attempt(carry):
+        share, _, tries = carry
+        return jnp.maximum(10 * share, 1e-6), inverse_factor(damped(gram, share)), tries + 1
+
+    def failed(carry):
+        return ~jnp.all(jnp.isfinite(carry[1])) & (carry[2] < 8)
+
+    first = attempt((jnp.asarray(share, jnp.float32), gram, 0))
+    return lax.while_loop(failed, attempt, first)[1]
+
+
+def inverse_factor(h: jax.Array) -> jax.Array:
+    """Upper triangular U with U^T U = H^-1: the inverse of the Cholesky factor from below, H = M M^T."""
+    return _inverse_upper(jnp.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1])
+
+
+def _inverse_upper(m: jax.Array) -> jax.Array:
+    """Inverse of an upper triangular matrix by halves: nearly all of it is matrix products."""
+    n = len(m)
+    if n <= 128:
+        return solve_triangular(m, jnp.eye(n, dtype=m.dtype), lower=False)
+    half = n // 2
+    first, last = _inverse_upper(m[:half, :half]), _inverse_upper(m[half:, half:])
+    multiply = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    corner = -multiply(multiply(first, m[:half, half:]), last)
+    zeros = jnp.zeros((n - half, half), m.dtype)
+    return jnp.block([[first, corner], [zeros, last]])
+
+
+@functools.partial(jax.jit, static_argnames=("block", "structure"))
+def _solve(
+    w: jax.Array, u: jax.Array, dead: jax.Array, n_pruned: Any, block: int, structure: MatrixStructure
+) -> tuple[jax.Array, jax.Array]:
+    inputs, outputs = w.shape
+    units = structure.matrix_units()
+    block = min(block, -(-inputs // units.inputs) * units.inputs)
+    starts = range(0, inputs, block)
+    padding = len(starts) * block - inputs
+    w = jnp.pad(w, ((0, padding), (0, 0)))
+    dead = jnp.pad(dead, (0, padding))
+    u = jnp.pad(u, ((0, padding), (0, padding)))
+    rows = len(starts) * block
+    u = u + jnp.diag((jnp.arange(rows) >= inputs).astype(u.dtype))
+    scale = 1 / jnp.square(jnp.diagonal(u))
+    order = jnp.arange(rows)
+
+    def prune_block(carry, start):
+        w, pruned = carry
+        here = lax.dynamic_slice_in_dim(w, start, block)
+        u_rows = lax.dynamic_slice_in_dim(u, start, block)  # (block, rows)
+        u_here = lax.dynamic_slice_in_dim(u_rows, start, block, axis=1)
+        scale_here = lax.dynamic_slice_in_dim(scale, start, block)
+        dead_here = lax.dynamic_slice_in_dim(dead, start, block)
+        real = start + jnp.arange(block) < inputs
+
+        def costs(weights):
+            return jnp.where(real[:, None], jnp.square(weights) * scale_here[:, None], _NEVER)
+
+        if units.kept is not None:  # group by group, as each is reached
+            mask = jnp.ones((block, outputs), bool)
+        else:
+            count, pruned = _count_up_to(start, block, outputs, inputs, n_pruned, pruned, structure)
+            mask = keep_costly(costs(here), here, dead_here, count, structure)
+
+        def prune_input(j, carry):
+            here, mask, errors = carry
+            if units.kept is not None:
+                mask = lax.cond(
+                    j % units.inputs == 0,
+                    lambda: _group_mask(costs(here), here, dead_here, mask, j, structure),
+                    lambda: mask,
+                )
+            row = here[j]
+            error = jnp.where(mask[j], 0.0, row) / u_here[j, j]
+            after = jnp.where(jnp.arange(block) > j, u_here[j], 0.0)
+            here = here.at[j].set(jnp.where(mask[j], row, 0.0)) - after[:, None] * error[None, :]
+            return here, mask, errors.at[j].set(error)
+
+        here, mask, errors = lax.fori_loop(0, block, prune_input, (here, mask, jnp.zeros_like(here)))
+        u_after = jnp.where(order[None, :] >= start + block, u_rows, 0.0)
+        w = lax.dynamic_update_slice_in_dim(w, here, start, axis=0)
+        w = w - jnp.matmul(u_after.T, errors, precision=lax.Precision.HIGHEST)
+        return (w, pruned), mask
+
+    (w, _), masks = lax.scan(
+        prune_block, (w, jnp.zeros((), jnp.int32)), jnp.arange(0, rows, block, dtype=jnp.int32)
+    )
+    mask = masks.reshape(rows, outputs)[:inputs]
+    return jnp.where(mask, w[:inputs], 0.0), mask
+
+
+def _count_up_to(
+    start: Any, block: int, outputs: int, inputs: int, n_pruned: Any, before: Any, structure: MatrixStructure
+) -> tuple[Any, Any]:
+    """Units to prune in a block of inputs, and those up to its end: a share of `n_pruned` by position."""
+    length = structure.matrix_units().inputs
+    columns = structure.unit_shape((length, outputs))[1]
+    total = -(-inputs // length)
+    reached = jnp.minimum((start + block) // length, total)
+    # n_pruned * reached / total, rounded down, without passing 2^31: by quotient and remainder.
+    quotient, remainder = n_pruned // total, n_pruned % total
+    up_to = quotient * reached + remainder * reached // total
+    return jnp.minimum(up_to - before, (reached - start // length) * columns), up_to
+
+
+def _group_mask(
+    costs: jax.Array, w: jax.Array, dead: jax.Array, mask: jax.Array, start: Any, structure: MatrixStructure
+) -> jax.Array:
+    length = structure.matrix_units().inputs
+    costs, w, dead = (lax.dynamic_slice_in_dim(x, start, length) for x in (costs, w, dead))
+    return lax.dynamic_update_slice_in_dim(mask, keep_costly(costs, w, dead, 0, structure), start, axis=0)

@@ -1,0 +1,164 @@
+"""Whether a run may have its folder: one process at a time, nothing of somebody else's, room to write."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from jaxprune.commands.run_folder import RunFolder, RunSettings, is_leftover
+
+_LOCK = ".lock"
+_OWNER = f"{os.getpid()}\n"
+
+
+@contextlib.contextmanager
+def claimed(settings: RunSettings) -> Iterator[RunFolder]:
+    """The folder `settings.out`, which no other run can have until the block ends.
+
+    A folder that is made here is removed again where the block leaves nothing in it. A finished run that is only
+    looked at needs no lock and may be on a disk that can't be written.
+
+    Raises:
+      ValueError: the folder can't be made or written, is in use, or holds what `settings` don't allow for.
+    """
+    path = _path(settings.out)
+    folder = RunFolder(path)
+    made: list[Path] = []
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        try:
+            if not (settings.resume and folder.is_finished):
+                _check_content(path)
+                _make(path, made)
+                stack.enter_context(_locked(path))
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"--out {path} can't be used: {_reason(error)}.") from None
+        _check_run(folder, settings)
+        yield folder
+
+
+def resumable(settings: RunSettings) -> bool:
+    """Whether something is saved of a run with these settings."""
+    try:
+        folder = RunFolder(_path(settings.out))
+        if not (folder.is_finished or folder.has_progress):
+            return False
+        folder.check_same(settings)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def unlock(settings: RunSettings) -> None:
+    """For a process that ends without leaving `claimed`: removes its lock, if it holds one."""
+    lock = Path(settings.out) / _LOCK
+    with contextlib.suppress(OSError, ValueError):
+        if lock.read_text() == _OWNER:
+            lock.unlink()
+
+
+def _path(out: str) -> Path:
+    if not out or "\0" in out:
+        raise ValueError(f"--out must name a folder, got {out!r}.")
+    return Path(out)
+
+
+def _check_content(path: Path) -> None:
+    if not path.is_dir():
+        if os.path.lexists(path):
+            raise ValueError(f"--out must be a folder, but {path} is a file.")
+        return
+    if not RunFolder(path).has_settings:
+        others = [e.name for e in path.iterdir() if not (is_leftover(e.name) or e.name == _LOCK)]
+        if others:
+            raise ValueError(f"--out {path} holds other files (such as {min(others)}): choose a new folder.")
+
+
+def _check_run(folder: RunFolder, settings: RunSettings) -> None:
+    """Raises ValueError where what the folder holds and `resume` and `overwrite` don't go together."""
+    if settings.resume:
+        if not folder.has_settings:
+            raise ValueError(f"--resume found no run in --out {folder.path}.")
+        folder.check_same(settings)
+    elif not settings.overwrite and (folder.is_finished or folder.has_progress):
+        state = "a finished run" if folder.is_finished else "an interrupted run"
+        goes_on = "" if folder.is_finished else "--resume goes on with it, "
+        raise ValueError(
+            f"--out {folder.path} holds {state}: {goes_on}--overwrite replaces it, or choose another folder."
+        )
+
+
+def _make(path: Path, made: list[Path]) -> None:
+    """Makes the folder and those around it; `made` gets them, outermost first."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir()
+        made.append(folder)
+
+
+def _remove_empty(made: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for folder in reversed(made):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the folder's lock, which the operating system takes back when the process ends in any way."""
+    lock = path / _LOCK
+    with open(lock, "a+") as file:
+        try:
+            _lock(file)
+        except (BlockingIOError, PermissionError):
+            raise _in_use(path, file) from None
+        except OSError as error:
+            warnings.warn(
+                f"--out {path}: its file system has no locks ({_reason(error)}); let no other run use it.",
+                stacklevel=2,
+            )
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+            raise _in_use(
+                path, file
+            )  # the lock was another run's, which has just ended: a third may have come
+        try:
+            # Not only for people to read: on a full disk this fails, before anything was trained.
+            file.seek(0)
+            file.truncate()
+            file.write(_OWNER)
+            file.flush()
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
+def _in_use(path: Path, lock: IO[str]) -> ValueError:
+    lock.seek(0)
+    process = lock.read(20).strip()
+    return ValueError(
+        f"--out {path} is in use by another run{f' (process {process})' if process else ''}: "
+        "wait for its end, or choose another folder."
+    )
+
+
+def _lock(file: IO[str]) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOTDIR:
+        return "a part of it is a file"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

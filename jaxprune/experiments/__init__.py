@@ -1,0 +1,1 @@
+"""The experiments of the command line: their data, models, trainings and results."""

@@ -1,0 +1,16 @@
+"""Models as jaxprs: what goes through the equations of a function of parameters stands here, and only here."""
+
+from jaxprune.jaxprs.equations import bind, shape_of
+from jaxprune.jaxprs.sources import Source, source_of
+from jaxprune.jaxprs.tracing import Traced, as_abstract, is_array_leaf, trace
+
+__all__ = [
+    "Source",
+    "Traced",
+    "as_abstract",
+    "bind",
+    "is_array_leaf",
+    "shape_of",
+    "source_of",
+    "trace",
+]

@@ -1,0 +1,144 @@
+"""FLOPs: what products and calls cost, in one formula for whole functions, for parts of them and for weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from jax.extend.core import Jaxpr, JaxprEqn
+
+from jaxprune.jaxprs.calls import bodies_of, is_inline, kind_of, scan_parts, settled, while_parts
+from jaxprune.jaxprs.equations import shape_of, walk
+from jaxprune.jaxprs.tracing import Traced
+
+PRODUCTS = frozenset(("dot_general", "ragged_dot_general", "conv_general_dilated"))
+_PICKS = frozenset(("gather", "dynamic_slice"))  # a weight picked by the input, an expert's, is a weight
+
+N = TypeVar("N", int, float)
+
+# Where a value comes from: the numbers of the parameters it is made of, or None if an input has a part in it.
+Origin = frozenset[int] | None
+
+
+def product_flops(
+    eqn: JaxprEqn,
+    left: Sequence[Any],
+    right: Sequence[Any],
+    out: Sequence[Any],
+    size: Callable[[Any], int] = int,
+) -> int:
+    """Floating-point operations of a product of `PRODUCTS`, two a multiply-add.
+
+    A ragged product over rows counts each row once, with the matrix of its group; one that contracts the ragged
+    dimension has a result for each group, of which each row is in one.
+
+    Args:
+      eqn: the equation.
+      left, right, out: the dimensions of its operands and its result.
+      size: gives the size of a dimension.
+    """
+    if eqn.primitive.name == "conv_general_dilated":
+        features = eqn.params["dimension_numbers"].rhs_spec[0]
+        window = math.prod(size(n) for dim, n in enumerate(right) if dim != features)
+        return 2 * math.prod(map(size, out)) * window
+    contracted, of_groups = _contracted(eqn)
+    return 2 * math.prod(map(size, out[of_groups:])) * math.prod(size(left[dim]) for dim in contracted)
+
+
+def call_flops(eqn: JaxprEqn, bodies: Sequence[Sequence[N]]) -> list[N]:
+    """Floating-point operations of a call, from those of its bodies: one number for each thing that is counted.
+
+    The body of a loop of known length counts that often, loops of unknown length count once, a conditional as
+    its dearest branch and a linear solver as its dearest part.
+    """
+    if kind_of(eqn) in ("cond", "linear_solve"):
+        return list(max(bodies, key=sum))
+    return [sum(of_one) * eqn.params.get("length", 1) for of_one in zip(*bodies, strict=True)]
+
+
+def flops_by_parameter(traced: Traced) -> list[float]:
+    """FLOPs of the products that each parameter of a function takes part in.
+
+    A product counts for the parameter that its operand is made of; one made of several counts for each by its
+    size, and products of two activations count for none.
+    """
+    weights: list[Origin] = [frozenset({i}) for i in range(len(traced.paths))]
+    ins = [*[frozenset()] * len(traced.consts), *weights, *[None] * len(traced.input_paths)]
+    flops, _ = _of_jaxpr(traced.jaxpr, ins, [math.prod(aval.shape) for aval in traced.avals])
+    return flops
+
+
+def _of_jaxpr(jaxpr: Jaxpr, ins: Sequence[Origin], sizes: Sequence[int]) -> tuple[list[float], list[Origin]]:
+    """FLOPs of each parameter in a jaxpr, and where its outputs come from."""
+    flops = [0.0] * len(sizes)
+
+    def equation(index: int, eqn: JaxprEqn, ins: list[Origin]) -> list[Origin]:
+        del index
+        found, outs = _of_equation(eqn, ins, sizes)
+        flops[:] = [a + b for a, b in zip(flops, found, strict=True)]
+        return outs
+
+    outs = walk(jaxpr, [frozenset()] * len(jaxpr.constvars), ins, lambda literal: frozenset(), equation)
+    return flops, outs
+
+
+def _of_equation(eqn: JaxprEqn, ins: list[Origin], sizes: Sequence[int]) -> tuple[list[float], list[Origin]]:
+    bodies = bodies_of(eqn)
+    match kind_of(eqn):
+        case "scan":
+            consts, carry, xs = scan_parts(eqn, ins)
+            flops, outs = _of_loop(bodies[0].jaxpr, consts, carry, xs, sizes)
+            return call_flops(eqn, [flops]), outs
+        case "while":
+            of_cond, (consts, carry, _) = while_parts(eqn, ins)
+            flops, outs = _of_loop(bodies[1].jaxpr, consts, carry, [], sizes)
+            before, _ = _of_jaxpr(bodies[0].jaxpr, [*of_cond, *outs], sizes)
+            return call_flops(eqn, [before, flops]), outs
+        case "cond" | "linear_solve" as kind:
+            found = [_of_jaxpr(body.jaxpr, body.of(ins), sizes) for body in bodies]
+            outs = [_join([ins[0], *origins]) for origins in zip(*(outs for _, outs in found), strict=True)]
+            if kind == "linear_solve":  # its bodies are not what it computes
+                outs = [_join(ins)] * len(eqn.outvars)
+            return call_flops(eqn, [flops for flops, _ in found]), outs
+    if is_inline(eqn):
+        return _of_jaxpr(bodies[0].jaxpr, ins, sizes)
+    flops = [0.0] * len(sizes)
+    made_of = [o for o in ins[:2] if o] if eqn.primitive.name in PRODUCTS else []
+    if len(made_of) == 1:
+        left, right = map(shape_of, eqn.invars[:2])
+        whole, product = (
+            sum(sizes[i] for i in made_of[0]),
+            product_flops(eqn, left, right, shape_of(eqn.outvars[0])),
+        )
+        for i in made_of[0]:
+            flops[i] = product * sizes[i] / max(whole, 1)
+    return flops, [ins[0] if eqn.primitive.name in _PICKS else _join(ins)] * len(eqn.outvars)
+
+
+def _of_loop(
+    body: Jaxpr, consts: list[Origin], carry: list[Origin], xs: list[Origin], sizes: Sequence[int]
+) -> tuple[list[float], list[Origin]]:
+    """One turn of a loop's body, with a carry that comes from all that went into it in any turn."""
+    flops: list[float] = []
+
+    def step(carry: list[Origin]) -> list[Origin]:
+        flops[:], outs = _of_jaxpr(body, [*consts, *carry, *xs], sizes)
+        return outs
+
+    outs = settled(step, carry, lambda a, b: _join((a, b)))
+    return flops, outs
+
+
+def _join(origins: Sequence[Origin]) -> Origin:
+    known = [o for o in origins if o is not None]
+    return None if len(known) < len(origins) else frozenset().union(*known)
+
+
+def _contracted(eqn: JaxprEqn) -> tuple[tuple[int, ...], int]:
+    """The dimensions of the left operand that a product contracts, and leading ones of its result to leave out."""
+    if eqn.primitive.name == "dot_general":
+        return tuple(eqn.params["dimension_numbers"][0][0]), 0
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    contract = tuple(numbers.dot_dimension_numbers[0][0])
+    return contract, int(bool(set(contract) & set(numbers.lhs_ragged_dimensions)))

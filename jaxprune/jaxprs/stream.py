@@ -1,0 +1,202 @@
+"""Streams: all calibration batches go through a function together, from one weight to the next.
+
+Between two weights lies a segment: the steps that the next weight's activations need. It is compiled once for
+all layers of one kind and run batch by batch; what nothing needs any more is let go.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.jaxprs.program import Program, Step, Use
+
+
+class Site(NamedTuple):
+    """Weights that multiply the same activations, and these activations, batch by batch."""
+
+    uses: list[Use]
+    activations: list[Any]  # (groups, rows, inputs) after `uses[0].rows`
+
+
+def sites(program: Program) -> list[list[Use]]:
+    """The uses in the order of the program, those of the same activations together."""
+    together: dict[Hashable, list[Use]] = {}
+    for use in program.uses:
+        together.setdefault((use.x, use.rows), []).append(use)
+    return list(together.values())
+
+
+class Stream:
+    """Runs a program over batches; the parameters may change between one site and the next.
+
+    Args:
+      program: the flat program.
+      params: values of its parameters.
+      batches: values of its inputs, batch by batch.
+      wanted: other values that will be taken, once each.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        params: Sequence[Any],
+        batches: Sequence[Sequence[Any]],
+        wanted: Sequence[int] = (),
+    ):
+        self.program = program
+        self._shared = dict(program.constants)
+        self._shared.update(zip(program.params, params, strict=True))
+        self._batches = [dict(zip(program.inputs, batch, strict=True)) for batch in batches]
+        self._maker = {out: i for i, step in enumerate(program.steps) for out in step.outs}
+        self._readers: dict[int, set[int]] = {}
+        for i, step in enumerate(program.steps):
+            for number in step.ins:
+                self._readers.setdefault(number, set()).add(i)
+        self._done: set[int] = set()
+        self._wanted = Counter([*(use.x for use in program.uses), *wanted])
+        self._needed = set(self._ancestors(list(self._wanted), lambda i: True))
+
+    def set_param(self, leaf: int, value: Any) -> None:
+        """Changes a parameter for all that comes after."""
+        self._shared[self.program.params[leaf]] = value
+
+    def __iter__(self) -> Iterator[Site]:
+        for uses in sites(self.program):
+            yield Site(uses, self._values(uses[0].x))
+            self._release(uses[0].x, len(uses))
+
+    def take(self, number: int) -> list[Any]:
+        """One of the wanted values, batch by batch."""
+        found = self._values(number)
+        self._release(number, 1)
+        return found
+
+    def _values(self, number: int) -> list[Any]:
+        """A value batch by batch, or the only one of a value that depends on no input."""
+        if number not in self.program.batched:
+            return self._shared_values([number])
+        self._run([number])
+        return [values[number] for values in self._batches]
+
+    def _run(self, targets: list[int]) -> None:
+        """Runs what the targets need and was not run yet, batch by batch."""
+        steps = self._ancestors(targets, lambda i: self._is_batched(i) and i not in self._done)
+        if not steps:
+            return
+        inside = {out for i in steps for out in self.program.steps[i].outs}
+        reads = _unique(n for i in steps for n in self.program.steps[i].ins if n not in inside)
+        self._done.update(steps)
+        outs = [
+            out
+            for i in steps
+            for out in self.program.steps[i].outs
+            if self._wanted[out] or self._later_readers(out)
+        ]
+        # What depends on parameters only is made anew in every segment: a parameter may have changed.
+        shared = [n for n in reads if n not in self.program.batched]
+        own = [n for n in reads if n in self.program.batched]
+        makers = self._ancestors(shared, lambda i: not self._is_batched(i))
+        made = {out for i in makers for out in self.program.steps[i].outs}
+        sources = _unique(
+            n for n in (*shared, *(k for i in makers for k in self.program.steps[i].ins)) if n not in made
+        )
+        run = compiled(
+            tuple(self.program.steps[i] for i in (*makers, *steps)), tuple(sources), tuple(own), tuple(outs)
+        )
+        given = [self._shared[n] for n in sources]
+        over = [n for n in own if not (self._wanted[n] or self._later_readers(n))]
+        for values in self._batches:
+            values.update(zip(outs, run(given, [values[n] for n in own]), strict=True))
+            for n in over:
+                values.pop(n, None)
+
+    def _shared_values(self, targets: list[int]) -> list[Any]:
+        makers = self._ancestors(targets, lambda i: True)
+        made = {out for i in makers for out in self.program.steps[i].outs}
+        sources = _unique(
+            n for n in (*targets, *(k for i in makers for k in self.program.steps[i].ins)) if n not in made
+        )
+        run = compiled(tuple(self.program.steps[i] for i in makers), tuple(sources), (), tuple(targets))
+        return run([self._shared[n] for n in sources], [])
+
+    def _ancestors(self, targets: Sequence[int], among: Callable[[int], bool]) -> list[int]:
+        """Steps that the targets need, in order, looking no further than steps that are not `among`."""
+        found: set[int] = set()
+        stack = list(targets)
+        while stack:
+            maker = self._maker.get(stack.pop())
+            if maker is not None and maker not in found and among(maker):
+                found.add(maker)
+                stack.extend(self.program.steps[maker].ins)
+        return sorted(found)
+
+    def _is_batched(self, step: int) -> bool:
+        return (
+            self.program.steps[step].outs[0] in self.program.batched
+            if self.program.steps[step].outs
+            else False
+        )
+
+    def _later_readers(self, number: int) -> bool:
+        return bool((self._readers.get(number, set()) & self._needed) - self._done)
+
+    def _release(self, number: int, times: int) -> None:
+        self._wanted[number] -= times
+        if not (self._wanted[number] or self._later_readers(number)):
+            for values in self._batches:
+                values.pop(number, None)
+
+
+def compiled(
+    steps: tuple[Step, ...], shared: tuple[int, ...], own: tuple[int, ...], outs: tuple[int, ...]
+) -> Callable[[list[Any], list[Any]], list[Any]]:
+    """A function of (shared values, values of one batch) that runs steps; equal steps compile once."""
+    numbers: dict[int, int] = {}
+    for n in (*shared, *own, *(out for step in steps for out in step.outs)):
+        numbers.setdefault(n, len(numbers))
+
+    def renumbered(values: Sequence[int]) -> tuple[int, ...]:
+        return tuple(numbers[n] for n in values)
+
+    segment = _Segment(
+        tuple(step._replace(ins=renumbered(step.ins), outs=renumbered(step.outs)) for step in steps),
+        len(shared),
+        len(own),
+        renumbered(outs),
+    )
+    return functools.partial(_run_segment, segment)
+
+
+class _Segment:
+    """Steps as a static argument of `jit`: equal when their keys are."""
+
+    __slots__ = ("_hash", "_key", "outs", "steps")
+
+    def __init__(self, steps: tuple[Step, ...], n_shared: int, n_own: int, outs: tuple[int, ...]):
+        self.steps, self.outs = steps, outs
+        self._key = (tuple((s.key, s.ins, s.outs) for s in steps), n_shared, n_own, outs)
+        self._hash = hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Segment) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_segment(segment: _Segment, shared: list[Any], own: list[Any]) -> list[Any]:
+    values = dict(enumerate((*shared, *own)))
+    for step in segment.steps:
+        values.update(zip(step.outs, step.run(*[values[n] for n in step.ins]), strict=True))
+    return [jnp.asarray(values[n]) for n in segment.outs]
+
+
+def _unique(numbers: Any) -> list[int]:
+    return list(dict.fromkeys(numbers))

@@ -1,0 +1,46 @@
+"""Uses of parameters in a flat program: those that are one product by a matrix, and others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxprune.jaxprs.flops import PRODUCTS
+from jaxprune.jaxprs.program import INDEX, Program, Step
+from jaxprune.jaxprs.views import FOLLOWED
+
+_PRODUCTS = PRODUCTS - {"ragged_dot_general"}  # whose rows are not the operand itself
+
+
+def otherwise_used(program: Program, shapes: Sequence[tuple[int, ...]]) -> set[int]:
+    """Parameters with entries whose value serves more than one matrix product, or something else beside it.
+
+    Args:
+      program: the flat program.
+      shapes: of its parameters.
+
+    Returns:
+      Those that are used as two matrices which share entries, by operations other than products, or as results.
+    """
+    readers: dict[int, list[Step]] = {}
+    for step in program.steps:
+        for number in step.ins:
+            readers.setdefault(number, []).append(step)
+    found = set()
+    for leaf in {use.leaf for use in program.uses}:
+        uses = [use for use in program.uses if use.leaf == leaf]
+        times = np.zeros(shapes[leaf], np.int8)
+        for matrix in {use.matrix for use in uses}:
+            matrix.put(times, matrix.of(times) + 1)
+        numbers = [program.params[leaf]]
+        for number in numbers:  # it grows
+            for step in readers.get(number, ()):
+                name = step.key[0] if isinstance(step.key, tuple) else ""
+                if name in FOLLOWED or name == INDEX:
+                    numbers.extend(step.outs)
+                elif name not in _PRODUCTS or not any(use.x in step.ins for use in uses):
+                    found.add(leaf)
+        if times.max() > 1 or set(numbers) & set(program.outs):
+            found.add(leaf)
+    return found

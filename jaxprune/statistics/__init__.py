@@ -1,0 +1,6 @@
+"""Statistics of what weights multiply, as data: `calibrate` makes them, scores and methods read them."""
+
+from jaxprune.statistics.moments import Kind, Moments
+from jaxprune.statistics.weights import Statistics, WeightStatistics
+
+__all__ = ["Kind", "Moments", "Statistics", "WeightStatistics"]

@@ -1,0 +1,182 @@
+"""Moments of activations: sums over rows, accumulated batch by batch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.jaxprs.rows import Rows, weights_of_rows
+
+Kind = Literal["diagonal", "full"]
+
+# Squares of numbers in this range, and sums of them over all rows, lie well inside float32.
+_SAFE = 2.0**-48, 2.0**48
+
+
+class Moments(NamedTuple):
+    """Sums over the rows x of activations X, each row times its weight (1 where there are none).
+
+    total: number of rows, (); sums: sum of x / scale, (groups, inputs); second: X^T X of x / scale,
+    (groups, inputs, inputs), or its diagonal, (groups, inputs); scale: of each input, (groups, inputs): 1, or a
+    power of two where its squares pass the range of float32. All float32.
+    """
+
+    total: jax.Array
+    sums: jax.Array
+    second: jax.Array
+    scale: jax.Array
+
+    @property
+    def is_full(self) -> bool:
+        return self.second.ndim == 3
+
+    @property
+    def squares(self) -> jax.Array:
+        """Sum of (x / scale)^2 for each input, (groups, inputs)."""
+        return jnp.diagonal(self.second, axis1=1, axis2=2) if self.is_full else self.second
+
+    @property
+    def norms(self) -> jax.Array:
+        """Norm of each input, (groups, inputs)."""
+        return jnp.sqrt(self.squares) * self.scale
+
+    @property
+    def unseen(self) -> jax.Array:
+        """Which inputs are 0 in every row, (groups, inputs): nothing is known of their weights."""
+        return self.squares == 0
+
+    @property
+    def largest_scale(self) -> jax.Array:
+        """What the inputs of `xtx` are divided by, ()."""
+        largest = jnp.max(jnp.where(self.unseen, 0.0, self.scale), initial=0.0)
+        return jnp.where(largest > 0, largest, 1.0)
+
+    def xtx(self, scale: jax.Array | None = None) -> jax.Array:
+        """X^T X, or its diagonal, of x / scale; None for `largest_scale`.
+
+        Inputs so much smaller than the largest that float32 holds no square of theirs are 0 in it.
+        """
+        return _in_one_scale(self.second, self.scale / (self.largest_scale if scale is None else scale))
+
+    def in_scale(self, scale: jax.Array) -> Moments:
+        """The same moments with other scales."""
+        return _in_scale(self, scale)
+
+    def __add__(self, other: Moments) -> Moments:  # type: ignore[override]  (sums, not concatenation)
+        if not bool(jnp.array_equal(self.scale, other.scale)):
+            # The scale of an input that one of the two has not seen says nothing.
+            mine = jnp.where(self.unseen, other.scale, self.scale)
+            scale = jnp.where(other.unseen, mine, jnp.maximum(mine, other.scale))
+            self, other = self.in_scale(scale), other.in_scale(scale)
+        sums = (self.total + other.total, self.sums + other.sums, self.second + other.second)
+        return Moments(*sums, self.scale)
+
+
+def moments_of(
+    activations: Sequence[jax.Array], rows: Rows, kind: Kind, weights: Sequence[jax.Array | None]
+) -> tuple[Moments, bool]:
+    """Moments over all batches, and whether the weights fit the rows."""
+    groups, _, inputs = jax.eval_shape(rows, activations[0]).shape
+    pairs = list(zip(activations, weights, strict=False))
+    each = [(x, None if w is None else weights_of_rows(w, rows, x.shape)) for x, w in pairs]
+    fits = all(w is None or of_rows is not None for (_, w), (_, of_rows) in zip(pairs, each, strict=True))
+
+    def over_batches(scale: jax.Array) -> tuple[Moments, jax.Array]:
+        second = (groups, inputs, inputs) if kind == "full" else (groups, inputs)
+        zeros = (
+            jnp.zeros([], jnp.float32),
+            jnp.zeros(scale.shape, jnp.float32),
+            jnp.zeros(second, jnp.float32),
+        )
+        moments, largest = Moments(*zeros, scale), jnp.zeros(scale.shape, jnp.float32)
+        for x, of_rows in each:
+            moments, largest = _accumulate(rows, moments, largest, x, of_rows)
+        return moments, largest
+
+    moments, largest = over_batches(jnp.ones((groups, inputs), jnp.float32))
+    scale = safe_scale(np.asarray(largest))
+    if (scale != 1).any():
+        moments, _ = over_batches(jnp.asarray(scale))
+    return moments, fits
+
+
+def safe_scale(largest: np.ndarray) -> np.ndarray:
+    """1, or the power of two to divide numbers of this size by where their squares leave float32.
+
+    It is 1 too for 0 and for what is no finite number.
+    """
+    low, high = _SAFE
+    unsafe = np.isfinite(largest) & (largest > 0) & ((largest < low) | (largest > high))
+    exponent = np.maximum(np.frexp(np.where(unsafe, largest, 1))[1] - 1, -126)
+    return np.ldexp(np.float32(1), np.where(unsafe, exponent, 0)).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+def _accumulate(
+    rows: Rows, moments: Moments, largest: jax.Array, x: jax.Array, weights: jax.Array | None
+) -> tuple[Moments, jax.Array]:
+    """Moments with one batch more, and the largest size of each input so far."""
+    x = rows(x).astype(jnp.float32)
+    total = jnp.asarray(x.shape[1], jnp.float32)
+    each = None if weights is None else weights.astype(jnp.float32)[None, :, None]
+    if each is not None:
+        total = jnp.sum(each)
+        x = jnp.where(each != 0, x, 0)  # what padding holds may be anything, NaN too
+    largest = jnp.maximum(largest, jnp.max(jnp.abs(x), axis=1, initial=0))
+    x = x / moments.scale[:, None, :]
+    weighted = x if each is None else x * each
+    if moments.is_full:
+        second = jnp.einsum("gni,gnj->gij", weighted, x, precision=lax.Precision.HIGHEST)
+    else:
+        second = jnp.sum(weighted * x, axis=1)
+    sums = moments.sums + jnp.sum(weighted, axis=1)
+    return Moments(moments.total + total, sums, moments.second + second, moments.scale), largest
+
+
+def cross_moment(
+    left: Sequence[jax.Array],
+    right: Sequence[jax.Array],
+    rows: Rows,
+    weights: Sequence[Any],
+    scale: Any = 1.0,
+) -> jax.Array:
+    """`left^T right` of both divided by `scale`, over all batches, (groups, inputs, inputs)."""
+    total: Any = jnp.zeros((), jnp.float32)
+    for x, y, w in zip(left, right, weights, strict=False):
+        of_rows = None if w is None else weights_of_rows(w, rows, x.shape)
+        total = _cross(rows, total, x, y, of_rows, jnp.asarray(scale, jnp.float32))
+    return total
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _cross(
+    rows: Rows, total: Any, x: jax.Array, y: jax.Array, weights: jax.Array | None, scale: jax.Array
+) -> jax.Array:
+    x, y = (rows(v).astype(jnp.float32) / scale for v in (x, y))
+    if weights is not None:
+        counts = weights[None, :, None] != 0
+        x = jnp.where(counts, x * weights.astype(jnp.float32)[None, :, None], 0)
+        y = jnp.where(counts, y, 0)
+    return total + jnp.einsum("gni,gnj->gij", x, y, precision=lax.Precision.HIGHEST)
+
+
+@jax.jit
+def _in_scale(moments: Moments, scale: jax.Array) -> Moments:
+    ratio = moments.scale / scale
+    return Moments(moments.total, moments.sums * ratio, _in_one_scale(moments.second, ratio), scale)
+
+
+@jax.jit
+def _in_one_scale(second: jax.Array, ratio: jax.Array) -> jax.Array:
+    """X^T X, or its diagonal, of inputs times a ratio each."""
+    if second.ndim == 2:
+        return second * ratio * ratio
+    second = second * ratio[:, :, None] * ratio[:, None, :]
+    gone = jnp.diagonal(second, axis1=1, axis2=2) == 0
+    return jnp.where(gone[:, :, None] | gone[:, None, :], 0.0, second)

@@ -1,0 +1,77 @@
+"""The small function of a plan."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.jaxprs import as_abstract, is_array_leaf
+from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.surgery.evaluation.interpreter import Small, evaluate
+from jaxprune.surgery.inference.kept import Keep
+from jaxprune.surgery.inference.model import KeptAxes, Model, State, analyse, keep_of
+
+
+def compact(
+    fn: Callable, shapes: Mapping[str, tuple[int, ...]], kept: KeptAxes, state: State | None = None
+) -> Callable:
+    """Function of small parameters that computes what `fn` computes with the units removed."""
+    cache: dict[Any, tuple[Model, Keep]] = {}
+
+    @functools.wraps(fn)
+    def small_fn(params: PyTree, *inputs: Any) -> Any:
+        full = full_params(params, shapes, kept)
+        abstract = jax.tree.map(lambda x: as_abstract(x) if is_array_leaf(x) else x, (full, inputs))
+        leaves, treedef = jax.tree.flatten(abstract)
+        key = (treedef, tuple((x.shape, x.dtype, x.weak_type) if is_array_leaf(x) else x for x in leaves))
+        try:
+            found = cache.get(key)
+        except TypeError:  # something static in the tree can't be hashed
+            key, found = None, None
+        if found is None:
+            model = analyse(fn, abstract[0], abstract[1], state)
+            found = model, keep_of(model, kept)
+            # Constants that are tracers, and symbolic sizes, belong to the transformation that runs now.
+            fixed = all(isinstance(n, int) for x in leaves if is_array_leaf(x) for n in x.shape)
+            if key is not None and fixed and not model.traced.closes_over_tracers:
+                cache[key] = found
+        model, keep = found
+        return run(model, Small(keep), params, inputs)
+
+    return small_fn
+
+
+def run(model: Model, mode: Small, params: PyTree, inputs: tuple[Any, ...]) -> Any:
+    """Evaluates a model in a mode on parameters and inputs."""
+    arrays = [jnp.asarray(x) for x in jax.tree.leaves((params, inputs)) if is_array_leaf(x)]
+    return jax.tree.unflatten(
+        model.traced.out_tree, evaluate(model.frame, [*model.traced.consts, *arrays], mode)
+    )
+
+
+def full_params(params: PyTree, shapes: Mapping[str, tuple[int, ...]], kept: KeptAxes) -> PyTree:
+    """The small parameters' tree with the full shapes, abstract.
+
+    Raises:
+      ValueError: a leaf does not have the shape that the plan gives it.
+    """
+    paths, leaves, treedef = flatten_with_paths(params)
+    full = []
+    for path, leaf in zip(paths, leaves, strict=True):
+        if not is_array_leaf(leaf):
+            full.append(leaf)
+            continue
+        if path not in shapes:
+            raise ValueError(f"`params` has {path!r}, which the plan does not know.")
+        small = tuple(n if m is None else int(m.sum()) for n, m in zip(shapes[path], kept[path], strict=True))
+        if np.shape(leaf) != small:
+            hint = " Pass `plan.shrink(params)`." if np.shape(leaf) == shapes[path] else ""
+            raise ValueError(f"{path!r} must have the small shape {small}, got {np.shape(leaf)}.{hint}")
+        aval = as_abstract(leaf)
+        full.append(jax.ShapeDtypeStruct(shapes[path], aval.dtype, weak_type=aval.weak_type))
+    return jax.tree.unflatten(treedef, full)

@@ -1,0 +1,1 @@
+"""Inference: a place in the algebra of axes for every axis of every value of a function."""

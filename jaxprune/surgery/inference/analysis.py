@@ -1,0 +1,271 @@
+"""Inference: one pass over a jaxpr that gives every axis of every value its place in the algebra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn
+
+from jaxprune.jaxprs import Source, shape_of
+from jaxprune.jaxprs.calls import Body, Kind, bodies_of, kind_of, scan_parts, while_parts
+from jaxprune.jaxprs.derivatives import derivative_of
+from jaxprune.surgery.inference.axes import Axes, Reason, freeze, fresh, size_of, unify
+from jaxprune.surgery.inference.frames import Frame, unknown
+from jaxprune.surgery.inference.rules import RULES
+
+# Integers that count positions (an iota, an index table): comparing them with data makes one-hots of the data.
+_POSITIONS_PASS = frozenset(
+    {
+        *("add", "sub", "mul", "rem", "div", "max", "min", "neg", "select_n", "copy", "convert_element_type"),
+        *("broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "concatenate", "stop_gradient"),
+    }
+)
+_COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"))
+_INDICATOR = "compared with positions (a one-hot)"
+
+# How deep derivative rules are followed: a rule may call the function it belongs to, so that second
+# derivatives need its rule again. Beyond that the function is differentiated as it is written.
+DERIVATIVE_DEPTH = 2
+
+
+def infer(
+    jaxpr: Jaxpr,
+    ins: Sequence[Axes],
+    consts: Sequence[Any] = (),
+    positions: Sequence[bool] = (),
+    depth: int = 0,
+    caller: Source | None = None,
+    constant: Sequence[Callable[[], Any] | None] = (),
+) -> Frame:
+    """Infers the axes of every value of a jaxpr from those of its inputs.
+
+    Args:
+      jaxpr: the jaxpr.
+      ins: axes of its inputs.
+      consts: values of its constants.
+      positions: which inputs are integers that count positions.
+      depth: how many derivative rules lead here.
+      caller: the equation that calls it.
+      constant: for each input that follows from constants alone, and comes in whole, what gives its value.
+
+    Returns:
+      The frame of the call.
+    """
+    frame = Frame(jaxpr, consts, caller)
+    frame.axes.update(zip(jaxpr.invars, ins, strict=True))
+    frame.positions.update(v for v, is_position in zip(jaxpr.invars, positions, strict=False) if is_position)
+    for var, origin in zip(jaxpr.invars, constant, strict=False):
+        if origin is not None:
+            frame.add_constant(var, origin)
+    for index, eqn in enumerate(jaxpr.eqns):
+        if all(map(frame.is_constant, eqn.invars)):
+            frame.makers.update(dict.fromkeys(eqn.outvars, eqn))
+        else:
+            outs = _infer_equation(frame, index, eqn, depth)
+            frame.axes.update(zip(eqn.outvars, outs, strict=True))
+    return frame
+
+
+def unify_all(a: Sequence[Axes], b: Sequence[Axes], reason: Reason) -> None:
+    for x, y in zip(a, b, strict=True):
+        for p, q in zip(x, y, strict=True):
+            unify(p, q, reason)
+
+
+def _infer_equation(frame: Frame, index: int, eqn: JaxprEqn, depth: int) -> Sequence[Axes]:
+    name = eqn.primitive.name
+    ins = frame.ins(eqn)
+    reason = Reason(name, frame.source(eqn))
+    kind = kind_of(eqn)
+    if kind is not None:
+        return _CALLS[kind](frame, index, eqn, ins, reason, depth)
+    rule = RULES.get(name)
+    if rule is None:
+        return _opaque(eqn, ins, reason._replace(text=f"no rule for primitive {name!r}"))
+    _track_positions(frame, eqn, ins, reason)
+    try:
+        _keep_one_hots(frame, eqn, ins, reason)
+        outs = None
+        if rule.infer_known is not None:
+            outs = rule.infer_known(eqn, ins, lambda place: frame.value(eqn.invars[place]), reason)
+        if outs is None:
+            outs = rule.infer(eqn, ins, reason)
+    except Exception as error:  # a form of the primitive that the rule does not know
+        return _opaque(eqn, ins, reason._replace(text=f"the rule of {name!r} failed ({error})"))
+    if any(tuple(map(size_of, a)) != shape_of(v) for v, a in zip(eqn.outvars, outs, strict=True)):
+        return _opaque(eqn, ins, reason._replace(text=f"the rule of {name!r} does not fit"))
+    return outs
+
+
+def _opaque(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
+    for axes in ins:
+        for axis in axes:
+            freeze(axis, reason)
+    return [unknown(v.aval, reason) for v in eqn.outvars]
+
+
+def _track_positions(frame: Frame, eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> None:
+    name = eqn.primitive.name
+    of_positions = [_is_position(frame, v) for v in eqn.invars]
+    if name in _POSITIONS_PASS and any(of_positions):
+        frame.positions.update(v for v in eqn.outvars if _is_integer(v.aval))
+    elif name in _COMPARISONS:
+        why = reason._replace(text=_INDICATOR)
+        for axes, is_position in zip(ins, of_positions, strict=True):
+            if is_position:
+                for axis in axes:
+                    freeze(axis, why)
+
+
+def _is_integer(array: Any) -> bool:
+    return jnp.issubdtype(getattr(array, "dtype", jnp.float32), jnp.integer)
+
+
+def _is_position(frame: Frame, atom: Any) -> bool:
+    if frame.is_constant(atom):
+        return _is_integer(atom.aval) and len(shape_of(atom)) > 0
+    return atom in frame.positions
+
+
+def _keep_one_hots(frame: Frame, eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> None:
+    """Rows of an identity matrix that data look up are one-hots of the data: all of them stay."""
+    if eqn.primitive.name not in ("gather", "dynamic_slice") or not frame.is_constant(eqn.invars[0]):
+        return
+    shape = shape_of(eqn.invars[0])
+    if len(shape) == 2 and shape[0] == shape[1]:
+        table = frame.value(eqn.invars[0])
+        if table is not None and np.all(np.count_nonzero(np.asarray(table), axis=1) == 1):
+            for axis in ins[0]:
+                freeze(axis, reason._replace(text=_INDICATOR))
+
+
+def _body(
+    frame: Frame,
+    index: int,
+    eqn: JaxprEqn,
+    called: Body,
+    ins: Sequence[Axes],
+    depth: int,
+    constants: Sequence[Any] = (),
+    positions: Sequence[bool] = (),
+) -> Frame:
+    """The frame of a body that the equation at `index` calls, with the operands that it may take whole."""
+    whole = [partial(frame.value, v) if frame.is_constant(v) else None for v in constants]
+    body = infer(called.jaxpr, ins, called.consts, positions, depth, frame.source(eqn), whole)
+    frame.calls[index] = (*frame.calls.get(index, ()), body)
+    return body
+
+
+def _call(frame, index, eqn, ins, reason, depth):
+    """jit, remat and closed calls: the body's values are the caller's."""
+    del reason
+    frame.whole[index] = tuple(map(frame.is_constant, eqn.invars))
+    positions = [_is_position(frame, v) for v in eqn.invars]
+    body = _body(frame, index, eqn, _only_body(eqn), ins, depth, eqn.invars, positions)
+    for outer, inner in zip(eqn.outvars, body.jaxpr.outvars, strict=True):
+        if _is_position(body, inner):
+            frame.positions.add(outer)
+        if passes_whole(eqn) and body.is_constant(inner):
+            frame.add_constant(outer, partial(body.value, inner))
+    return body.outs
+
+
+def _only_body(eqn: JaxprEqn) -> Body:
+    (body,) = bodies_of(eqn)
+    return body
+
+
+def passes_whole(eqn: JaxprEqn) -> bool:
+    """Whether a call gives constants whole; others cut them at their border."""
+    return kind_of(eqn) == "plain"
+
+
+def _custom(frame, index, eqn, ins, reason, depth):
+    """custom_jvp and custom_vjp: the derivative rule must agree with the call about every axis."""
+    outs = _body(frame, index, eqn, _only_body(eqn), ins, depth).outs
+    if depth >= DERIVATIVE_DEPTH:
+        return outs
+    try:
+        derivative = derivative_of(eqn)
+    except Exception as error:  # a user's rule may raise anything; without it nothing is known
+        return _opaque(eqn, ins, reason._replace(text=f"a derivative rule that can't be traced ({error})"))
+    directions = (
+        [ins[i] for i in derivative.inexact_in]
+        if kind_of(eqn) == "custom_jvp"
+        else [outs[i] for i in derivative.inexact_out]
+    )
+    rule = infer(
+        derivative.closed.jaxpr,
+        [*ins, *directions],
+        derivative.closed.consts,
+        (),
+        depth + 1,
+        frame.source(eqn),
+    )
+    results = (
+        [*outs, *(outs[i] for i in derivative.inexact_out)]
+        if kind_of(eqn) == "custom_jvp"
+        else [ins[i] for i in derivative.inexact_in]
+    )
+    unify_all(rule.outs, results, reason)
+    frame.derivatives[index] = (derivative, rule)
+    return outs
+
+
+def _scan(frame, index, eqn, ins, reason, depth):
+    consts, carry, xs = scan_parts(eqn, ins)
+    why = reason._replace(text="scanned over")
+    for axes in xs:
+        freeze(axes[0], why)
+    frame.whole[index] = _whole(frame, eqn, len(consts))
+    entries = [*consts, *carry, *(axes[1:] for axes in xs)]
+    body = _body(frame, index, eqn, _only_body(eqn), entries, depth, scan_parts(eqn, eqn.invars).consts)
+    unify_all(body.outs[: len(carry)], carry, reason)
+    return [*carry, *((fresh(eqn.params["length"], why), *axes) for axes in body.outs[len(carry) :])]
+
+
+def _while(frame, index, eqn, ins, reason, depth):
+    (_, carry, _), (cond, body) = while_parts(eqn, ins)[1], bodies_of(eqn)
+    of_cond, (of_body, _, _) = while_parts(eqn, eqn.invars)
+    frame.whole[index] = _whole(frame, eqn, len(of_cond) + len(of_body))
+    _body(frame, index, eqn, cond, cond.of(ins), depth, of_cond)
+    unify_all(_body(frame, index, eqn, body, body.of(ins), depth, of_body).outs, carry, reason)
+    return carry
+
+
+def _cond(frame, index, eqn, ins, reason, depth):
+    frame.whole[index] = tuple(map(frame.is_constant, eqn.invars))
+    first, *others = [
+        _body(frame, index, eqn, branch, branch.of(ins), depth, branch.of(eqn.invars))
+        for branch in bodies_of(eqn)
+    ]
+    for branch in others:
+        unify_all(first.outs, branch.outs, reason)
+    return first.outs
+
+
+def _linear_solve(frame, index, eqn, ins, reason, depth):
+    """The products and solvers, each with constants of its own, map arrays like the right sides to such."""
+    right = ins[sum(eqn.params["const_lengths"]) :]
+    for body in bodies_of(eqn):
+        unify_all(_body(frame, index, eqn, body, body.of(ins), depth).outs, right, reason)
+    return right
+
+
+def _whole(frame: Frame, eqn: JaxprEqn, count: int) -> tuple[bool, ...]:
+    """Which operands are constants that the bodies take whole: those of the first `count` that are constant."""
+    return tuple(i < count and frame.is_constant(v) for i, v in enumerate(eqn.invars))
+
+
+_CALLS: Mapping[Kind, Callable] = {
+    **dict.fromkeys(("plain", "remat", "custom"), _call),
+    **dict.fromkeys(("custom_jvp", "custom_vjp"), _custom),
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "linear_solve": _linear_solve,
+}

@@ -1,0 +1,121 @@
+"""A frame: one call of a jaxpr, with the axes of its values and what is known of its constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.core import Tracer
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+from jaxprune.jaxprs import Source, bind, shape_of
+from jaxprune.jaxprs.derivatives import Derivative
+from jaxprune.surgery.inference.axes import Axes, Reason, fresh
+
+# Constants of more entries are not looked into while a function is analysed.
+_LARGEST_TABLE = 2**22
+
+
+class Frame:
+    """One call of a jaxpr: the axes of its values and the frames of the calls inside it.
+
+    Shared jaxprs get a frame a call, because each call may have other axes. A value that follows from
+    constants alone (a table, a mask, zeros) is like an array of NumPy's: nothing is inferred about how it is
+    made, and it is never cut there. Each use of it has axes of its own and is cut by them, so that a table
+    couples nothing but what meets in one equation.
+    """
+
+    __slots__ = (
+        *("axes", "caller", "calls", "constant", "consts", "derivatives", "jaxpr", "known", "makers"),
+        *("origins", "positions", "uses", "whole"),
+    )
+
+    def __init__(self, jaxpr: Jaxpr, consts: Sequence[Any], caller: Source | None = None):
+        self.jaxpr = jaxpr
+        self.caller = caller
+        self.consts = tuple(consts)
+        self.axes: dict[Any, Axes] = {}
+        self.calls: dict[int, tuple[Frame, ...]] = {}
+        self.constant: set[Var] = set(jaxpr.constvars)
+        self.derivatives: dict[int, tuple[Derivative, Frame]] = {}
+        self.known: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        self.makers: dict[Var, JaxprEqn] = {}  # constant -> the equation on constants that makes it
+        self.origins: dict[Var, Callable[[], Any]] = {}  # constant of another frame -> what gives its value
+        self.positions: set[Var] = set()
+        self.uses: dict[tuple[int | None, int], Axes] = {}  # (id of an equation or None, place) -> axes
+        self.whole: dict[int, tuple[bool, ...]] = {}  # which operands a call takes whole, as constants
+
+    def of(self, atom: Any) -> Axes:
+        """The axes of a variable where it is made."""
+        if atom not in self.axes:
+            self.axes[atom] = unknown(atom.aval)
+        return self.axes[atom]
+
+    def is_constant(self, atom: Any) -> bool:
+        """Whether a value follows from constants alone."""
+        return isinstance(atom, Literal) or atom in self.constant or atom in self.makers
+
+    def add_constant(self, var: Var, origin: Callable[[], Any]) -> None:
+        self.constant.add(var)
+        self.origins[var] = origin
+
+    def value(self, atom: Any) -> Any:
+        """What a constant holds, or None where that is not known before the function runs."""
+        if isinstance(atom, Literal):
+            return atom.val
+        if atom not in self.known:
+            self.known[atom] = self._computed(atom) if self.is_constant(atom) else None
+        value = self.known[atom]
+        return None if isinstance(value, Tracer) else value
+
+    def ins(self, eqn: JaxprEqn) -> list[Axes]:
+        """The axes of an equation's operands."""
+        return self._used(id(eqn), eqn.invars)
+
+    @property
+    def outs(self) -> list[Axes]:
+        return self._used(None, self.jaxpr.outvars)
+
+    def source(self, eqn: JaxprEqn) -> Source:
+        return Source(eqn, self.caller)
+
+    def _used(self, by: int | None, atoms: Sequence[Any]) -> list[Axes]:
+        axes = []
+        for place, atom in enumerate(atoms):
+            if self.is_constant(atom):
+                key = by, place
+                if key not in self.uses:
+                    self.uses[key] = unknown(atom.aval)
+                axes.append(self.uses[key])
+            else:
+                axes.append(self.of(atom))
+        return axes
+
+    def _computed(self, var: Var) -> Any:
+        if var in self.origins:
+            return self.origins[var]()
+        eqn = self.makers.get(var)
+        if eqn is None or eqn.effects or not all(map(_is_small, eqn.outvars)):
+            return None
+        operands = [self.value(v) for v in eqn.invars]
+        if any(operand is None for operand in operands):
+            return None
+        try:
+            with jax.ensure_compile_time_eval():
+                outs = bind(eqn, operands)
+        except Exception:  # what only a mesh or another platform can compute
+            return None
+        self.known.update(zip(eqn.outvars, outs, strict=True))
+        return self.known[var]
+
+
+def _is_small(var: Var) -> bool:
+    shape = shape_of(var)
+    return all(isinstance(size, int) for size in shape) and math.prod(shape) <= _LARGEST_TABLE
+
+
+def unknown(aval: Any, reason: Reason | None = None) -> Axes:
+    """Axes equal to no other yet."""
+    return tuple(fresh(size, reason) for size in getattr(aval, "shape", ()))

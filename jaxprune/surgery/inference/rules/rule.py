@@ -1,0 +1,83 @@
+"""What a primitive must say about itself: one object holds inference, resizing and reduction identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import JaxprEqn
+
+from jaxprune.jaxprs import shape_of as aval_shape
+from jaxprune.surgery.inference.axes import Axes, Axis, Reason
+
+
+class Kept(Protocol):
+    """Which units of every axis are kept."""
+
+    def size(self, axis: Axis) -> int: ...
+
+    def mask(self, axis: Axis) -> np.ndarray: ...
+
+
+class Reduction(NamedTuple):
+    """An operand reduced over some of its dimensions, and the value that a removed unit has there."""
+
+    operand: int
+    dimensions: tuple[int, ...]
+    identity: Callable[[Any], Any]  # dtype -> scalar
+
+
+Values = Callable[[int], Any]  # place of an operand -> its value where it is a known constant, else None
+Infer = Callable[[JaxprEqn, Sequence[Axes], Reason], list[Axes]]
+Resize = Callable[[JaxprEqn, Sequence[Axes], Sequence[Axes], Kept], dict[str, Any]]
+Evaluate = Callable[[JaxprEqn, Sequence[Any], Sequence[Axes], Sequence[Axes], Kept], list[Any]]
+Reduces = Callable[[JaxprEqn, Sequence[Axes]], list[Reduction]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A primitive's rule.
+
+    `infer` gives the axes of the outputs and unifies those of the inputs, so that the equation on sliced
+    arrays is the slice of the equation; `infer_known` does where constant operands tell more, and gives None
+    where they don't. `resize` gives the equation's parameters that carry sizes, for the
+    smaller arrays; `evaluate`, where parameters are not enough, computes the smaller outputs. `reduces`
+    lists the reductions across units.
+    """
+
+    infer: Infer
+    resize: Resize | None = None
+    evaluate: Evaluate | None = None
+    reduces: Reduces | None = None
+    infer_known: Callable[[JaxprEqn, Sequence[Axes], Values, Reason], list[Axes] | None] | None = None
+
+
+def shape_of(eqn: JaxprEqn, output: int = 0) -> tuple[int, ...]:
+    return aval_shape(eqn.outvars[output])
+
+
+def kept_shape(axes: Axes, kept: Kept) -> tuple[int, ...]:
+    return tuple(kept.size(axis) for axis in axes)
+
+
+def zero(dtype: Any) -> Any:
+    return np.zeros((), dtype)
+
+
+def one(dtype: Any) -> Any:
+    return np.ones((), dtype)
+
+
+def lowest(dtype: Any) -> Any:
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return np.zeros((), dtype)
+    return np.array(-np.inf if jnp.issubdtype(dtype, jnp.inexact) else jnp.iinfo(dtype).min, dtype)
+
+
+def highest(dtype: Any) -> Any:
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return np.ones((), dtype)
+    return np.array(np.inf if jnp.issubdtype(dtype, jnp.inexact) else jnp.iinfo(dtype).max, dtype)

@@ -1,0 +1,236 @@
+"""Planning: which units go, by their scores, until a budget of units, parameters or FLOPs is met."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxprune.params import PyTree
+from jaxprune.surgery.groups import Group, Groups
+from jaxprune.surgery.inference.kept import Keep
+from jaxprune.surgery.inference.model import OUTPUT_STATE
+from jaxprune.surgery.planning.budget import Budget, count, first_level
+from jaxprune.surgery.planning.plan import Plan
+from jaxprune.surgery.scores import Score, l2_scores, unit_scores
+
+
+def plan_removal(
+    groups: Groups,
+    params: PyTree,
+    sparsity: float = 0.5,
+    scope: Literal["local", "global"] = "local",
+    score: Score | None = None,
+    round_to: int = 1,
+    minimum: int = 1,
+    budget: Literal["params", "flops", "units"] = "params",
+    normalize: Literal["mean", "max", "none"] = "mean",
+    overrides: Mapping[str, float] | None = None,
+    exclude: str | Iterable[str] = (),
+) -> Plan:
+    """Chooses the units to remove.
+
+    Units with the lowest scores go first. The score of a unit is the L2 norm of its slices of all members,
+    the sum of given scores over them, or what `UnitScores` say; it is divided by the mean (or maximum) over
+    its group.
+
+    Args:
+      groups: what `find_groups` found.
+      params: the parameters that were analysed, as arrays.
+      sparsity: share of the budget to remove, in [0, 1). Of n units that cost the same exactly
+        `round(sparsity * n)` go; where units differ, the smallest removal that reaches the share.
+      scope: "local" removes the same share of each group's units, "global" the lowest scores of all groups.
+      score: `UnitScores` (`jp.surgery.taylor_scores` and its kin), or a tree like `params` of scores that
+        broadcast to the parameters (larger = keep; None leaves do not count), or a function of `params` that
+        gives one of the two. Without it: `jp.surgery.l2_scores`.
+      round_to: the number of kept units of a group is a multiple of this (or all of them).
+      minimum: units that every group keeps.
+      budget: what `sparsity` is a share of: "params" (entries of all parameters), "flops" (of contractions
+        and convolutions at the traced shapes) or "units".
+      normalize: what unit scores are divided by: the "mean" or "max" of their group, or "none".
+      overrides: group name, or regular expression that matches a whole path of one of its members (or a
+        leading part of it, up to a slash) -> share of its units to remove, outside the search for the budget.
+      exclude: names or path patterns as in `overrides`, of groups that lose nothing.
+
+    Returns:
+      The plan.
+
+    Raises:
+      ValueError: an argument is out of range, a pattern matches no group, a group that may lose units has no
+        score, or the budget can't be reached.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"up": jnp.array([[3.0, 1.0, 2.0]]), "down": jnp.array([[1.0], [1.0], [1.0]])}
+      >>> mlp = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
+      >>> groups = jp.find_groups(mlp, params, jnp.ones((1, 1)))
+      >>> plan = jp.plan_removal(groups, params, 0.3, budget="units")
+      >>> plan.shrink(params)["up"]
+      Array([[3., 2.]], dtype=float32)
+      >>> plan.compact(mlp)(plan.shrink(params), jnp.ones((5, 1))).shape
+      (5, 1)
+
+    References:
+      Li et al., Pruning Filters for Efficient ConvNets, 2016, arXiv:1608.08710.
+    """
+    _check(sparsity, scope, round_to, minimum, budget, normalize)
+    fixed = {**dict.fromkeys(_named(groups, exclude, "exclude"), 0.0)}
+    for pattern, share in (overrides or {}).items():
+        if not 0 <= share < 1:
+            raise ValueError(
+                f"`overrides` must be in [0, 1), got {share!r} at {pattern!r}. It is a fraction."
+            )
+        fixed.update(dict.fromkeys(_named(groups, (pattern,), "overrides"), float(share)))
+    scores = unit_scores(groups, params, l2_scores(groups, params) if score is None else score)
+    order = {name: _normalized(s, normalize) for name, s in scores.by_group.items()}
+    unscored = [g.name for g in groups if g.name not in order and fixed.get(g.name) != 0]
+    if unscored:
+        raise ValueError(
+            f"`score` has nothing for group {unscored[0]!r} ({len(unscored)} in all): pass "
+            f"exclude={unscored[:5]}{' and so on' if len(unscored) > 5 else ''}, or score them too."
+        )
+
+    def removable(group: Group, number: int) -> int:
+        kept = max(min(minimum, group.size), group.size - number)
+        return group.size - min(group.size, -(-kept // round_to) * round_to)
+
+    by_name = {group.name: group for group in groups}
+    lost = {
+        by_name[name]: removable(by_name[name], count(share, by_name[name].size))
+        for name, share in fixed.items()
+    }
+    free = [group for group in groups if group.name not in fixed]
+    ranks = _ranks(free, order) if scope == "global" else {}
+
+    def keep_for(level: Any) -> Keep:
+        numbers = dict(lost)
+        for group in free:
+            number = (
+                count(level, group.size) if scope == "local" else np.searchsorted(ranks[group.name], level)
+            )
+            numbers[group] = removable(group, int(number))
+        masks = {}
+        for group, number in numbers.items():
+            if number:
+                masks[group.atom] = np.ones(group.size, bool)
+                masks[group.atom][np.argsort(order[group.name], kind="stable")[:number]] = False
+        return Keep(masks)
+
+    counted = Budget(groups, budget)
+    target, level = counted.target(sparsity, scope, free, lost)
+    levels: Sequence[Any] = range(sum(group.size for group in free) + 1)
+    if scope == "local":
+        steps = {Fraction(i, group.size) for group in free for i in range(1, group.size + 1)}
+        levels = sorted({Fraction(0), min(level, Fraction(1)), *steps})
+    most = counted.removed(keep_for(levels[-1]))
+    if most < target:
+        of_outputs = groups.state is None and any(" of output " in f.reason for f in groups.frozen)
+        raise ValueError(
+            f"`sparsity` {sparsity} of the {budget} can't be reached: with `minimum`={minimum}, "
+            f"`round_to`={round_to} and what is frozen or excluded, at most "
+            f"{most / max(counted.whole, 1):.3f} goes."
+            + (f" Axes of an output are frozen.{OUTPUT_STATE}" if of_outputs else "")
+        )
+    return _plan(groups, keep_for(first_level(levels, lambda i: counted.removed(keep_for(i)) >= target)))
+
+
+def plan_units(groups: Groups, keep: Mapping[str, Any]) -> Plan:
+    """A plan that keeps the given units.
+
+    Args:
+      groups: what `find_groups` found.
+      keep: group name -> bool array of shape (group.size,), True = keep; groups not named lose nothing.
+
+    Returns:
+      The plan.
+
+    Raises:
+      KeyError: no group has this name.
+      ValueError: a mask has the wrong shape or keeps nothing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"up": jnp.ones((2, 4)), "down": jnp.ones((4, 1))}
+      >>> groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 2)))
+      >>> jp.surgery.plan_units(groups, {"down[0]": [True, False, False, True]}).widths
+      {'down': (2, 1), 'up': (2, 2)}
+    """
+    masks = {}
+    for name, mask in keep.items():
+        group = groups[name]
+        mask = np.asarray(mask, bool)
+        if mask.shape != (group.size,) or not mask.any():
+            raise ValueError(
+                f"`keep` must have shape ({group.size},) and keep a unit, got {mask.shape} with {mask.sum()} "
+                f"kept at {name!r}."
+            )
+        masks[group.atom] = mask
+    return _plan(groups, Keep(masks))
+
+
+def _normalized(scores: np.ndarray, how: str) -> np.ndarray:
+    if not scores.size:
+        return scores
+    by = {"mean": scores.mean, "max": scores.max, "none": lambda: 1.0}[how]()
+    return scores / by if by > 0 else scores
+
+
+def _ranks(groups: Sequence[Group], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """For each group the sorted places of its units in the order of all units, lowest score first."""
+    if not groups:
+        return {}
+    owner = np.concatenate([np.full(g.size, i) for i, g in enumerate(groups)])
+    order = np.argsort(np.concatenate([scores[g.name] for g in groups]), kind="stable")
+    return {g.name: np.flatnonzero(owner[order] == i) for i, g in enumerate(groups)}
+
+
+def _named(groups: Groups, patterns: str | Iterable[str], argument: str) -> list[str]:
+    names = []
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        found = [g.name for g in groups if g.name == pattern]
+        if not found:
+            try:
+                expression = re.compile(f"(?:{pattern})(?:/.*)?")
+            except re.error as error:
+                raise ValueError(
+                    f"`{argument}` pattern {pattern!r} is no regular expression ({error})."
+                ) from None
+            found = [g.name for g in groups if any(expression.fullmatch(m.path) for m in g.members)]
+        if not found:
+            raise ValueError(
+                f"`{argument}` pattern {pattern!r} matched no group. There are: "
+                f"{', '.join(repr(g.name) for g in groups.groups[:20])} ({len(groups)} in all)."
+            )
+        names += found
+    return names
+
+
+def _check(sparsity: Any, scope: str, round_to: int, minimum: int, budget: str, normalize: str) -> None:
+    if not 0 <= sparsity < 1:
+        raise ValueError(
+            f"`sparsity` must be in [0, 1), got {sparsity!r}. It is a fraction: pass 0.9 for 90 %."
+        )
+    for name, value, allowed in (
+        ("scope", scope, ("local", "global")),
+        ("budget", budget, ("params", "flops", "units")),
+        ("normalize", normalize, ("mean", "max", "none")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+    for name, number in (("round_to", round_to), ("minimum", minimum)):
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"`{name}` must be a positive whole number, got {number!r}.")
+
+
+def _plan(groups: Groups, keep: Keep) -> Plan:
+    shapes, kept = {}, {}
+    for (path, axes), aval in zip(groups.model.axes.items(), groups.model.traced.avals, strict=True):
+        masks = [keep.mask(axis) for axis in axes]
+        kept[path] = tuple(None if mask.all() else mask for mask in masks)
+        shapes[path] = tuple(aval.shape)
+    return Plan(shapes, kept, groups.state, groups.model.inputs)
