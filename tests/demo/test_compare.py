@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -32,7 +31,7 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, compile_once):
+def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "out"
     experiment.run(dataclasses.replace(TINY, out=str(folder)), QUIET)
     return folder
@@ -132,18 +131,17 @@ def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
 
 
 @pytest.mark.slow
-def test_killed_in_another_process_nothing_is_half_written_and_it_resumes(finished, tmp_path, compile_once):
-    env = {**os.environ, **compile_once}
+def test_killed_in_another_process_nothing_is_half_written_and_it_resumes(finished, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "jaxprune.cli", "compare", f"--out={out}", *OPTIONS]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(out.glob("trainings/*imp-0.99*")):
         time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     for path in out.glob("trainings/[a-z]*"):
         json.loads(path.read_text())
-    subprocess.run([*command, "--resume"], env=env, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, "--resume"], check=True, stdout=subprocess.DEVNULL)
     assert_same(finished, out)
 
 

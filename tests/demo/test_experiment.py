@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -57,7 +56,7 @@ def assert_same(one, other):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, compile_once):
+def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "out"
     experiment.run(dataclasses.replace(TINY, out=str(folder)), QUIET)
     return folder
@@ -289,22 +288,19 @@ def whole(folder: Path):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_nothing_is_half_written_and_it_resumes(finished, tmp_path, compile_once):
-    env = {**os.environ, **compile_once}
+def test_killed_at_any_moment_nothing_is_half_written_and_it_resumes(finished, tmp_path):
     command = [sys.executable, "-m", "jaxprune.cli", "imp", f"--out={tmp_path / 'out'}", *arguments(TINY)]
     moments = ("rounds/*ticket-000*", "carry/*002*", "*results.csv*")
     resume = []
     for moment in moments:
-        process = subprocess.Popen(
-            [*command, *resume], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not list((tmp_path / "out").glob(moment)):
             time.sleep(0.0005)
         process.send_signal(signal.SIGKILL)
         process.wait()
         whole(tmp_path / "out")
         resume = ["--resume"] if (tmp_path / "out" / "settings.json").exists() else []
-    subprocess.run([*command, *resume], env=env, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, *resume], check=True, stdout=subprocess.DEVNULL)
     assert_same(finished, tmp_path / "out")
 
 
