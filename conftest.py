@@ -31,7 +31,8 @@ def pytest_unconfigure():
 
 @pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` is looked at
 def pytest_collection_modifyitems(items):
-    """`slow_beyond(n)` marks the cases of a test after its first n as slow."""
+    """The longest first, so that no worker ends alone; `slow_beyond(n)` makes a test's cases after n slow."""
+    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
     seen = collections.Counter()
     for item in items:
         for mark in item.iter_markers("slow_beyond"):

@@ -62,6 +62,7 @@ def test_nothing_to_remove_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, new, params)
 
 
+@pytest.mark.slow
 def test_a_duplicate_unit_goes_without_loss():
     params, x = mlp_params(0), draw(1, 60, 6)
     for name, axis in (("up", 1), ("up_bias", 0)):

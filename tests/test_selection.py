@@ -159,6 +159,7 @@ def test_leaves_in_place_and_copied_ones_are_searched_alike(monkeypatch, few, la
                 assert_same([keep], expected([s], k, None if p is None else [p]))
 
 
+@pytest.mark.slow
 def test_counts_a_leaf_are_what_a_stable_sort_of_each_leaf_keeps():
     rng = np.random.default_rng(5)
     scores = [rng.standard_normal(s).astype(np.float32) for s in ((40, 60), (3000,), (1,), (0, 2), (5, 5))]
@@ -171,6 +172,7 @@ def test_counts_a_leaf_are_what_a_stable_sort_of_each_leaf_keeps():
             assert_same([other], expected([s], k))
 
 
+@pytest.mark.slow
 def test_vmap_of_counts_a_leaf():
     rng = np.random.default_rng(6)
     scores = [jnp.asarray(rng.standard_normal((3, *s)), jnp.float32) for s in ((4, 9), (50,))]
@@ -188,6 +190,7 @@ def test_vmap_of_counts_a_leaf():
                 )
 
 
+@pytest.mark.slow
 def test_no_gradient_goes_through_it():
     def loss(x):
         (keep,) = select([x], 2)

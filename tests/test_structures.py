@@ -36,7 +36,7 @@ def test_nm_of_flax_attention_groups_the_model_axis_of_projections_and_head_dim_
     assert jp.NM(2, 4, axis=lambda path, shape: 0 if "first" in path else 1).group_axis("first", (4, 4)) == 0
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (4, 8), (1, 2), (7, 8)])
 def test_nm_keeps_n_of_every_m_with_ties_and_a_prior(n, m):
     scores = jnp.round(jax.random.uniform(jax.random.key(6), (2 * m, 6)) * 3)

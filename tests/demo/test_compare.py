@@ -50,6 +50,7 @@ def test_a_run_leaves_its_results_and_nothing_else(finished):
     assert (finished / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_records_have_every_recipe_at_every_sparsity_with_its_exact_count(finished):
     records = json.loads((finished / "results.json").read_text())["records"]
     assert [(r["recipe"], r["sparsity"]) for r in records] == [
@@ -91,6 +92,7 @@ def test_a_record_is_what_a_plain_loop_gives(finished):
     assert records[3]["test_loss"][1] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_do_not_depend_on_how_many_there_are(finished):
     two, three = (keys(dataclasses.replace(TINY, seeds=n)) for n in (2, 3))
     for a, b in zip(two, three, strict=True):
@@ -145,6 +147,7 @@ def test_killed_in_another_process_nothing_is_half_written_and_it_resumes(finish
     assert_same(finished, out)
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_shows_its_tables(finished, capsys):
     assert cli.main(["compare", f"--out={finished}", "--resume", *OPTIONS]) == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -177,11 +180,13 @@ def test_a_bad_option_is_one_line_and_leaves_no_folder(capsys, monkeypatch, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_another_setting_on_resume_is_an_error_that_names_it(finished, capsys):
     assert cli.main(["compare", f"--out={finished}", "--resume", *OPTIONS, "--seed=1"]) == 2
     assert "--seed was 0, now it is 1." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_command_does_not_resume_the_run_of_the_other(finished, capsys):
     assert cli.main(["imp", f"--out={finished}", "--resume"]) == 2
     assert "--resume needs the settings of the interrupted run" in capsys.readouterr().err

@@ -70,6 +70,7 @@ def test_a_run_leaves_its_results_and_nothing_else(finished):
     assert (finished / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_records_have_every_training_of_ticket_and_controls(finished):
     found = json.loads((finished / "results.json").read_text())
     assert [(r["kind"], r["round"]) for r in found["records"]] == [
@@ -124,6 +125,7 @@ def test_the_checkpoint_holds_masks_of_each_round_and_parameters_under_the_last(
             assert not np.any(np.where(after, 0, w))
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_do_not_depend_on_how_many_there_are(finished):
     two, three = (programs.keys(dataclasses.replace(TINY, seeds=n)) for n in (2, 3))
     for a, b in zip(two, three, strict=True):
@@ -145,6 +147,7 @@ def test_controls_keep_what_they_say_and_differ_from_round_to_round(finished):
         assert np.all(one.metrics["loss"] != other.metrics["loss"])
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_an_error_without_overwrite(finished, capsys):
     before = (finished / "results.json").stat().st_mtime_ns
     assert cli.main(["imp", f"--out={finished}", *arguments(TINY)]) == 2
@@ -152,6 +155,7 @@ def test_a_finished_folder_is_an_error_without_overwrite(finished, capsys):
     assert (finished / "results.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_shows_its_table(finished, capsys):
     before = (finished / "results.json").stat().st_mtime_ns
     assert cli.main(["imp", f"--out={finished}", "--resume", *arguments(TINY)]) == 0
@@ -159,6 +163,7 @@ def test_resuming_a_finished_run_shows_its_table(finished, capsys):
     assert (finished / "results.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "was"), [("--rounds=3", 2), ("--learning-rate=1.0", 0.0012)])
 def test_another_setting_on_resume_is_an_error_that_names_it(finished, capsys, option, was):
     assert cli.main(["imp", f"--out={finished}", "--resume", *arguments(TINY), option]) == 2
@@ -182,6 +187,7 @@ def with_one_bit_changed(path):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -205,6 +211,7 @@ def test_a_damaged_result_is_an_error_that_names_the_file(finished, tmp_path, ca
     assert err.count("\n") == 1 and path.name in err and "is damaged" in err and "--overwrite" in err
 
 
+@pytest.mark.slow
 def test_what_was_taken_away_is_not_said_to_be_there(finished, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
@@ -214,6 +221,7 @@ def test_what_was_taken_away_is_not_said_to_be_there(finished, tmp_path, capsys)
     assert last[-3:] == ["results.json,", "results.csv,", "checkpoint"]
 
 
+@pytest.mark.slow
 def test_other_data_on_resume_are_an_error(finished, monkeypatch, capsys):
     monkeypatch.setattr(data.Data, "fingerprint", lambda self: "00000000")
     assert cli.main(["imp", f"--out={finished}", "--resume", *arguments(TINY)]) == 2
