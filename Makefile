@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 	$(BIN)/jaxprune imp --overwrite
 
 test: lint types
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 check: $(VENV)/.test
 	@$(MAKE) --no-print-directory -j2 lint types fast
@@ -29,7 +29,7 @@ types: $(VENV)/.test
 	$(BIN)/pyright
 
 fast: $(VENV)/.test
-	$(BIN)/pytest -n auto -m "not slow" tests
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow" tests
 
 test-newest:
 	@for version in $(NEWER_PYTHONS); do \
@@ -44,7 +44,7 @@ test-newest:
 
 newest: $(VENV)/.test
 	$(BIN)/python -m pip list 2>/dev/null | grep -iE '^(jax|jaxlib|flax|optax|equinox|numpy|orbax-checkpoint) '
-	$(BIN)/pytest -n auto $(wildcard $(NEWEST_TESTS))
+	$(BIN)/pytest -n auto --dist worksteal $(wildcard $(NEWEST_TESTS))
 
 # An environment of another Python than the one asked for by PYTHON=... is made anew.
 ifeq ($(origin PYTHON), command line)

@@ -1,19 +1,38 @@
-"""Every test runs on the CPU with eight virtual devices; set before JAX is imported."""
+"""Every test runs on the CPU with eight virtual devices, and compiles quickly; set before JAX is imported."""
 
 import collections
 import os
+import shutil
+import tempfile
 
 import pytest
 
+# The tests compile thousands of small programs once each: quick compilation counts, quick programs don't. XLA's
+# newer emitter of fusions takes half of that time; a jaxlib without this choice takes no notice of it.
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true",
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# The tests compile thousands of small programs once each: quick compilation counts, quick programs don't.
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# What one test, worker, command or notebook has compiled the others load, and so does the same one after
+# `clear_caches`. A folder that the environment names is kept.
+FOLDER = ""
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = FOLDER = tempfile.mkdtemp(prefix="jaxprune-compiled-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def pytest_unconfigure():
+    if FOLDER:  # made here, not by the process that started this one
+        shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` is looked at
 def pytest_collection_modifyitems(items):
-    """`slow_beyond(n)` marks the cases of a test after its first n as slow."""
+    """The longest first, so that no worker ends alone; `slow_beyond(n)` makes a test's cases after n slow."""
+    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
     seen = collections.Counter()
     for item in items:
         for mark in item.iter_markers("slow_beyond"):

@@ -14,7 +14,7 @@ def compiled(monkeypatch):
     compile_all(monkeypatch)
 
 
-@pytest.fixture(params=["host", "compiled"])
+@pytest.fixture(params=["host", pytest.param("compiled", marks=pytest.mark.slow)])
 def engine(request):
     """By NumPy, then by compiled programs."""
     if request.param == "compiled":

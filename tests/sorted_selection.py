@@ -32,5 +32,5 @@ def operation_by_operation():
     """Inside, nothing is compiled but single operations."""
     with jax.disable_jit(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(jaxprune.structures.keep, "select", sorted_selection)
-        patch.setattr(jaxprune.sparse_training.dynamic, "select", sorted_selection)
+        patch.setattr(jaxprune.sparse_training._dynamic, "select", sorted_selection)
         yield

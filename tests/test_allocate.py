@@ -125,6 +125,7 @@ def test_from_scores_gives_what_global_masks_take_of_each_leaf(structure, sparsi
     jax.tree.map(np.testing.assert_array_equal, alone, everywhere)
 
 
+@pytest.mark.slow
 def test_from_scores_keeps_the_minimum_and_knows_no_pattern():
     scores = [jnp.full((4, 5), 1.0), jnp.full((4, 5), 2.0)]
     assert jp.allocate.from_scores(scores, 0.5)[0] == pytest.approx(1, abs=0.05)

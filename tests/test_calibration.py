@@ -138,6 +138,7 @@ def test_batched_weights_are_groups():
         np.testing.assert_allclose(stats.moments[0].second[g], gram(x[:, g]), **EXACT)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 def test_convolution_inputs_are_patches(groups, padding):

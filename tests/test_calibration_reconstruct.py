@@ -47,6 +47,7 @@ def test_counts_are_exact_pruned_is_zero_and_refinements_never_hurt(method, stru
             np.testing.assert_array_equal(new_mask.reshape(6, 4, 10).sum(axis=1), 2)
 
 
+@pytest.mark.slow
 def test_methods_stand_in_the_order_of_what_they_know():
     w, x = draw(0, 24, 10), correlated(1, 200, 24)
     found = [error(prune(w, x, 0.5, method=m)[0], w, x) for m in METHODS]
@@ -108,6 +109,7 @@ def test_scanned_layers_are_pruned_as_the_same_layers_in_a_list():
     assert jp.sparsity(stacked, masks) == 0.5
 
 
+@pytest.mark.slow
 def test_a_shared_weight_is_pruned_once_on_all_its_inputs():
     w, x = draw(0, 8, 8), draw(2, 50, 8)
     fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"]  # noqa: E731

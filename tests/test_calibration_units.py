@@ -24,6 +24,7 @@ def greedy(h, w, units):
     return gone, np.array(errors)
 
 
+@pytest.mark.slow
 def test_hand_worked_scores():
     """The third unit is the sum of the first two: free at first, and then nothing makes up for the others."""
     params = {

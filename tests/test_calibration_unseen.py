@@ -50,6 +50,7 @@ def test_weights_of_unseen_inputs_are_pruned_as_asked_and_otherwise_kept(method)
         assert_kept(params, new, masks, unseen, share)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

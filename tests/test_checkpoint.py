@@ -195,6 +195,7 @@ def test_an_integer_beyond_64_bits_is_not_saved(tmp_path):
 
 
 # Orbax leaves its other reads behind when one of them fails.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_any_damage_is_an_error_that_names_the_folder_or_does_no_harm(tmp_path, caplog):
     caplog.set_level("CRITICAL")

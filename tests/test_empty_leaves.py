@@ -11,7 +11,6 @@ PARAMS = {"rows": jnp.zeros((0, 4)), "columns": jnp.zeros((4, 0)), "v": W, "w": 
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "structure",
     [jp.Unstructured(), jp.Channels(), jp.Channels(0), jp.Layers(), jp.Block((2, 2)), jp.NM(2, 4)],
@@ -26,7 +25,6 @@ def test_masks_prune_the_asked_share_of_what_there_is(structure):
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_allocations_share_out_among_the_others():
     scores = jp.scores.magnitude(PARAMS)
     cost = {"rows": 0, "columns": 0, "v": 32, "w": 32}

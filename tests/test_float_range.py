@@ -134,7 +134,7 @@ def test_surgery_and_group_lasso_take_weights_of_any_size():
     np.testing.assert_allclose(jp.surgery.l2_scores(groups, params)["down[0]"], [5e25, np.sqrt(1.25) * 1e25])
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_the_group_penalty_has_its_gradient_in_every_dtype(dtype):
     w = jnp.array([[3.0, 0.5], [4.0, 0.0]], dtype)

@@ -10,7 +10,7 @@ from optimizers import OPTIMIZERS, assert_exact_zeros, inputs, params_of, step_o
 import jaxprune as jp
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_gradual_reaches_the_sparsity_holds_zeros_and_forgets_the_pruned(name):
     params, x = params_of(), inputs()
@@ -134,6 +134,7 @@ def test_a_step_of_gradual_can_be_differentiated_in_the_gradients_it_gets():
     np.testing.assert_array_equal(slope, [[-0.5, -0.5], [0.0, 0.0]])
 
 
+@pytest.mark.slow
 def test_a_single_array_is_a_parameter_tree_too():
     w = jnp.arange(1.0, 9).reshape(2, 4)
     tx = jp.gradual(optax.adam(0.1), jp.schedules.constant(0.5))
@@ -146,7 +147,7 @@ def pruned_of(masks, params):
     return jax.tree.map(lambda m, w: int((~jnp.broadcast_to(m, w.shape)).sum()), masks, params)
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("made", ["schedule", "function"])
 @pytest.mark.parametrize("kwargs", [{}, {"scope": "local", "minimum": 1}, {"structure": jp.Block((2, 2))}])
 def test_gradual_with_a_tree_of_shares_brings_each_leaf_to_its_own(made, kwargs):

@@ -53,7 +53,6 @@ def test_masks_have_the_trees_structure_and_plain_true_where_nothing_may_be_prun
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["global", "local"])
 @pytest.mark.parametrize("sparsity", [0, 0.33, 0.99])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
@@ -101,7 +100,6 @@ def test_ties_go_by_leaf_then_index_and_the_count_is_exact():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "structure", [jp.Unstructured(), jp.Channels(), jp.Block((2, 2)), jp.Layers(), jp.NM(2, 4)]
 )
@@ -131,7 +129,6 @@ def test_prior_is_pruned_first_counts_and_never_comes_back():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_ladder_of_rounds_is_exact_and_nested():
     scores = {"a": jnp.zeros((20, 20)), "c": jnp.ones((30, 20))}  # a collapses first, with ties inside
     masks, n = None, 1000
@@ -151,7 +148,6 @@ def test_ladder_of_rounds_is_exact_and_nested():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_prior_of_whole_weights_under_a_coarser_structure_stays_pruned():
     scores = {"w": jnp.array([[1.0, 5.0, 6.0], [1.0, 5.0, 6.0]])}
     prior = {"w": jnp.array([[True, True, False], [True, False, True]])}
@@ -186,7 +182,6 @@ def test_nan_goes_first_under_jit():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_one_weight_and_empty_leaves():
     scores = {"one": jnp.ones((1, 1)), "none": jnp.zeros((0, 4)), "w": jnp.ones((3, 3))}
     for scope in ("global", "local"):
@@ -248,7 +243,6 @@ def test_bad_sparsity(sparsity, message):
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_bad_input_is_named():
     scores = jp.scores.magnitude(tree())
     with pytest.raises(TypeError, match="must be a number"):
@@ -341,7 +335,6 @@ def test_shuffled_places_are_uniform():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_float64_scores_and_float8_parameters():
     with jax.enable_x64():
         masks = jp.make_masks({"w": jnp.arange(6.0).reshape(2, 3)}, 0.5)

@@ -71,7 +71,7 @@ def test_map_params_inside_and_around_partitions():
         same(jp.get_masks(new), jp.get_masks(state))
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "labels",
     [{"body": "a", "head": "b"}, {"body": {"kernel": "a", "scale": "a"}, "head": {"kernel": "b"}}],

@@ -43,7 +43,6 @@ def test_hand_worked():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 @pytest.mark.parametrize(("minimum", "least"), [(0, [0, 0]), (3, [3, 3]), (0.1, [5, 2])])
 def test_against_sorting_with_the_best_set_aside(minimum, least):
     scores = tree()
@@ -63,7 +62,6 @@ def test_share_is_read_as_written():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_ties_small_and_empty_leaves():
     scores = {
         "a": jnp.ones((2, 4)),
@@ -77,7 +75,6 @@ def test_ties_small_and_empty_leaves():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_units_of_other_structures():
     scores = {
         "a": jnp.ones((4, 3)) * jnp.array([1.0, 2.0, 3.0]),
@@ -90,7 +87,6 @@ def test_units_of_other_structures():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_prior_keeps_its_own_and_the_ladder_its_counts():
     scores, masks = tree(), None
     for r in range(1, 6):
@@ -105,7 +101,6 @@ def test_prior_keeps_its_own_and_the_ladder_its_counts():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_a_leaf_that_fell_under_the_minimum_before_keeps_what_it_has():
     scores = {"a": jnp.array([[1.0, 2.0, 3.0, 4.0]]), "c": jnp.array([[5.0, 6.0, 7.0, 8.0]])}
     prior = {"a": jnp.array([[True, False, False, False]]), "c": True}

@@ -24,6 +24,7 @@ def test_not_one_weight_too_many_also_under_ties(n, distinct):
         assert pruned(jp.make_masks(scores, k / n)) == k
 
 
+@pytest.mark.slow
 def test_pruned_weights_are_not_chosen_again_so_rounds_do_not_prune_too_little():
     w = jax.random.normal(jax.random.key(0), (10, 10))
     first = jp.make_masks({"w": jnp.abs(w)}, 0.2)
@@ -76,6 +77,7 @@ def test_nan_gradients_under_a_mask_do_not_reach_the_survivors():
     assert bool(jnp.isfinite(updates["w"]).all())
 
 
+@pytest.mark.slow
 def test_rewinding_keeps_momentum_and_the_schedules_step():
     tx = jp.masked(optax.sgd(optax.linear_schedule(1.0, 0.0, 10), momentum=0.9))
     state = TrainState.create(apply_fn=None, params={"w": jnp.ones((2, 2))}, tx=tx)

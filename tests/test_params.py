@@ -83,6 +83,7 @@ def test_equinox_modules_keep_a_field_called_value_and_skip_functions():
     assert chosen(EqxNet()) == ["layers/0/weight", "layers/1/weight", "value"]
 
 
+@pytest.mark.slow
 def test_haiku_names():
     net = hk.transform(lambda x: hk.Linear(2)(hk.LayerNorm(-1, True, True)(hk.Embed(5, 4)(x))))
     assert chosen(net.init(key(), jnp.zeros(3, int))) == ["linear/w"]

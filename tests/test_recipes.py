@@ -82,7 +82,7 @@ def pruned_units(recipe, params, masks):
     return pruned, total
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sparsity"),
     [*((name, 0.75) for name in MAKE if name != "imp"), ("set", 0.0)],

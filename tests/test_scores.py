@@ -85,7 +85,7 @@ def test_magnitude_keeps_bfloat16():
     assert jp.scores.magnitude({"w": jnp.array([-1.5], jnp.bfloat16)})["w"].dtype == jnp.bfloat16
 
 
-@pytest.mark.slow_beyond(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "structure", [jp.Channels(), jp.Channels(0), jp.Block((2, 3)), jp.Layers(), jp.Unstructured()]
 )

@@ -104,7 +104,7 @@ def test_hand_worked_synflow():
     assert scores[0].tolist() == [[3, 8]] and scores[1].tolist() == [[3], [8]]
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_units_against_sums_by_hand(structure):
     params = params_of()
@@ -158,6 +158,7 @@ def test_fisher_against_a_loop_over_samples(structure, chunk):
     close(got, mean(squares))
 
 
+@pytest.mark.slow
 def test_fisher_is_not_the_square_of_the_mean_gradient():
     x = jnp.array([1.0, -1.0])  # gradients cancel in the batch, not in the samples
     assert jp.scores.snip(bilinear, PAIR, x)["a"] == 0

@@ -20,6 +20,7 @@ def lamp_reference(w):
     return scores
 
 
+@pytest.mark.slow
 def test_lamp_by_hand():
     # Squares 9, 1, 16, 0: of all 26, of the larger two 25, of the largest 16.
     scores = jp.scores.lamp({"w": jnp.array([[-3.0, 1.0], [4.0, 0.0]])})["w"]
@@ -43,6 +44,7 @@ def test_lamp_of_equal_weights_falls_by_index_and_is_one_for_the_last():
     np.testing.assert_allclose(scores, 1 / np.array([5, 4, 3, 2, 1]), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_lamp_of_very_small_and_very_large_weights(size):
     scores = jp.scores.lamp({"w": size * jnp.array([1.0, 2.0])})["w"]
@@ -102,12 +104,14 @@ def test_fpgm_against_its_definition(axis):
     np.testing.assert_allclose(scores, np.broadcast_to(want, w.shape), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_fpgm_removes_the_filter_that_the_others_stand_for_and_not_the_smallest():
     w = jnp.array([[0.0, 5.0, 5.1, 10.0, 5.05]])  # the first has the smallest norm
     masks = jp.make_masks(jp.scores.fpgm({"w": w}), 0.2, structure=jp.Channels())["w"]
     assert masks.tolist() == [[True, True, True, True, False]]
 
 
+@pytest.mark.slow
 def test_fpgm_tells_near_copies_apart():
     w = 100 + jnp.array([[0.0, 1e-4, 3e-4]])
     want = fpgm_reference(w, -1)
@@ -121,6 +125,7 @@ NORMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norms", [{"Conv_0/kernel": "BatchNorm_0/scale"}, {r"Conv_(\d+)/kernel": r"BatchNorm_\1/scale"}]
 )

@@ -69,7 +69,6 @@ def distributions():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow_beyond(13)
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 @pytest.mark.parametrize("name", distributions())
 @pytest.mark.parametrize("dtypes", [("float32",), ("bfloat16",), ("float32", "float16", "bfloat16")])
@@ -105,7 +104,6 @@ def test_keeps_what_a_stable_sort_keeps_of_any_floats(engines, flat, k, seed, ra
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_scores(dtype):
     rng = np.random.default_rng(1)
@@ -176,6 +174,7 @@ def test_counts_a_leaf_are_what_a_stable_sort_of_each_leaf_keeps():
             assert_same([other], expected([s], k))
 
 
+@pytest.mark.slow
 def test_vmap_of_counts_a_leaf():
     rng = np.random.default_rng(6)
     scores = [jnp.asarray(rng.standard_normal((3, *s)), jnp.float32) for s in ((4, 9), (50,))]
@@ -193,6 +192,7 @@ def test_vmap_of_counts_a_leaf():
                 )
 
 
+@pytest.mark.slow
 def test_no_gradient_goes_through_it():
     def loss(x):
         (keep,) = select([x], 2)
@@ -245,7 +245,6 @@ def test_scan_over_rising_sparsity_keeps_what_was_pruned():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_strict_promotion_nan_checks_and_64_bit_mode():
     scores = split(distributions()["heavy ties"])
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), jax.debug_nans(True):
@@ -255,7 +254,6 @@ def test_strict_promotion_nan_checks_and_64_bit_mode():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_no_leaves_and_empty_leaves():
     assert select([], 0) == []
     assert [keep.shape for keep in select([np.zeros((0, 3), np.float32)], 0)] == [(0, 3)]

@@ -47,6 +47,7 @@ def test_same_as_pruning_each_layer_with_make_masks(structure, chunk):
             assert loss == pytest.approx(float(loss_fn(jp.apply_masks(params, masks), X)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_program_for_all_layers_and_sparsities():
     traces = []
 

@@ -242,6 +242,7 @@ def test_ac_dc_alternates_and_ends_sparse_with_new_masks_each_time():
     np.testing.assert_array_equal(seen[6][1].masks["w"], want["w"], "by magnitude at the phase's start")
 
 
+@pytest.mark.slow
 def test_ac_dc_begins_a_dense_phase_without_moments():
     params = {"w": row(2.0, 1.0), "bias": jnp.ones(1)}
     grads = {"w": row(0.5, 0.25), "bias": jnp.ones(1)}

@@ -82,6 +82,7 @@ def test_sr_ste_decays_what_is_pruned_and_only_that():
     np.testing.assert_array_equal(updates["bias"], [0.0])
 
 
+@pytest.mark.slow
 def test_top_kast_by_hand():
     """D = 1/4, D + M = 1/2: A has the decay, B without A four times of it, the rest stands still."""
     params = {"w": row(4.0, 3.0, 2.0, 1.0)}

@@ -13,7 +13,6 @@ import jaxprune as jp
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_nm_runs_along_the_input_axis_of_dense_and_convolution_kernels():
     for shape, axis in (((8, 3), 0), ((3, 3, 8, 5), 2), ((3, 8, 5), 1)):
         scores = jax.random.uniform(jax.random.key(5), shape)
@@ -38,7 +37,6 @@ def test_nm_of_flax_attention_groups_the_model_axis_of_projections_and_head_dim_
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (4, 8), (1, 2), (7, 8)])
 def test_nm_keeps_n_of_every_m_with_ties_and_a_prior(n, m):
     scores = jnp.round(jax.random.uniform(jax.random.key(6), (2 * m, 6)) * 3)
@@ -52,7 +50,6 @@ def test_nm_keeps_n_of_every_m_with_ties_and_a_prior(n, m):
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_nm_below_its_sparsity_prunes_the_lowest_of_its_own_candidates(scope):
     scores = {"w": jax.random.uniform(jax.random.key(8), (8, 6))}
@@ -66,7 +63,6 @@ def test_nm_below_its_sparsity_prunes_the_lowest_of_its_own_candidates(scope):
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_channels_mask_is_broadcastable_and_along_any_axis():
     scores = {"w": jnp.arange(1.0, 25).reshape(2, 3, 4)}
     for axis, shape in ((-1, (1, 1, 4)), (0, (2, 1, 1)), (1, (1, 3, 1))):
@@ -84,7 +80,6 @@ def test_channels_mask_is_broadcastable_and_along_any_axis():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_channels_against_a_brute_force_over_subsets():
     w = jax.random.normal(jax.random.key(9), (5, 6))
     mask = np.asarray(
@@ -95,7 +90,6 @@ def test_channels_against_a_brute_force_over_subsets():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.slow
 def test_blocks_with_edges_that_do_not_divide():
     scores = np.ones((5, 7), np.float32)
     scores[4:, 6:] = 0.1  # a 1 x 1 corner block

@@ -98,6 +98,7 @@ def test_make_masks_compares_units_by_all_their_weights(scope, sparsity, kept):
     assert kept_units(traced) == kept
 
 
+@pytest.mark.slow
 def test_prior_minimum_and_errors():
     prior = jp.make_masks({**PARAMS, "b": -10 * B}, 0.25, structure=Linked())  # without unit 0
     assert kept_units(prior) == [1, 2, 3]
@@ -134,6 +135,7 @@ def test_gradual_prunes_units_and_zeroes_all_their_weights():
     np.testing.assert_array_equal(params["b"], B * jnp.array([[1], [1], [0], [0]]))
 
 
+@pytest.mark.slow
 def test_imp_prunes_units_round_by_round():
     def train_step(state, batch):
         del batch

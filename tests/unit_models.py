@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.surgery import plan_units
+
 
 def draw(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
@@ -34,6 +36,13 @@ def group_of(groups, path, axis):
     return group.name
 
 
+def plan_of(groups, name, gone):
+    """The plan that takes these units of one group."""
+    keep = np.ones(groups[name].size, bool)
+    keep[list(gone)] = False
+    return plan_units(groups, {name: keep})
+
+
 def least_error(h, w, gone):
     """Error in H when rows go and the others are refitted, in float64; and the refitted weights."""
     gone = np.asarray(gone, int)
@@ -42,6 +51,16 @@ def least_error(h, w, gone):
     change[gone] = -w[gone]
     change[kept] = np.linalg.solve(h[np.ix_(kept, kept)], h[np.ix_(kept, gone)] @ w[gone])
     return np.sum(change * (h @ change)), w + change
+
+
+def refitted(here, there, w0, kept, damping):
+    """min ||here_K W - there W0||^2 + damping, in float64; the rows that go are zero."""
+    here, w0 = here[:, kept], np.asarray(w0, np.float64)
+    gram = here.T @ here
+    penalty = damping * np.diag(np.diag(gram))
+    w = np.zeros_like(w0)
+    w[kept] = np.linalg.solve(gram + penalty, here.T @ (there @ w0) + penalty @ w0[kept])
+    return w
 
 
 def damped(gram, damping):

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -32,7 +31,7 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, compile_once):
+def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "out"
     experiment.run(dataclasses.replace(TINY, out=str(folder)), QUIET)
     return folder
@@ -51,6 +50,7 @@ def test_a_run_leaves_its_results_and_nothing_else(finished):
     assert (finished / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_records_have_every_recipe_at_every_sparsity_with_its_exact_count(finished):
     records = json.loads((finished / "results.json").read_text())["records"]
     assert [(r["recipe"], r["sparsity"]) for r in records] == [
@@ -92,6 +92,7 @@ def test_a_record_is_what_a_plain_loop_gives(finished):
     assert records[3]["test_loss"][1] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_do_not_depend_on_how_many_there_are(finished):
     two, three = (keys(dataclasses.replace(TINY, seeds=n)) for n in (2, 3))
     for a, b in zip(two, three, strict=True):
@@ -132,21 +133,21 @@ def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
 
 
 @pytest.mark.slow
-def test_killed_in_another_process_nothing_is_half_written_and_it_resumes(finished, tmp_path, compile_once):
-    env = {**os.environ, **compile_once}
+def test_killed_in_another_process_nothing_is_half_written_and_it_resumes(finished, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "jaxprune.cli", "compare", f"--out={out}", *OPTIONS]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(out.glob("trainings/*imp-0.99*")):
         time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     for path in out.glob("trainings/[a-z]*"):
         json.loads(path.read_text())
-    subprocess.run([*command, "--resume"], env=env, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, "--resume"], check=True, stdout=subprocess.DEVNULL)
     assert_same(finished, out)
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_shows_its_tables(finished, capsys):
     assert cli.main(["compare", f"--out={finished}", "--resume", *OPTIONS]) == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -179,11 +180,13 @@ def test_a_bad_option_is_one_line_and_leaves_no_folder(capsys, monkeypatch, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_another_setting_on_resume_is_an_error_that_names_it(finished, capsys):
     assert cli.main(["compare", f"--out={finished}", "--resume", *OPTIONS, "--seed=1"]) == 2
     assert "--seed was 0, now it is 1." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_command_does_not_resume_the_run_of_the_other(finished, capsys):
     assert cli.main(["imp", f"--out={finished}", "--resume"]) == 2
     assert "--resume needs the settings of the interrupted run" in capsys.readouterr().err

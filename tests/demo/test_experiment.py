@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -57,7 +56,7 @@ def assert_same(one, other):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, compile_once):
+def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "out"
     experiment.run(dataclasses.replace(TINY, out=str(folder)), QUIET)
     return folder
@@ -71,6 +70,7 @@ def test_a_run_leaves_its_results_and_nothing_else(finished):
     assert (finished / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_records_have_every_training_of_ticket_and_controls(finished):
     found = json.loads((finished / "results.json").read_text())
     assert [(r["kind"], r["round"]) for r in found["records"]] == [
@@ -125,6 +125,7 @@ def test_the_checkpoint_holds_masks_of_each_round_and_parameters_under_the_last(
             assert not np.any(np.where(after, 0, w))
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_do_not_depend_on_how_many_there_are(finished):
     two, three = (programs.keys(dataclasses.replace(TINY, seeds=n)) for n in (2, 3))
     for a, b in zip(two, three, strict=True):
@@ -146,6 +147,7 @@ def test_controls_keep_what_they_say_and_differ_from_round_to_round(finished):
         assert np.all(one.metrics["loss"] != other.metrics["loss"])
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_an_error_without_overwrite(finished, capsys):
     before = (finished / "results.json").stat().st_mtime_ns
     assert cli.main(["imp", f"--out={finished}", *arguments(TINY)]) == 2
@@ -153,6 +155,7 @@ def test_a_finished_folder_is_an_error_without_overwrite(finished, capsys):
     assert (finished / "results.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_shows_its_table(finished, capsys):
     before = (finished / "results.json").stat().st_mtime_ns
     assert cli.main(["imp", f"--out={finished}", "--resume", *arguments(TINY)]) == 0
@@ -160,6 +163,7 @@ def test_resuming_a_finished_run_shows_its_table(finished, capsys):
     assert (finished / "results.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "was"), [("--rounds=3", 2), ("--learning-rate=1.0", 0.0012)])
 def test_another_setting_on_resume_is_an_error_that_names_it(finished, capsys, option, was):
     assert cli.main(["imp", f"--out={finished}", "--resume", *arguments(TINY), option]) == 2
@@ -183,6 +187,7 @@ def with_one_bit_changed(path):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -206,6 +211,7 @@ def test_a_damaged_result_is_an_error_that_names_the_file(finished, tmp_path, ca
     assert err.count("\n") == 1 and path.name in err and "is damaged" in err and "--overwrite" in err
 
 
+@pytest.mark.slow
 def test_what_was_taken_away_is_not_said_to_be_there(finished, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
@@ -215,6 +221,7 @@ def test_what_was_taken_away_is_not_said_to_be_there(finished, tmp_path, capsys)
     assert last[-3:] == ["results.json,", "results.csv,", "checkpoint"]
 
 
+@pytest.mark.slow
 def test_other_data_on_resume_are_an_error(finished, monkeypatch, capsys):
     monkeypatch.setattr(data.Data, "fingerprint", lambda self: "00000000")
     assert cli.main(["imp", f"--out={finished}", "--resume", *arguments(TINY)]) == 2
@@ -289,22 +296,19 @@ def whole(folder: Path):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_nothing_is_half_written_and_it_resumes(finished, tmp_path, compile_once):
-    env = {**os.environ, **compile_once}
+def test_killed_at_any_moment_nothing_is_half_written_and_it_resumes(finished, tmp_path):
     command = [sys.executable, "-m", "jaxprune.cli", "imp", f"--out={tmp_path / 'out'}", *arguments(TINY)]
     moments = ("rounds/*ticket-000*", "carry/*002*", "*results.csv*")
     resume = []
     for moment in moments:
-        process = subprocess.Popen(
-            [*command, *resume], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not list((tmp_path / "out").glob(moment)):
             time.sleep(0.0005)
         process.send_signal(signal.SIGKILL)
         process.wait()
         whole(tmp_path / "out")
         resume = ["--resume"] if (tmp_path / "out" / "settings.json").exists() else []
-    subprocess.run([*command, *resume], env=env, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, *resume], check=True, stdout=subprocess.DEVNULL)
     assert_same(finished, tmp_path / "out")
 
 

@@ -108,6 +108,7 @@ def test_valid_convolution_with_batch_norm_between_and_after():
     check(fn, params, data(2, 5, 5, 2), ["bn2_mean"])
 
 
+@pytest.mark.slow
 def test_padding_ends_a_constant_at_the_border():
     def fn(p, x):
         x = jax.nn.relu(conv(x, p["k1"]) + p["b1"])

@@ -69,12 +69,7 @@ ZEROING_DIFFERS = {
     "Haiku CNN": "layer_norm",
 }
 
-# Gradients take long to compile: one model of each kind.
-DIFFERENTIATED = [
-    *("residual CNN", "transformer", "llama", "LSTM", "depthwise", "U-Net", "scanned layers", "remat"),
-    *("custom_vjp", "mixture of experts", "padded shortcut", "Linen LM (remat, scan, tied)", "NNX attention"),
-    *("Equinox CNN", "Haiku transformer, LSTM"),
-]
+NOT_DIFFERENTIABLE = {"loops", "unknown primitive", "top_k over units"}
 
 # Models whose units are told apart: by a constant (a RoPE angle), or that a cumulative sum runs over.
 ORDER_MATTERS = {"llama", "llama, RoPE from iota", "dropout", "mixed reductions"}
@@ -96,7 +91,7 @@ def test_finds_the_groups(model):
     assert sorted(group.size for group in groups) == GROUPS[name]
 
 
-@pytest.mark.slow_beyond(4)
+@pytest.mark.slow_beyond(1)
 def test_small_function_equals_masked_function(model):
     name, fn, params, inputs, groups = model
     report = random_plan(groups, 0).verify(fn, params, *inputs, tolerance=1e-5)
@@ -108,9 +103,10 @@ def test_small_function_equals_masked_function(model):
 
 
 @pytest.mark.slow_beyond(1)
-@pytest.mark.parametrize("model", DIFFERENTIATED, indirect=True)
 def test_gradients_equal_those_of_the_masked_function(model):
-    _, fn, params, inputs, groups = model
+    name, fn, params, inputs, groups = model
+    if name in NOT_DIFFERENTIABLE:
+        pytest.skip("the model itself has no reverse-mode gradient")
     assert gradient_error(random_plan(groups, 2), fn, params, *inputs) < 1e-5
 
 

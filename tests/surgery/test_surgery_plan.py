@@ -163,6 +163,7 @@ def test_plans_compose(llama):
         first.then(first)
 
 
+@pytest.mark.slow
 def test_plan_survives_saving(llama, tmp_path):
     fn, params, inputs, groups = llama
     plan = random_plan(groups)
