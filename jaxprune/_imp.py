@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.allocation import Scope, check_fraction, check_limit, pruned_after
+from jaxprune.allocation import Scope, check_fraction, check_limit, is_share, pruned_after
 from jaxprune.idle_rounds import idle_round, is_over
 from jaxprune.lookahead import weights_of
 from jaxprune.masking import Criterion, Units
@@ -63,10 +62,65 @@ class Round(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class IMP:
-    """An experiment; made by `imp`. All of its methods are pure and run under `jit` and `vmap`."""
+    """Iterative magnitude pruning: train, prune the lowest `rate` of what is left, rewind, and again.
+
+    After r rounds exactly `round((1 - (1 - rate)^r) * n)` of the n units are pruned.
+
+    Args:
+      train_step: (state, batch) -> (state, metrics). The state is any pytree with `.params` and
+        `.opt_state`; its optimizer should be `jp.masked(tx)`, which alone holds the zeros.
+      batch_fn: (key, step) -> batch, pure. One key serves all the steps of a round, so fold `step` in:
+        `jax.random.fold_in(key, step)`.
+      steps: training steps a round, counted from step 0.
+      rounds: prunings; with the dense round 0 there are `rounds + 1` trainings.
+      rate: share of the remaining units that a round prunes, or a tree of shares like the parameters (each
+        leaf its own, as LeNet's 0.1 on the output layer). One share may be traced: a sweep over rates is one
+        program, whose counts follow from the rate's float32.
+      score: params -> scores, or (params, key) -> scores (as for `gradual`).
+      scope, structure, where: as for `make_masks`.
+      rewind: `Rewind(step)`, `RewindLearningRate(step)`, `Finetune(schedule)` or `Reinitialize(init_fn)`; each
+        says what becomes of the learning-rate schedule.
+      evaluate: state -> metrics, at the end of each round.
+      every: also evaluate every so many steps, for curves.
+      keep_masks: keep each round's masks in the history.
+      minimum: units that each leaf keeps at least, as for `make_masks`.
+
+    Its methods `run`, `init`, `step` and `train` are pure and run under `jit` and `vmap`.
+
+    Raises:
+      ValueError: counts below 1, a rate outside (0, 1), a rewind step beyond the round, an unknown scope,
+        `every` without `evaluate`, more rounds than an N:M pattern can take.
+
+    Note:
+      On a CPU, XLA runs `conv_general_dilated` inside a loop many times slower than outside. Give the
+      convolutions of a model that trains there a matmul form (`nn.Conv(...,
+      conv_general_dilated=jaxprune.matmul_conv)`), or run `jax.jit(train_step)` in a Python loop of
+      your own.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import jaxprune as jp
+      >>> from flax.training.train_state import TrainState
+      >>> def train_step(state, batch):
+      ...     loss, grads = jax.value_and_grad(lambda p: jnp.mean((batch @ p["w"] - 1) ** 2))(state.params)
+      ...     return state.apply_gradients(grads=grads), {"loss": loss}
+      >>> def batch_fn(key, step):
+      ...     return jax.random.normal(jax.random.fold_in(key, step), (8, 10))
+      >>> params = {"w": jnp.linspace(0.1, 1, 20).reshape(10, 2)}
+      >>> state = TrainState.create(apply_fn=None, params=params, tx=jp.masked(optax.sgd(0.01)))
+      >>> experiment = jp.imp(train_step, batch_fn, steps=5, rounds=3, rate=0.2)
+      >>> state, history = jax.jit(experiment.run)(jax.random.key(0), state)
+      >>> [int(kept) for kept in history.kept]
+      [20, 16, 13, 10]
+
+    References:
+      Frankle, Carbin, The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks, 2018,
+      arXiv:1803.03635.
+    """
 
     train_step: Callable[[Any, Any], tuple[Any, PyTree]]
     batch_fn: Callable[[jax.Array, jax.Array], Any]
+    _: dataclasses.KW_ONLY
     steps: int
     rounds: int
     rate: Any = 0.2
@@ -79,6 +133,29 @@ class IMP:
     every: int | None = None
     keep_masks: bool = False
     minimum: int | float = 0
+
+    def __post_init__(self):
+        check_whole(steps=self.steps, **({} if self.every is None else {"every": self.every}))
+        check_whole(at_least=0, rounds=self.rounds)
+        object.__setattr__(self, "steps", int(self.steps))
+        object.__setattr__(self, "rounds", int(self.rounds))
+        _ = self._criterion  # raises for what is no criterion
+        if self.every is not None and self.evaluate is None:
+            raise ValueError("`every` asks for curves of `evaluate`, which is not given.")
+        if self.every is not None and self.every > self.steps:
+            raise ValueError(f"`every` must be at most `steps`, got every={self.every}, steps={self.steps}.")
+        if not callable(getattr(self.rewind, "restore", None)):
+            raise TypeError(f"`rewind` must be Rewind(step), Finetune(), ..., got {self.rewind!r}.")
+        if self.rewind.step >= self.steps:
+            raise ValueError(
+                f"`rewind` must go back to a step inside the round, got {self.rewind!r} with steps={self.steps}: "
+                f"the last one is {self.steps - 1}."
+            )
+        if is_share(self.rate):
+            check_fraction("rate", self.rate)
+            if not isinstance(self.rate, jax.core.Tracer):
+                rounds = f" after {self.rounds} rounds at rate {float(self.rate):g}"
+                check_limit("rounds", self._pruned_after(self.rounds), self.structure, rounds)
 
     @property
     def curve_steps(self) -> tuple[int, ...]:
@@ -217,12 +294,17 @@ class IMP:
 
     def _shares(self, units: Units, round: int) -> Any:
         """What is pruned after so many rounds: one share, or a list with one for each array of units."""
-        if isinstance(self.rate, numbers.Real):
-            return pruned_after(float(self.rate), round)
+        if is_share(self.rate):
+            return self._pruned_after(round)
         rates = units.each(self.rate, "rate")
         for rate, name in zip(rates, units.cut.names, strict=True):
             check_fraction("rate", rate, name)
         return [pruned_after(float(rate), round) for rate in rates]
+
+    def _pruned_after(self, rounds: int) -> Any:
+        if isinstance(self.rate, jax.core.Tracer):
+            return -jnp.expm1(rounds * jnp.log1p(-self.rate.astype(jnp.float32)))
+        return pruned_after(float(self.rate), rounds)
 
     def _row(self, round: jax.Array, state: Any, masks: PyTree, metrics: PyTree, curve: PyTree) -> Round:
         params = weights_of(state.params)
@@ -237,98 +319,4 @@ class IMP:
         return Round(round, pruned / whole, left, metrics, self._training.last(state, curve), curve, shown)
 
 
-def imp(
-    train_step: Callable[[Any, Any], tuple[Any, PyTree]],
-    batch_fn: Callable[[jax.Array, jax.Array], Any],
-    *,
-    steps: int,
-    rounds: int,
-    rate: Any = 0.2,
-    score: Callable[..., PyTree] = magnitude,
-    scope: Scope = "global",
-    structure: Structure = Unstructured(),
-    where: PyTree | None = None,
-    rewind: Initialization = Rewind(),
-    evaluate: Callable[[Any], PyTree] | None = None,
-    every: int | None = None,
-    keep_masks: bool = False,
-    minimum: int | float = 0,
-) -> IMP:
-    """Iterative magnitude pruning: train, prune the lowest `rate` of what is left, rewind, and again.
-
-    After r rounds exactly `round((1 - (1 - rate)^r) * n)` of the n units are pruned.
-
-    Args:
-      train_step: (state, batch) -> (state, metrics). The state is any pytree with `.params` and
-        `.opt_state`; its optimizer should be `jp.masked(tx)`, which alone holds the zeros.
-      batch_fn: (key, step) -> batch, pure. One key serves all the steps of a round, so fold `step` in:
-        `jax.random.fold_in(key, step)`.
-      steps: training steps a round, counted from step 0.
-      rounds: prunings; with the dense round 0 there are `rounds + 1` trainings.
-      rate: share of the remaining units that a round prunes, or a tree of shares like the parameters (each
-        leaf its own, as LeNet's 0.1 on the output layer).
-      score: params -> scores, or (params, key) -> scores (as for `gradual`).
-      scope, structure, where: as for `make_masks`.
-      rewind: `Rewind(step)`, `RewindLearningRate(step)`, `Finetune(schedule)` or `Reinitialize(init_fn)`; each
-        says what becomes of the learning-rate schedule.
-      evaluate: state -> metrics, at the end of each round.
-      every: also evaluate every so many steps, for curves.
-      keep_masks: keep each round's masks in the history.
-      minimum: units that each leaf keeps at least, as for `make_masks`.
-
-    Returns:
-      An `IMP` with `run`, `init`, `step` and `train`.
-
-    Raises:
-      ValueError: counts below 1, a rate outside (0, 1), a rewind step beyond the round, an unknown scope,
-        `every` without `evaluate`, more rounds than an N:M pattern can take.
-
-    Note:
-      On a CPU, XLA runs `conv_general_dilated` inside a loop many times slower than outside. Give the
-      convolutions of a model that trains there a matmul form (`nn.Conv(...,
-      conv_general_dilated=jaxprune.matmul_conv)`), or run `jax.jit(train_step)` in a Python loop of
-      your own.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, optax
-      >>> import jaxprune as jp
-      >>> from flax.training.train_state import TrainState
-      >>> def train_step(state, batch):
-      ...     loss, grads = jax.value_and_grad(lambda p: jnp.mean((batch @ p["w"] - 1) ** 2))(state.params)
-      ...     return state.apply_gradients(grads=grads), {"loss": loss}
-      >>> def batch_fn(key, step):
-      ...     return jax.random.normal(jax.random.fold_in(key, step), (8, 10))
-      >>> params = {"w": jnp.linspace(0.1, 1, 20).reshape(10, 2)}
-      >>> state = TrainState.create(apply_fn=None, params=params, tx=jp.masked(optax.sgd(0.01)))
-      >>> experiment = jp.imp(train_step, batch_fn, steps=5, rounds=3, rate=0.2)
-      >>> state, history = jax.jit(experiment.run)(jax.random.key(0), state)
-      >>> [int(kept) for kept in history.kept]
-      [20, 16, 13, 10]
-
-    References:
-      Frankle, Carbin, The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks, 2018,
-      arXiv:1803.03635.
-    """
-    check_whole(steps=steps, **({} if every is None else {"every": every}))
-    check_whole(at_least=0, rounds=rounds)
-    Criterion(structure, scope, where, minimum)  # raises for what is no criterion
-    if isinstance(rate, numbers.Real):
-        check_fraction("rate", rate)
-    if every is not None and evaluate is None:
-        raise ValueError("`every` asks for curves of `evaluate`, which is not given.")
-    if every is not None and every > steps:
-        raise ValueError(f"`every` must be at most `steps`, got every={every}, steps={steps}.")
-    if not callable(getattr(rewind, "restore", None)):
-        raise TypeError(f"`rewind` must be Rewind(step), Finetune(), ..., got {rewind!r}.")
-    if rewind.step >= steps:
-        raise ValueError(
-            f"`rewind` must go back to a step inside the round, got {rewind!r} with steps={steps}: "
-            f"the last one is {steps - 1}."
-        )
-    if isinstance(rate, numbers.Real):
-        final = 1 - (1 - float(rate)) ** rounds
-        check_limit("rounds", final, structure, f" after {rounds} rounds at rate {rate:g}")
-    return IMP(
-        train_step, batch_fn, int(steps), int(rounds), rate, score, scope, structure, where, rewind, evaluate,
-        every, keep_masks, minimum,
-    )  # fmt: skip
+imp = IMP
