@@ -20,7 +20,7 @@ from jaxprune.selection.keys import infinity, key_dtype
 
 _PIECE = 1 << 16  # scores looked at together
 _PART = 1 << 21  # scores that a thread takes on
-_SAMPLE = 1 << 16
+_SAMPLE = 1 << 16  # at most, and one of 64 scores
 _SMALL = 1 << 18  # so many scores are copied and partitioned at once
 _DEVIATIONS = 4  # by which the sample's bracket is wider than chance allows
 
@@ -183,8 +183,10 @@ def _kth_of(keys: np.ndarray, k: int) -> tuple[int, int]:
 
 
 def _sample(parts: Sequence[_Part], total: int) -> np.ndarray:
-    """Keys drawn at random, always the same ones."""
-    places = np.sort(np.random.default_rng(0).integers(total, size=_SAMPLE))
+    """Keys drawn at random, one from each of many equal stretches; always the same ones."""
+    number = min(_SAMPLE, -(-total // 64))
+    places = (np.arange(number) + np.random.default_rng(0).random(number)) * (total / number)
+    places = np.minimum(places.astype(np.int64), total - 1)
     sizes = [part.scores.size for part in parts]
     starts = np.cumsum([0, *sizes])
     cuts = np.searchsorted(places, starts)
