@@ -10,7 +10,7 @@ W = jax.random.normal(jax.random.key(0), (4, 4))
 PARAMS = {"rows": jnp.zeros((0, 4)), "columns": jnp.zeros((4, 0)), "v": W, "w": 2 * W}
 
 
-@pytest.mark.slow
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(
     "structure",
     [jp.Unstructured(), jp.Channels(), jp.Channels(0), jp.Layers(), jp.Block((2, 2)), jp.NM(2, 4)],
