@@ -28,7 +28,10 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/pyright
 
+# What was compiled is kept for a week: the next check loads it.
+fast: export JAX_COMPILATION_CACHE_DIR = $(abspath $(VENV))/compiled
 fast: $(VENV)/.test
+	@mkdir -p $(VENV)/compiled && find $(VENV)/compiled -type f -mtime +7 -delete
 	$(BIN)/pytest -n auto --dist worksteal -m "not slow" tests
 
 test-newest:

@@ -2,17 +2,21 @@
 
 import collections
 import os
+import platform
 import shutil
 import tempfile
 
 import pytest
 
 # The tests compile thousands of small programs once each: quick compilation counts, quick programs don't. XLA's
-# newer emitter of fusions takes half of that time; a jaxlib without this choice takes no notice of it.
-FLAGS = (
+# newer emitter of fusions takes half of that time; a jaxlib without this choice takes no notice of it. The older one
+# uses fused multiply-adds here and not there: without them two programs of the same steps round alike.
+FLAGS = [
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true",
-)
+]
+if platform.machine() in ("x86_64", "AMD64"):
+    FLAGS.append("--xla_cpu_max_isa=AVX")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -130,8 +130,9 @@ def test_vmap_over_four_seeds_equals_four_single_runs():
     states = [state_of(seed) for seed in range(4)]
     many = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v) for v in x]), *states)
     state, history = jax.jit(jax.vmap(imp.run))(keys, many)
+    run = jax.jit(imp.run)
     for i in range(4):
-        alone, rows = jax.jit(imp.run)(keys[i], states[i])
+        alone, rows = run(keys[i], states[i])
         jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a, b[i]), rows.masks, history.masks)
         jax.tree.map(
             lambda a, b, i=i: np.testing.assert_allclose(a, b[i], rtol=1e-4), rows.curve, history.curve
@@ -192,9 +193,8 @@ def test_every_structure_scope_and_score(kwargs):
 @pytest.mark.slow
 def test_random_scores_differ_between_rounds_and_replicates():
     imp = experiment(score=jp.scores.random, keep_masks=True)
-    first, second = (
-        jax.jit(imp.run)(jax.random.key(s), state_of())[1].masks["Dense_0"]["kernel"] for s in (0, 1)
-    )
+    run = jax.jit(imp.run)
+    first, second = (run(jax.random.key(s), state_of())[1].masks["Dense_0"]["kernel"] for s in (0, 1))
     assert not bool((first[1] == second[1]).all())
 
 
@@ -202,9 +202,9 @@ def test_random_scores_differ_between_rounds_and_replicates():
 def test_reinitialize_draws_anew_each_round_and_restarts_the_optimizer():
     drawn = jp.Reinitialize(lambda key: MLP().init(key, X))
     imp = experiment(rewind=drawn, steps=1, rounds=2)
-    key = jax.random.key(5)
-    carry, _ = imp.step(imp.init(key, state_of()))
-    carry, _ = imp.step(carry)
+    key, step = jax.random.key(5), jax.jit(imp.step)
+    carry, _ = step(jax.jit(imp.init)(key, state_of()))
+    carry, _ = step(carry)
     _, _, init_key = jax.random.split(jax.random.fold_in(key, 1), 3)
     batch_key = jax.random.split(jax.random.fold_in(key, 1), 3)[0]
     start = state_of().replace(params=MLP().init(init_key, X)["params"])
@@ -212,7 +212,7 @@ def test_reinitialize_draws_anew_each_round_and_restarts_the_optimizer():
     start = start.replace(
         params=jp.apply_masks(start.params, masks), opt_state=jp.replace_masks(start.opt_state, masks)
     )
-    want, _ = train_step(start, batch_fn(batch_key, 0))
+    want, _ = jax.jit(train_step)(start, batch_fn(batch_key, 0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), carry.state.params, want.params)
     assert int(carry.state.step) == 1
 
@@ -220,7 +220,7 @@ def test_reinitialize_draws_anew_each_round_and_restarts_the_optimizer():
 @pytest.mark.slow
 def test_learning_rate_rewinding_restores_moments_with_their_count():
     imp = experiment(rewind=jp.RewindLearningRate(step=2))
-    carry, _ = imp.step(imp.init(jax.random.key(0), state_of()))
+    carry, _ = jax.jit(imp.step)(imp.init(jax.random.key(0), state_of()))
     restored = imp.rewind.restore(jax.random.key(0), carry.state, carry.snapshot)
     jax.tree.map(np.testing.assert_array_equal, restored.opt_state, carry.snapshot[0])
     assert float(jnp.abs(restored.opt_state.inner_state[0].mu["Dense_0"]["kernel"]).sum()) > 0
@@ -229,9 +229,10 @@ def test_learning_rate_rewinding_restores_moments_with_their_count():
 @pytest.mark.slow
 def test_rewound_moments_of_pruned_weights_are_cleared():
     imp = experiment(rewind=jp.Rewind(step=3), steps=4, rounds=1, rate=0.5)
-    carry, _ = imp.step(imp.init(jax.random.key(0), state_of()))
+    step = jax.jit(imp.step)
+    carry, _ = step(imp.init(jax.random.key(0), state_of()))
     assert float(jnp.abs(carry.snapshot.opt_state.inner_state[0].mu["Dense_0"]["kernel"]).min()) > 0
-    carry, _ = imp.step(carry)
+    carry, _ = step(carry)
     mask = carry.masks["Dense_0"]["kernel"]
     assert not bool(jnp.any(carry.state.opt_state.inner_state[0].mu["Dense_0"]["kernel"][~mask] != 0))
 
@@ -253,10 +254,10 @@ def test_controls_run_from_the_same_masks():
         history.kept[-1]
     )
     state, _ = imp.train(jax.random.key(9), state_of(), jax.tree.map(lambda m: m[0], history.masks))
-    plain = state_of()
+    plain, step = state_of(), jax.jit(train_step)
     batch_key = jax.random.split(jax.random.key(9), 3)[0]
     for t in range(imp.steps):
-        plain, _ = train_step(plain, batch_fn(batch_key, t))
+        plain, _ = step(plain, batch_fn(batch_key, t))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, plain.params)
 
 

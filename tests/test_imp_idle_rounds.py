@@ -126,6 +126,6 @@ def test_finetuning_with_a_restart_is_learning_rate_rewinding_to_step_0():
 def test_a_control_from_a_trained_state_whose_schedule_has_run_out_is_an_error():
     imp, state = experiment(rewind=jp.Rewind()), state_of(tx=jp.masked(optax.adam(COSINE)))
     masks = jax.tree.map(lambda w: jnp.ones_like(w, bool), state.params)
-    trained, _ = imp.train(jax.random.key(0), state, masks)
+    trained, _ = jax.jit(imp.train)(jax.random.key(0), state, masks)
     with pytest.raises(ValueError, match="`state` must be one before training"):
         imp.train(jax.random.key(0), trained, masks)

@@ -33,7 +33,7 @@ class FullState(struct.PyTreeNode):
 
 
 def full_state(tx):
-    variables = BNNet().init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, X)
+    variables = jax.jit(BNNet().init)({"params": jax.random.key(0), "dropout": jax.random.key(1)}, X)
     return FullState(
         variables["params"], tx.init(variables["params"]), variables["batch_stats"], jax.random.key(2), 0
     )
@@ -70,13 +70,13 @@ def test_batch_statistics_and_dropout_keys_come_along(rewind):
     assert history.metrics["step"].tolist() == last
 
     carry = imp.init(jax.random.key(0), full_state(tx))
-    trained, _ = imp.step(carry)
+    trained, _ = jax.jit(imp.step)(carry)
     restored = rewind.restore(jax.random.key(0), trained.state, trained.snapshot)
     if isinstance(rewind, jp.Rewind):
         batch_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 3)[0]
-        want = carry.state
+        want, compiled = carry.state, jax.jit(step)
         for t in range(2):
-            want, _ = step(want, batch_fn(batch_key, t))
+            want, _ = compiled(want, batch_fn(batch_key, t))
         unwrapped = [
             jax.tree.map(
                 lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, s
@@ -164,8 +164,9 @@ def test_a_donated_carry_leaves_the_callers_arrays_alone(rewind):
         state_of(),
     )
     want, _ = jax.jit(imp.run)(key, state)
+    step = jax.jit(imp.step, donate_argnums=0)
     for init in (imp.init, jax.jit(imp.init)):
-        carry, step = init(key, state), jax.jit(imp.step, donate_argnums=0)
+        carry = init(key, state)
         for _ in range(2):
             carry, _ = step(carry)
         jax.tree.map(np.testing.assert_array_equal, carry.state.params, want.params)

@@ -54,7 +54,7 @@ def test_masks_have_the_trees_structure_and_plain_true_where_nothing_may_be_prun
 
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("scope", ["global", "local"])
-@pytest.mark.parametrize("sparsity", [0, 0.33, 0.99])
+@pytest.mark.parametrize("sparsity", [0, 0.0, 0.1, 0.33, 0.5, 0.77, 0.99])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_same_as_a_stable_sort(scope, sparsity, dtype):
     scores = jp.scores.magnitude(tree(1, dtype))

@@ -106,11 +106,12 @@ def test_replicates_have_their_own_data_and_a_round_its_own_order():
 
     state = TrainState.create(apply_fn=None, params={"w": jnp.ones((4, 4))}, tx=jp.masked(optax.sgd(0.1)))
     imp = jp.imp(train_step, batch_fn, steps=3, rounds=2)
+    run = jax.jit(imp.run)
     for seed in range(3):
-        _, history = jax.jit(imp.run)(jax.random.key(seed), state)
+        _, history = run(jax.random.key(seed), state)
         seen += history.metrics["batch"].tolist()
     assert len(set(seen)) == 9
-    _, again = jax.jit(imp.run)(jax.random.key(0), state)
+    _, again = run(jax.random.key(0), state)
     assert again.metrics["batch"].tolist() == seen[:3], "and it is seeded"
 
 

@@ -71,7 +71,9 @@ def distributions():
 @pytest.mark.usefixtures("engine")
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 @pytest.mark.parametrize("name", distributions())
-@pytest.mark.parametrize("dtypes", [("float32",), ("bfloat16",), ("float32", "float16", "bfloat16")])
+@pytest.mark.parametrize(
+    "dtypes", [("float32",), ("bfloat16",), ("float16",), ("float32", "float16", "bfloat16")]
+)
 def test_keeps_what_a_stable_sort_keeps(name, dtypes):
     scores = split(distributions()[name], [DTYPES[dtype] for dtype in dtypes])
     pruned = [

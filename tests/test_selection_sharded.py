@@ -124,7 +124,7 @@ def test_under_shard_map_each_shard_selects_its_own():
             np.testing.assert_array_equal(keep[part], select([leaves()[0][part]], 50)[0])
 
 
-@pytest.mark.slow
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(("leaf", "axis"), [(0, 0), (0, 1), (2, 2)])
 def test_nm_stays_where_it_is(kind, leaf, axis):

@@ -47,7 +47,7 @@ def rounds(w):
     return experiment.run(jax.random.key(0), state)[0].params["w"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("fn", [masks, pattern, in_loops, gradual, rounds])
 def test_each_shard_gets_what_it_would_get_alone(fn):
     mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
