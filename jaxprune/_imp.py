@@ -29,10 +29,10 @@ from jaxprune.whole_numbers import check_whole
 
 
 class Carry(NamedTuple):
-    """What goes from round to round; save it to resume.
+    """The state of the experiment between two rounds; save it to resume.
 
-    round: the next round, int32; key: the experiment's key; state: the trained state of the last round;
-    masks: those it was trained under; snapshot: what the rewind remembers.
+    round: the next round, int32; key: the key of the experiment; state: the trained state of the last round;
+    masks: the masks of that training; snapshot: the values that the rewind restores.
     """
 
     round: jax.Array
@@ -45,10 +45,10 @@ class Carry(NamedTuple):
 class Round(NamedTuple):
     """One row of the history: a training under one set of masks.
 
-    round: 0 is the dense training; sparsity: float32, pruned / prunable; kept: prunable weights left (int32;
-    float32 beyond 2^31); metrics: those of the last training step; evaluation: `evaluate(state)` at the
-    end; curve: the same every `every` steps, stacked (steps that the round did not run hold NaN, or 0 in
-    integers); masks: if kept.
+    round: 0 is the dense training; sparsity: float32, pruned / prunable; kept: number of kept prunable weights
+    (int32; float32 beyond 2^31); metrics: those of the last training step; evaluation: `evaluate(state)` at the
+    end; curve: `evaluate(state)` every `every` steps, stacked (NaN, or 0 for integers, at steps that the round
+    did not run); masks: with `keep_masks` only.
     """
 
     round: jax.Array
@@ -62,38 +62,38 @@ class Round(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class IMP:
-    """Iterative magnitude pruning: train, prune the lowest `rate` of what is left, rewind, and again.
+    """Iterative magnitude pruning: train, prune the lowest `rate` of the remaining units, rewind, repeat.
 
     After r rounds exactly `round((1 - (1 - rate)^r) * n)` of the n units are pruned.
 
     Args:
       train_step: (state, batch) -> (state, metrics). The state is any pytree with `.params` and
-        `.opt_state`; its optimizer should be `jp.masked(tx)`, which alone holds the zeros.
-      batch_fn: (key, step) -> batch, pure. One key serves all the steps of a round, so fold `step` in:
+        `.opt_state`. Its optimizer should be `jp.masked(tx)`, which alone keeps pruned weights at zero.
+      batch_fn: (key, step) -> batch, pure. All steps of a round get the same key, so fold `step` in:
         `jax.random.fold_in(key, step)`.
-      steps: training steps a round, counted from step 0.
-      rounds: prunings; with the dense round 0 there are `rounds + 1` trainings.
-      rate: share of the remaining units that a round prunes, or a tree of shares like the parameters (each
-        leaf its own, as LeNet's 0.1 on the output layer). One share may be traced: a sweep over rates is one
-        program, whose counts follow from the rate's float32.
+      steps: number of training steps of a round, counted from step 0.
+      rounds: number of prunings; with the dense round 0 there are `rounds + 1` trainings.
+      rate: fraction of the remaining units that a round prunes, or a tree like the parameters with one for each
+        leaf (such as LeNet's 0.1 for the output layer). One rate for all may be traced, so that a sweep over rates
+        is one program; the counts then follow from the rate as a float32.
       score: params -> scores, or (params, key) -> scores (as for `gradual`).
       scope, structure, where: as for `make_masks`.
-      rewind: `Rewind(step)`, `RewindLearningRate(step)`, `Finetune(schedule)` or `Reinitialize(init_fn)`; each
-        says what becomes of the learning-rate schedule.
+      rewind: `Rewind(step)`, `RewindLearningRate(step)`, `Finetune(schedule)` or `Reinitialize(init_fn)`. It
+        also decides where the learning-rate schedule continues.
       evaluate: state -> metrics, at the end of each round.
-      every: also evaluate every so many steps, for curves.
-      keep_masks: keep each round's masks in the history.
-      minimum: units that each leaf keeps at least, as for `make_masks`.
+      every: also evaluate after every so many steps, for curves.
+      keep_masks: store the masks of each round in the history.
+      minimum: minimum number of units that each leaf keeps, as for `make_masks`.
 
     Its methods `run`, `init`, `step` and `train` are pure and run under `jit` and `vmap`.
 
     Raises:
-      ValueError: counts below 1, a rate outside (0, 1), a rewind step beyond the round, an unknown scope,
-        `every` without `evaluate`, more rounds than an N:M pattern can take.
+      ValueError: if a count is below 1, a rate is outside (0, 1), the step to rewind to is beyond the round,
+        the scope is unknown, `every` is given without `evaluate`, or an N:M pattern allows fewer rounds.
 
     Note:
-      On a CPU, XLA runs `conv_general_dilated` inside a loop many times slower than outside. Give the
-      convolutions of a model that trains there a matmul form (`nn.Conv(...,
+      On a CPU, XLA runs `conv_general_dilated` inside a loop many times slower than outside. To train a model
+      with convolutions there, compute them by a matrix product (`nn.Conv(...,
       conv_general_dilated=jaxprune.matmul_conv)`), or run `jax.jit(train_step)` in a Python loop of
       your own.
 
@@ -141,14 +141,16 @@ class IMP:
         object.__setattr__(self, "rounds", int(self.rounds))
         _ = self._criterion  # raises for what is no criterion
         if self.every is not None and self.evaluate is None:
-            raise ValueError("`every` asks for curves of `evaluate`, which is not given.")
+            raise ValueError(
+                "`every` asks for curves of `evaluate`, which is not given: pass `evaluate` too."
+            )
         if self.every is not None and self.every > self.steps:
             raise ValueError(f"`every` must be at most `steps`, got every={self.every}, steps={self.steps}.")
         if not callable(getattr(self.rewind, "restore", None)):
             raise TypeError(f"`rewind` must be Rewind(step), Finetune(), ..., got {self.rewind!r}.")
         if self.rewind.step >= self.steps:
             raise ValueError(
-                f"`rewind` must go back to a step inside the round, got {self.rewind!r} with steps={self.steps}: "
+                f"`rewind` must go back to a step of the round, got {self.rewind!r} with steps={self.steps}: "
                 f"the last one is {self.steps - 1}."
             )
         if is_share(self.rate):
@@ -159,7 +161,7 @@ class IMP:
 
     @property
     def curve_steps(self) -> tuple[int, ...]:
-        """Steps at which a row's `curve` was evaluated."""
+        """Steps at which the `curve` of a row is evaluated."""
         return self._training.curve_steps
 
     @functools.cached_property
@@ -167,20 +169,20 @@ class IMP:
         return Training(self.train_step, self.batch_fn, self.steps, self.evaluate, self.every)
 
     def init(self, key: jax.Array, state: Any) -> Carry:
-        """The carry before the first round: nothing pruned, nothing trained.
+        """The carry before the first round: nothing is pruned, nothing is trained.
 
         Args:
-          key: a `jax.random.key`; batches, scores and drawn weights all follow from it.
-          state: any pytree with `.params` and `.opt_state`. With an optimizer from `masked` the masks live
-            in its state; otherwise each step is followed by `apply_masks` (the moments of such an optimizer
-            see pruned gradients).
+          key: a `jax.random.key`; all batches, scores and newly drawn weights follow from it.
+          state: any pytree with `.params` and `.opt_state`. If the optimizer is from `masked`, the masks are in
+            its state. Otherwise `apply_masks` follows each step (and the gradients of pruned weights reach the
+            moments of the optimizer).
 
         Returns:
-          A `Carry`. Its arrays are its own: it can be donated to `step`, and `key` and `state` stay.
+          A `Carry` with arrays of its own: donating it to `step` does not delete `key` and `state`.
 
         Raises:
-          ValueError: a later round would train nothing, because the learning rate has run out where `rewind`
-            lets it start. (Step counts of the state that are traced are taken to be 0.)
+          ValueError: if a later round would train nothing, because the learning rate has run out at the step
+            where `rewind` starts that round. (Traced step counts of the state are taken as 0.)
         """
         state = self._training.match_dtypes(key, state)
         units = self._criterion.units(state.params)
@@ -190,9 +192,9 @@ class IMP:
         if idle is not None:
             raise ValueError(
                 f"`rewind` {self.rewind!r} leaves round {idle} nothing to train: at its step counts every update "
-                "of the weights to prune is 0, as where a learning-rate schedule has run out. Let the schedule "
+                "of the weights to prune is 0, as after the end of a learning-rate schedule. Let the schedule "
                 f"end above 0 or cover all {self.rounds + 1} rounds ({(self.rounds + 1) * self.steps} steps) "
-                "with Finetune(), go back to an earlier step, or start it anew in every round with "
+                "with Finetune(), rewind to an earlier step, or restart the schedule in every round with "
                 "Finetune(schedule='restart')."
             )
         state = impose_masks(state, masks)
@@ -203,16 +205,16 @@ class IMP:
     def step(self, carry: Carry) -> tuple[Carry, Round]:
         """One round: prune and rewind (not in round 0), then train and evaluate.
 
-        There are `rounds + 1` of them: round 0 is the dense network's.
+        There are `rounds + 1` rounds: round 0 trains the dense network.
 
         Args:
           carry: from `init` or the last `step`.
 
         Returns:
-          The next carry and the round's row.
+          The next carry and the row of this round.
 
         Raises:
-          ValueError: all rounds are done (where `carry.round` is a known number).
+          ValueError: if all rounds are done and `carry.round` is a known number.
         """
         if not isinstance(carry.round, jax.core.Tracer) and np.any(np.asarray(carry.round) > self.rounds):
             raise ValueError(
@@ -244,33 +246,33 @@ class IMP:
           key, state: as for `init`.
 
         Returns:
-          The state after the last round's training, and the history: a `Round` whose leaves have a leading
-          axis of `rounds + 1`; row r was trained after r prunings.
+          The state after the training of the last round, and the history: a `Round` whose leaves have a leading
+          axis of length `rounds + 1`. Row r was trained after r prunings.
         """
         start = steady(lambda carry: self.step(carry)[0], self.init(key, state))
         carry, history = jax.lax.scan(lambda carry, _: self.step(carry), start, length=self.rounds + 1)
         return carry.state, history
 
     def train(self, key: jax.Array, state: Any, masks: PyTree) -> tuple[Any, Round]:
-        """One whole training, from `state` at step 0, under given masks: for the controls.
+        """One whole training from step 0 under given masks, for control experiments.
 
         Args:
           key: a `jax.random.key`.
           state: as for `init`.
-          masks: tree like the parameters; those of `history.masks` fit, also under `jax.vmap` or
+          masks: tree like the parameters, such as a row of `history.masks`, also under `jax.vmap` or
             `jax.lax.map`.
 
         Returns:
           The trained state and its row (`round` is -1).
 
         Raises:
-          ValueError: a state whose step counts are past the end of the learning-rate schedule.
+          ValueError: if the step counts of the state are past the end of the learning-rate schedule.
         """
         state = self._training.match_dtypes(key, state)
         if is_over(self._training, key, state, self._criterion.units(state.params).chosen):
             raise ValueError(
                 "`state` must be one before training: at its step counts every update of the weights to prune is "
-                "0, the learning-rate schedule has run out."
+                "0, because the learning-rate schedule has run out."
             )
         masks = as_arrays(mask_leaves(state.params, masks), state.params)
         batch_key = jax.random.split(key, 3)[0]
@@ -293,7 +295,7 @@ class IMP:
         return units.next_masks(call_score(self.score, params, key), counts, masks)
 
     def _shares(self, units: Units, round: int) -> Any:
-        """What is pruned after so many rounds: one share, or a list with one for each array of units."""
+        """The sparsity after so many rounds: one share, or a list with one for each array of units."""
         if is_share(self.rate):
             return self._pruned_after(round)
         rates = units.each(self.rate, "rate")

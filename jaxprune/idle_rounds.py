@@ -1,9 +1,9 @@
-"""Rounds in which no weight can change, as under a learning rate that has reached 0: found before they run.
+"""Finds rounds in which no weight can change before they run, as when the learning rate has reached 0.
 
-A training step is traced, and only what depends on the state's step counts alone is computed: the learning
-rates. Of everything else two things are followed, whether it is surely zero and whether it surely equals a
-parameter of before the step. A round none of whose steps can change a weight is idle. What cannot be told
-counts as training.
+A training step is traced, and only values that depend on nothing but the step counts of the state are computed:
+the learning rates. For all other values two facts are followed: whether the value is certainly zero, and whether
+it certainly equals a parameter before the step. A round is idle if none of its steps can change a weight. If
+that is not certain, the round counts as training.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Counts = tuple[Any, ...]
 
 
 class Clock:
-    """The step counts of a training's state: how a step moves them, and whether it can change a weight."""
+    """The step counts of a state: how a training step advances them, and whether it can change a weight."""
 
     def __init__(self, training: Training, key: jax.Array, state: Any, chosen: list[int]):
         def step(state: Any, key: jax.Array, number: jax.Array) -> Any:
@@ -48,11 +48,11 @@ class Clock:
 
     @property
     def is_telling(self) -> bool:
-        """Whether the counts decide if a step trains."""
+        """Whether the counts determine if a step trains."""
         return not isinstance(self.moves, bool)
 
     def start(self) -> Counts:
-        """The counts as they are now; 0 where they are traced."""
+        """The present counts; 0 if they are traced."""
         values = (self.leaves[i] for i in self.counters)
         return tuple(np.asarray(0 if isinstance(x, Tracer) else x, x.dtype) for x in values)
 
@@ -90,10 +90,10 @@ class Clock:
 
     @functools.cached_property
     def loop(self) -> Callable[[Any, Any, Any], Any]:
-        """(start, stop, (counts, whether a step trained)) -> the last one, compiled.
+        """(start, stop, (counts, whether a step trained)) -> the last such pair; compiled.
 
-        To be asked for outside of `ensure_compile_time_eval`: inside it each of its operations on known numbers
-        would be compiled and run on its own while the loop is traced.
+        Call it outside of `ensure_compile_time_eval`: inside, each operation on known numbers would be compiled
+        and run separately while the loop is traced.
         """
 
         def body(number: jax.Array, carry: tuple[Counts, jax.Array]) -> tuple[Counts, jax.Array]:
@@ -108,7 +108,7 @@ class Clock:
         return looped.lower(number, number, carry).compile()
 
     def run(self, counts: Counts, start: int, stop: int) -> tuple[Counts, bool]:
-        """The counts after steps start, ..., stop - 1, and whether one of them can train."""
+        """The counts after steps start, ..., stop - 1, and whether one of these steps can train."""
         counts, trains = self.loop(np.int32(start), np.int32(stop), (counts, np.zeros([], bool)))
         return tuple(map(np.asarray, counts)), bool(trains)
 
@@ -119,15 +119,15 @@ def idle_round(
     """The first round after the dense one in which no weight to prune can change; None if there is none.
 
     Args:
-      training: that of a round.
-      key: the experiment's, only its type counts.
-      state: one from `match_dtypes`, before the first step. Step counts that are traced are taken to start at 0.
+      training: the training of a round.
+      key: the key of the experiment; only its type counts.
+      state: a state from `match_dtypes`, before the first step. Traced step counts are taken as 0.
       chosen: positions of the parameters to prune.
-      rewind: the experiment's.
-      rounds: prunings.
+      rewind: the `rewind` of the experiment.
+      rounds: number of prunings.
 
     Returns:
-      The number of the round. A dense training that changes nothing either is left alone.
+      The number of the round; None also if the dense training itself changes nothing.
     """
     if not rounds:
         return None
@@ -159,7 +159,7 @@ def idle_round(
 
 
 def is_over(training: Training, key: jax.Array, state: Any, chosen: list[int]) -> bool:
-    """Whether a training from `state` can change no weight to prune, but one from step counts of 0 could."""
+    """Whether training from `state` can change no weight to prune, although training from counts of 0 could."""
     clock = Clock(training, key, state, chosen)
     if not clock.is_telling:
         return False
@@ -171,7 +171,7 @@ def is_over(training: Training, key: jax.Array, state: Any, chosen: list[int]) -
 
 
 class _Program:
-    """A function of trees as a jaxpr, evaluated on what is known of their leaves."""
+    """A function of trees as a jaxpr, evaluated on the known facts about their leaves."""
 
     def __init__(self, fn: Callable[..., PyTree], *trees: Any):
         closed = jax.make_jaxpr(fn)(*jax.eval_shape(lambda *args: args, *trees))

@@ -1,8 +1,8 @@
-"""Initialization: from which values training goes on after a pruning.
+"""Initialization: from which values training continues after a pruning.
 
-Each choice is a frozen dataclass with the same three things: `step`, at which it takes its snapshot and
-from which the next rounds train on; `take(state)`, what to remember of the state there; and `restore(key,
-state, snapshot)`, the state to go on from. A state is any pytree with `.params` and `.opt_state`.
+Each choice is a frozen dataclass with the same three members. `step` is the step at which it takes its snapshot
+and at which later rounds start; `take(state)` returns the snapshot; `restore(key, state, snapshot)` returns
+the state to continue from. A state is any pytree with `.params` and `.opt_state`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxprune.whole_numbers import check_whole
 
 
 class Initialization(Protocol):
-    """What `imp` asks of its `rewind`."""
+    """What `imp` needs from its `rewind`."""
 
     @property
     def step(self) -> int: ...
@@ -32,14 +32,14 @@ class Initialization(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Rewind:
-    """Back to the state of step `step` of the first round, all of it.
+    """Rewinds the whole state to that of step `step` of the first round.
 
-    Weights, optimizer state, the schedule's step and every other part of the state (batch statistics, keys)
-    return to what they were; training goes on from there, with the learning rates that the steps from `step` on
-    had in the first round. `step=0` is the original lottery ticket.
+    Weights, optimizer state, the step of the schedule and every other part of the state (batch statistics, keys)
+    return to their values at that step. Training continues from there with the learning rates that the first
+    round had from `step` on. `step=0` is the original lottery ticket.
 
     Args:
-      step: the step of the first (dense) round to go back to; the learning rate must not have run out there.
+      step: the step of the first (dense) round to return to; the learning rate must not have run out there.
 
     Example:
       >>> import jaxprune as jp
@@ -65,15 +65,15 @@ class Rewind:
 
 @dataclasses.dataclass(frozen=True)
 class RewindLearningRate:
-    """Weights stay; the learning rate goes back to step `step` of the first round.
+    """Keeps the weights and rewinds the learning rate to step `step` of the first round.
 
-    The whole optimizer state of that step returns, counts and moments together (a moment without its count
-    would break Adam's bias correction), and so does every integer scalar of the state, such as
-    `TrainState.step`: every later round trains with the learning rates that the steps from `step` on had in the
-    first one. Weights, batch statistics and keys stay.
+    The whole optimizer state returns to that step, counts and moments together, because a moment without its
+    count would break Adam's bias correction. So does every integer scalar of the state, such as
+    `TrainState.step`. Every later round thus trains with the learning rates that the first round had from `step`
+    on. Weights, batch statistics and keys are not rewound.
 
     Args:
-      step: the step of the first (dense) round to go back to; the learning rate must not have run out there.
+      step: the step of the first (dense) round to return to; the learning rate must not have run out there.
 
     Example:
       >>> import jaxprune as jp
@@ -103,15 +103,14 @@ class RewindLearningRate:
 
 @dataclasses.dataclass(frozen=True)
 class Finetune:
-    """Weights and everything else stay as the last round left them; `schedule` says what the optimizer does.
+    """Keeps weights and all else as the last round left them; `schedule` decides about the optimizer.
 
-    With "continue" its state goes on, moments and step counts, so that a learning-rate schedule runs once over
-    the whole experiment: make it `(rounds + 1) * steps` long, or let it end above 0. A schedule for one round
-    has run out after round 0; `imp` raises ValueError where a later round would train nothing.
+    With "continue" the optimizer keeps its state, moments and step counts, so that a learning-rate schedule runs
+    once over the whole experiment: make it `(rounds + 1) * steps` long, or let it end above 0. A schedule for
+    one round has run out after round 0; `imp` raises ValueError if a later round would train nothing.
 
-    With "restart" the optimizer starts anew in every round: its state is that of step 0 of the first round,
-    moments and step counts together, and so are the integer scalars of the state. That is
-    `RewindLearningRate(step=0)`.
+    With "restart" the optimizer restarts in every round: its moments and step counts, and the integer scalars of
+    the state, are those of step 0 of the first round. This equals `RewindLearningRate(step=0)`.
 
     Args:
       schedule: "continue" or "restart".
@@ -145,10 +144,10 @@ class Finetune:
 
 @dataclasses.dataclass(frozen=True)
 class Reinitialize:
-    """Survivors are drawn anew; the rest of the state is that of step 0, the learning-rate schedule included.
+    """Draws new values for the kept weights; the rest of the state, learning-rate schedule included, is that of step 0.
 
     Args:
-      init_fn: key -> parameters (or Linen variables with just `params`); a new key each round.
+      init_fn: key -> parameters (or Linen variables with `params` only); each round passes a new key.
 
     Example:
       >>> import jax
@@ -179,7 +178,7 @@ class Reinitialize:
         for path, w, drawn in zip(paths, old, new, strict=True):
             if jnp.shape(w) != jnp.shape(drawn):
                 raise ValueError(
-                    f"`init_fn` must give the shapes of the parameters, got {jnp.shape(drawn)} at {path!r} "
+                    f"`init_fn` must return the shapes of the parameters, got {jnp.shape(drawn)} at {path!r} "
                     f"instead of {jnp.shape(w)}."
                 )
         drawn = [jnp.asarray(value, jnp.asarray(w).dtype) for value, w in zip(new, old, strict=True)]
@@ -187,7 +186,7 @@ class Reinitialize:
 
 
 def replace(state: Any, **fields: Any) -> Any:
-    """A copy of a state with other fields: TrainState, NamedTuple, dataclass or any object."""
+    """A copy of a state with some fields replaced: TrainState, NamedTuple, dataclass or any object."""
     for method in ("replace", "_replace"):
         if callable(getattr(state, method, None)):
             return getattr(state, method)(**fields)

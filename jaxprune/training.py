@@ -23,8 +23,8 @@ from jaxprune.transforms._moments import clear_moments
 class Training:
     """`steps` calls of `train_step`, with `evaluate` after every `every` of them.
 
-    The loop runs in segments that end where something is to be seen or remembered, so that a step itself
-    pays for neither; the step is compiled once for all of them.
+    The loop runs in segments. They end where the state is evaluated or a snapshot is taken, so that the step
+    itself does neither. The step is compiled once for all segments.
     """
 
     train_step: Callable[[Any, Any], tuple[Any, PyTree]]
@@ -35,7 +35,7 @@ class Training:
 
     @functools.cached_property
     def step(self) -> Callable[[Any, jax.Array, jax.Array], tuple[Any, PyTree]]:
-        """(state, key, number of the step) -> (state, metrics). It is traced once, wherever it is called."""
+        """(state, key, number of the step) -> (state, metrics). It is traced once for all its callers."""
 
         def step(state: Any, key: jax.Array, number: jax.Array) -> tuple[Any, PyTree]:
             return self.train_step(state, self.batch_fn(key, number))
@@ -58,14 +58,14 @@ class Training:
         """Steps start, ..., steps - 1.
 
         Args:
-          key: for all batches.
-          state: one with the dtypes of `match_dtypes`, its masks imposed.
-          masks: enforced here where the optimizer holds none.
+          key: the key of all batches.
+          state: a state with the dtypes of `match_dtypes`, on which the masks are imposed.
+          masks: enforced here if the optimizer holds none.
           start: first step, int32.
-          remember: (step, (state, old) -> new, old): what to make of the state at that step.
+          remember: (step, (state, old) -> new, old): the snapshot to take of the state at that step.
 
         Returns:
-          (state, last metrics, what was remembered, curve).
+          (state, last metrics, snapshot, curve).
         """
         in_optimizer = has_masks(state.opt_state)
 
@@ -105,21 +105,21 @@ class Training:
         return state, metrics, memory, jax.tree.map(lambda x: x[rows], seen)
 
     def evaluated(self, state: Any) -> PyTree:
-        """`evaluate(state)` as arrays; nothing without it."""
+        """`evaluate(state)` as arrays; an empty result without `evaluate`."""
         return () if self.evaluate is None else jax.tree.map(jnp.asarray, self.evaluate(state))
 
     def last(self, state: Any, curve: PyTree) -> PyTree:
-        """`evaluated` at the end of a training: the last of its curve where that was evaluated there."""
+        """`evaluated` at the end of a training: the last point of its curve if the curve ends there."""
         if self.steps in self.curve_steps:
             return jax.tree.map(lambda values: values[-1], curve)
         return self.evaluated(state)
 
     def match_dtypes(self, key: jax.Array, state: Any) -> Any:
-        """The state in the dtypes that a training step gives back (a loop wants them alike).
+        """The state in the dtypes that a training step returns (a loop needs them to be equal).
 
         Raises:
-          TypeError: a state without `.params` or `.opt_state`.
-          ValueError: a training step that gives back another tree or other shapes.
+          TypeError: if the state has no `.params` or no `.opt_state`.
+          ValueError: if the training step returns another tree or other shapes.
         """
         for field in ("params", "opt_state"):
             if not hasattr(state, field):
@@ -134,13 +134,13 @@ class Training:
         if treedef != after_treedef:
             odd = sorted(set(paths) ^ set(after_paths)) or ["(same leaves, other node types)"]
             raise ValueError(
-                f"`train_step` must return a state like the one it got; the trees differ at {odd[0]!r}."
+                f"`train_step` must return a state like its argument; the trees differ at {odd[0]!r}."
             )
         for path, old, out in zip(paths, leaves, new, strict=True):
             if old.shape != out.shape:
                 raise ValueError(
-                    f"`train_step` must return a state like the one it got; {path!r} went from {old.shape} "
-                    f"to {out.shape}."
+                    f"`train_step` must return a state like its argument; the shape of {path!r} changed from "
+                    f"{old.shape} to {out.shape}."
                 )
         return jax.tree.unflatten(
             treedef, [_with_dtype(x, out.dtype) for x, out in zip(leaves, new, strict=True)]
@@ -148,7 +148,7 @@ class Training:
 
 
 def impose_masks(state: Any, masks: PyTree) -> Any:
-    """The state with its pruned weights at zero, the masks in its optimizer and no memory of the pruned."""
+    """The state with pruned weights at zero, masks in its optimizer state and no memory of pruned weights."""
     opt_state = clear_moments(state.opt_state, state.params, masks)
     if has_masks(opt_state):
         opt_state = with_masks(opt_state, masks)
@@ -160,7 +160,7 @@ def _zeros(fn: Callable, *args: Any) -> PyTree:
 
 
 def _not_run(fn: Callable, state: Any) -> PyTree:
-    """What `fn(state)` would give, as NaN (0 in integers)."""
+    """NaN (0 for integers) in the shapes of `fn(state)`."""
 
     def mark(x: jax.Array) -> jax.Array:
         return jnp.full_like(x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -279,7 +279,7 @@ def run(step=train_step, state=None, **kwargs):
         (make(rate=20), "`rate` must be in .* pass 0.2"),
         (make(every=2, evaluate=None), "`every` asks for curves of `evaluate`"),
         (make(every=99), "`every` must be at most `steps`"),
-        (make(rewind=jp.Rewind(6)), "`rewind` must go back to a step inside the round.*the last one is 5"),
+        (make(rewind=jp.Rewind(6)), "`rewind` must go back to a step of the round.*the last one is 5"),
         (make(rewind="lr"), "`rewind` must be Rewind"),
         (make(scope="layer"), "`scope` must be"),
         (make(structure=jp.NM(2, 4), rounds=5), "`rounds` must not pass 0.5, the sparsity of NM"),
@@ -290,7 +290,7 @@ def run(step=train_step, state=None, **kwargs):
         (run(step=lambda s, b: (s.params, ())), "`train_step` must return a state like"),
         (
             run(step=lambda s, b: (replace(s, params=jax.tree.map(lambda x: x[:1], s.params)), ())),
-            "went from",
+            "the shape of .* changed from",
         ),
         (run(where=jax.tree.map(lambda _: False, params_of())), "nothing to prune"),
     ],
@@ -305,6 +305,6 @@ def test_reinitialize_with_other_shapes_is_named():
         rewind=jp.Reinitialize(lambda key: jax.tree.map(lambda w: w[..., :1], params_of())), rounds=1
     )
     with pytest.raises(
-        ValueError, match=r"`init_fn` must give the shapes of the parameters, got .* at 'Dense_0/bias'"
+        ValueError, match=r"`init_fn` must return the shapes of the parameters, got .* at 'Dense_0/bias'"
     ):
         jax.jit(imp.run)(jax.random.key(0), state_of())

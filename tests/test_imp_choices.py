@@ -15,7 +15,7 @@ def test_an_experiment_checks_itself():
     assert jp.imp is jp.IMP
     with pytest.raises(ValueError, match="`rate` must be in"):
         jp.IMP(train_step, batch_fn, steps=6, rounds=3, rate=1.5)
-    with pytest.raises(ValueError, match="`rewind` must go back to a step inside the round"):
+    with pytest.raises(ValueError, match="`rewind` must go back to a step of the round"):
         dataclasses.replace(experiment(rewind=jp.Rewind(3)), steps=3)
     assert dataclasses.replace(experiment(), rounds=np.int64(5)).rounds == 5
     with pytest.raises(TypeError, match="positional"):

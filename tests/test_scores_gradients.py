@@ -300,15 +300,17 @@ def test_bad_input_is_named():
         with pytest.raises(ValueError, match="`batches` is empty"):
             score(loss_fn, params)
         with pytest.raises(
-            ValueError, match=r"`loss_fn` must give one floating-point number, got float32 of"
+            ValueError, match=r"`loss_fn` must return one floating-point number, got float32 of"
         ):
             score(lambda p, b: mlp(p, b[0]), params, BATCHES[0])
     with pytest.raises(ValueError, match="`inputs` is empty"):
         jp.scores.synflow(mlp, params)
-    with pytest.raises(ValueError, match="`fn` must give floating-point outputs"):
+    with pytest.raises(ValueError, match="`fn` must return floating-point outputs"):
         jp.scores.synflow(lambda p, x: x.astype(int), params, jnp.ones(2))
     with pytest.raises(ValueError, match="`chunk` must be a whole number"):
         jp.scores.fisher(loss_fn, params, BATCHES[0], chunk=0)
     for batch in (1.0, (jnp.ones((2, 3)), jnp.ones((3, 2))), jnp.ones((0, 3))):
-        with pytest.raises(ValueError, match="`batches` must hold arrays with one first axis"):
+        with pytest.raises(
+            ValueError, match="`batches` must hold arrays with the same number of samples along axis 0"
+        ):
             jp.scores.fisher(loss_fn, params, batch)

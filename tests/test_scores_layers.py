@@ -175,7 +175,9 @@ def test_bad_input_is_named():
             score({"w": jnp.ones((2, 2))}, jp.Block((2, 2)))
     with pytest.raises(ValueError, match="`norms` pattern 'Conv_9/kernel' matched no parameter"):
         jp.scores.batch_norm_scale(NORMED, {"Conv_9/kernel": "BatchNorm_0/scale"})
-    with pytest.raises(ValueError, match="`norms` has no parameter 'BatchNorm_1/scale' for 'Conv_0/kernel'"):
+    with pytest.raises(
+        ValueError, match="`norms` maps 'Conv_0/kernel' to 'BatchNorm_1/scale', which is no parameter"
+    ):
         jp.scores.batch_norm_scale(NORMED, {"Conv_0/kernel": "BatchNorm_1/scale"})
-    with pytest.raises(ValueError, match=r"it must be as long as axis -1\. Give the axis"):
+    with pytest.raises(ValueError, match=r"the scale must be as long as axis -1\. Pass the axis"):
         jp.scores.batch_norm_scale(NORMED, {"Dense_0/kernel": "BatchNorm_0/scale"})

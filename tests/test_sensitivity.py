@@ -101,7 +101,7 @@ def test_plot_has_a_line_a_layer_that_starts_at_the_dense_loss():
         ({"sparsities": (90,)}, "They are fractions"),
         ({"chunk": 0}, "`chunk` must be a whole number"),
         ({"structure": jp.NM(2, 4), "sparsities": (0.5, 0.75)}, r"must not pass 0\.5, the sparsity of NM"),
-        ({"loss_fn": lambda p, x: x}, "`loss_fn` must give one floating-point number"),
+        ({"loss_fn": lambda p, x: x}, "`loss_fn` must return one floating-point number"),
         ({"loss_fn": lambda p, x: jnp.log(-1.0)}, "gives nan with nothing pruned"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Masks: which units may be pruned, how many of them, and which; and what masks do and say."""
+"""Masks: which units may be pruned, how many of them and which ones; applying masks and summarizing them."""
 
 from jaxprune.masking.apply import apply_masks
 from jaxprune.masking.criterion import Criterion

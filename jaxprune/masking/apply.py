@@ -1,4 +1,4 @@
-"""Masks on parameters."""
+"""Applying masks to parameters."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jaxprune.params import PyTree, mask_leaves
 
 
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
-    """Parameters with pruned weights at zero: `where(mask, w, 0)`, so that NaN under a mask becomes 0.
+    """Sets pruned weights to zero: `where(mask, w, 0)`, so that a pruned NaN becomes 0.
 
     Args:
       params: pytree of arrays.
-      masks: its masks.
+      masks: the masks of these parameters.
 
     Returns:
-      Tree like `params`, dtypes kept.
+      Tree like `params`, with the same dtypes.
 
     Raises:
-      ValueError: trees that don't match, or a mask that doesn't broadcast to its parameter.
-      TypeError: a mask that is not bool.
+      ValueError: if the trees don't match, or a mask doesn't broadcast to its parameter.
+      TypeError: if a mask is not bool.
 
     Example:
       >>> import jax.numpy as jnp
@@ -38,7 +38,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def masked_leaf(w: Any, mask: Any) -> Any:
-    """`where(mask, w, 0)`, with nothing to do for a leaf that is not prunable."""
+    """`where(mask, w, 0)`; a leaf that is not prunable is returned as it is."""
     if isinstance(mask, bool | np.bool_) and mask:
         return w
     return jnp.where(mask, w, jnp.zeros((), jnp.asarray(w).dtype))

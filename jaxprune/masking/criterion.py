@@ -1,4 +1,4 @@
-"""What may be pruned, in which units, and over what they are compared."""
+"""What may be pruned, in which units, and across what the units are ranked."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from jaxprune.tree_nodes import leaves_of
 
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """The static choices behind masks: everything but scores and counts.
+    """The static choices that make masks: everything except scores and counts.
 
     Args:
-      structure: what a unit is.
-      scope: "global" compares the units of all leaves, "local" those of each leaf.
-      where: the leaves to prune: a tree of bools, a prefix of one, or a function that gives it; None for those
-        that the structure names, or else `prunable(params)`.
-      minimum: units that each leaf keeps at least: a whole number, or a share in (0, 1).
+      structure: how weights form units.
+      scope: "global" ranks the units of all leaves together, "local" ranks those of each leaf separately.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one. None for the default leaves of the structure, or, if it has none, `prunable(params)`.
+      minimum: the minimum number of units that each leaf keeps, or, if in (0, 1), their fraction.
 
     Raises:
-      ValueError: an unknown scope, or one that has no meaning for the structure; a minimum that is none.
-      TypeError: a structure that is none.
+      ValueError: if the scope is unknown or has no meaning for the structure, or `minimum` is not valid.
+      TypeError: if the structure is not a structure.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,12 +48,12 @@ class Criterion:
         """The units of a tree of parameters (or of their shapes, or their scores).
 
         Args:
-          params: pytree of arrays; of lookahead's pair the fast weights count.
+          params: pytree of arrays; for lookahead's pair the fast weights are used.
           chosen: positions of the leaves to prune, instead of `where`.
 
         Raises:
-          ValueError, TypeError: nothing to prune, a `where` that doesn't match, a leaf that the structure can't
-            cut.
+          ValueError, TypeError: if there is nothing to prune, `where` doesn't match, or the structure can't cut
+            a leaf.
         """
         weights = weights_of(params)
         leaves = leaves_of(weights)

@@ -24,35 +24,35 @@ def make_masks(
     prior: PyTree | None = None,
     minimum: int | float = 0,
 ) -> PyTree:
-    """Keep-masks that prune exactly `round(sparsity * n)` of n units, those of the lowest scores.
+    """Makes masks that prune exactly `round(sparsity * n)` of n units, those with the lowest scores.
 
-    Units of equal score go in the order of the leaves, then of their flat index. What `prior` has pruned
-    goes first and counts. The masks have the structure of `scores`; a leaf is a bool array that broadcasts
-    to its parameter (True = keep), or the plain `True` where `where` is False.
+    Units of equal score are pruned in the order of the leaves, then of their flat index. Units that `prior` has
+    pruned come before all others and count. The masks form a tree like `scores`. A mask is a bool array that
+    broadcasts to its parameter (True = keep), or the plain `True` for a leaf that `where` leaves out.
 
     Args:
-      scores: pytree of float arrays shaped like the parameters, larger = keep, inf = keep as long as anything
-        else is left; a unit that holds an inf has the score inf. Leaves of several dtypes, and
-        float64, are compared as float32.
-      sparsity: share of the units to prune in all, in [0, 1): a float, a scalar array (also traced), or a
-        tree of floats like `scores` (an allocation: each leaf its own share, whatever the scope).
-      scope: "global" compares the units of all leaves, "local" takes the same share of each leaf.
-      structure: what a unit is: `Unstructured()`, `NM(n, m)`, `Block(shape)`, `Channels()` or `Layers()`.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
+      scores: pytree of float arrays shaped like the parameters, larger = keep. A score of inf means keep: such
+        a unit is pruned only when all others have been. A unit that holds an inf has the score inf. Leaves
+        of several dtypes, and float64, are compared as float32.
+      sparsity: fraction of all units to prune, in [0, 1): a float, a scalar array (may be traced), or a tree
+        of floats like `scores` (an allocation: each leaf has its own sparsity, whatever the scope).
+      scope: "global" ranks the units of all leaves together, "local" prunes the same fraction of each leaf.
+      structure: how weights form units: `Unstructured()`, `NM(n, m)`, `Block(shape)`, `Channels()`, `Layers()`.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function that returns one; None for
         `prunable(scores)`.
-      prior: masks whose pruned units stay pruned.
-      minimum: units that every leaf to prune keeps at least (a leaf with fewer keeps all): a whole number, or a
-        float in (0, 1) for that share of each leaf, rounded up. The highest scores of each leaf stay, the
-        others are compared as before, so the number pruned in all is the same.
+      prior: masks whose pruned units remain pruned.
+      minimum: the minimum number of units that every leaf to prune keeps (a leaf with fewer keeps all), or a
+        float in (0, 1) for that fraction of each leaf, rounded up. The highest scores of each leaf are kept
+        and the other units are ranked as before, so the number of pruned units remains the same.
 
     Returns:
       Tree like `scores` of masks.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or one that `minimum` contradicts (where it is a known number; a
-        traced one stops at the minimum); trees that don't match; NaN or -inf among the scores (eagerly; under
-        `jit` they are pruned first, NaN before -inf); a leaf that the structure can't cut; nothing to prune.
-      TypeError: a leaf to prune that is not a floating-point array.
+      ValueError: if the sparsity is outside [0, 1) or leaves less than `minimum` (a traced sparsity stops at
+        the minimum instead); if trees don't match; if scores are NaN or -inf (under `jit` those are pruned
+        first, NaN before -inf); if the structure can't cut a leaf; if there is nothing to prune.
+      TypeError: if a leaf to prune is not a floating-point array.
 
     Example:
       >>> import jax.numpy as jnp
@@ -74,13 +74,13 @@ def make_masks(
 
 
 def _check_scores(units: Units, fine: list[jax.Array]) -> None:
-    """Raises ValueError for NaN or -inf among scores, where their values are known. inf means keep."""
+    """Raises ValueError for NaN or -inf among scores, if their values are known. inf means keep."""
     if any(isinstance(flag, Tracer) for flag in fine):
         return
     for i, is_fine in zip(units.chosen, jax.device_get(fine), strict=True):
         if not is_fine:
             path, scores = units.leaves[i].path, units.leaves[i].value
             raise ValueError(
-                f"`scores` must be numbers, or inf for what is to be kept, got {int(jnp.isnan(scores).sum())} NaN "
+                f"`scores` must be numbers, or inf for units to keep, got {int(jnp.isnan(scores).sum())} NaN "
                 f"and {int((scores == -jnp.inf).sum())} -inf of {scores.size} at {path!r}."
             )

@@ -1,4 +1,4 @@
-"""From scores and counts to masks: by NumPy where all is known and in the host's memory, else as one program."""
+"""From scores and counts to masks: by NumPy if all arrays are known and in host memory, else as one program."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def keep_masks(
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Masks of the chosen leaves that prune given counts of units, and for each leaf whether its scores are fine.
 
-    A program is one for all leaves. Counts that are known are arguments of it, so that another sparsity is not
-    compiled anew.
+    One program serves all leaves. Known counts are arguments of the program, so that another sparsity does not
+    compile again.
 
     Args:
       cut: the units.
-      scores: those of each chosen leaf. They are fine where none is NaN or -inf.
-      counts: units to prune: one number over all units, or a list with one for each array of units.
-      priors: for each leaf what was pruned before; None where nothing was.
-      least: units that each array of units keeps at least.
-      check: whether to look if the scores are fine; without, the second list is empty.
+      scores: the scores of each chosen leaf. They are fine if none is NaN or -inf.
+      counts: number of units to prune: one number for all units, or a list with one for each array of units.
+      priors: the masks of each leaf whose pruned units remain pruned; None if there are none.
+      least: `least[a]` is the minimum number of units that array a keeps.
+      check: whether to check that the scores are fine; if not, the second list is empty.
     """
     sizes = map(math.prod, cut.shapes)
     unprotected = [n - m for n, m in zip(sizes, least, strict=True)] if any(least) else None
@@ -81,7 +81,7 @@ _keep_masks_compiled = jax.jit(_keep_masks, static_argnames=("cut", "check"))
 
 
 def comparable(scores: Any) -> Any:
-    """Scores in a type that `select` takes: float64 is compared as float32."""
+    """Scores in a dtype that `select` takes: float64 is compared as float32."""
     with np.errstate(over="ignore"):
         return scores.astype(jnp.float32) if scores.dtype == jnp.float64 else scores
 
@@ -97,7 +97,7 @@ def _is_fine(scores: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames="cut")
 def pruned_units(cut: Cut, masks: list[Any]) -> list[jax.Array]:
-    """For each array of units which of them have no weight left."""
+    """For each array of units, which units have no weight left."""
     found = cut.pruned(masks)
     return [
         jnp.zeros(shape, bool) if pruned is None else pruned
@@ -107,12 +107,12 @@ def pruned_units(cut: Cut, masks: list[Any]) -> list[jax.Array]:
 
 @functools.partial(jax.jit, static_argnames="cut")
 def spread(cut: Cut, kept: list[jax.Array]) -> list[jax.Array]:
-    """Mask leaves from one decision a unit."""
+    """Mask leaves from one decision per unit."""
     return cut.masks(kept)
 
 
 def nothing_pruned(cut: Cut, leaves: Sequence[Any]) -> list[jax.Array]:
-    """Mask leaves that keep every unit, each where its leaf lies."""
+    """Mask leaves that keep every unit, each on the device of its leaf."""
     if not _are_on_host(leaves):
         return _nothing_pruned(cut)
     return list(map(to_device, cut.masks([np.ones(shape, bool) for shape in cut.shapes]), leaves))

@@ -11,7 +11,7 @@ from jaxprune.selection.counts import Count, as_count, stack
 
 
 def counts_of_rounds(rounds: list[Any]) -> Any:
-    """The counts of all rounds as arrays with a row a round, in the form of one round's: a `Count` or a list of them.
+    """The counts of all rounds as arrays with one row per round, in the form of one: a `Count` or a list of them.
 
     Example:
       >>> from jaxprune.masking.rounds import counts_of_rounds

@@ -1,4 +1,4 @@
-"""What share of the weights is pruned."""
+"""The fraction of weights that is pruned."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from jaxprune.params import PyTree, is_kept_whole, mask_leaves
 
 
 def sparsity(params: PyTree, masks: PyTree) -> Any:
-    """Share of the prunable weights that is pruned: `pruned / prunable`; 0 where nothing is prunable.
+    """Fraction of the prunable weights that is pruned: `pruned / prunable`; 0 if nothing is prunable.
 
-    Leaves whose mask is a scalar `True` are not prunable and count on neither side; a scalar `False` prunes
-    its whole leaf.
+    A leaf whose mask is a scalar `True` is not prunable and counts in neither number. A scalar `False` prunes
+    the whole leaf.
 
     Args:
       params: pytree of arrays (or `jax.ShapeDtypeStruct`s).
-      masks: its masks.
+      masks: the masks of these parameters.
 
     Returns:
-      A Python float, from exact counts; a float32 scalar under `jit`.
+      A Python float from exact counts; under `jit` a float32 scalar.
 
     Raises:
-      ValueError: trees that don't match, or a mask that doesn't broadcast to its parameter.
+      ValueError: if the trees don't match, or a mask doesn't broadcast to its parameter.
 
     Example:
       >>> import jax.numpy as jnp
@@ -45,17 +45,17 @@ def sparsity(params: PyTree, masks: PyTree) -> Any:
 
 
 def total_count(counts: list[Any], dtype: Any = jnp.float32) -> jax.Array:
-    """The sum of counts, some of them traced: what is known is summed exactly."""
+    """The sum of counts, some of them traced: the known ones are summed exactly."""
     known = sum(count for count in counts if isinstance(count, int))
     traced = (jnp.asarray(count, dtype) for count in counts if not isinstance(count, int))
     return sum(traced, jnp.asarray(known, dtype))
 
 
 def kept_per_leaf(params: PyTree, masks: PyTree) -> tuple[list[Any], list[Any]]:
-    """Kept weights and size of each leaf; None for a leaf that is not prunable.
+    """Number of kept weights and size of each leaf; None for a leaf that is not prunable.
 
-    Kept counts are Python ints, exact at any size; under `jit` float32 scalars for leaves beyond 2^31. A
-    traced scalar mask decides on the size too: where it is True, the leaf is not prunable and counts as 0.
+    The numbers are Python ints, exact at any size; under `jit` they are float32 scalars for leaves beyond 2^31.
+    A traced scalar mask decides the size too: if it is True, the leaf is not prunable and counts as 0.
     """
     leaves = jax.tree.leaves(params)
     kept, total = [], []

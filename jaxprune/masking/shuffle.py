@@ -1,4 +1,4 @@
-"""Controls: masks of the same counts at random places."""
+"""Control experiments: masks of the same counts at random positions."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from jaxprune.tree_nodes import leaves_of
 
 
 def shuffle_masks(key: jax.Array, masks: PyTree, structure: Structure = Unstructured()) -> PyTree:
-    """The same number of pruned units in each leaf, at random places.
+    """Prunes the same number of units of each leaf, at random positions.
 
-    The control for "does it matter which weights of a layer are kept": only the counts of each layer stay.
+    This is the control for the question whether it matters which weights of a layer are kept: only the number
+    of pruned units of each layer remains.
 
     Args:
       key: a `jax.random.key`.
-      masks: tree of bool arrays; scalars stay as they are.
-      structure: what the masks were made with; its units are what is shuffled.
+      masks: tree of bool arrays; scalars remain as they are.
+      structure: the structure that the masks were made with; its units are shuffled.
 
     Returns:
       Tree like `masks`.
 
     Raises:
-      ValueError: a mask that the structure can't cut.
+      ValueError: if the structure can't cut a mask.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What is pruned where, as a table."""
+"""A table of the pruned and kept weights of each parameter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxprune.params import PyTree, flatten_with_paths
 
 @dataclasses.dataclass(frozen=True)
 class LayerSummary:
-    """One parameter: its path, shape, weights kept (None: not prunable) and weights in all."""
+    """One parameter: its path, shape, number of kept weights (None: not prunable) and number of all weights."""
 
     path: str
     shape: tuple[int, ...]
@@ -26,7 +26,7 @@ class LayerSummary:
 
     @property
     def sparsity(self) -> float | None:
-        """Pruned share; None where the leaf is not prunable."""
+        """Fraction of pruned weights; None if the leaf is not prunable."""
         if self.kept is None:
             return None
         return 1 - self.kept / self.total if self.total else 0.0
@@ -34,23 +34,23 @@ class LayerSummary:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Rows by parameter; printing it shows a table."""
+    """One row per parameter; printing it shows a table."""
 
     rows: tuple[LayerSummary, ...]
 
     @property
     def kept(self) -> int:
-        """Prunable weights that are left."""
+        """Number of prunable weights that are kept."""
         return sum(row.kept for row in self.rows if row.kept is not None)
 
     @property
     def prunable(self) -> int:
-        """Prunable weights, pruned ones included."""
+        """Number of prunable weights, pruned ones included."""
         return sum(row.total for row in self.rows if row.kept is not None)
 
     @property
     def total(self) -> int:
-        """All parameters."""
+        """Number of all weights."""
         return sum(row.total for row in self.rows)
 
     def __str__(self) -> str:
@@ -72,17 +72,17 @@ class Summary:
 
 
 def summary(params: PyTree, masks: PyTree) -> Summary:
-    """A printable table of what is kept, parameter by parameter.
+    """A printable table of the kept weights of each parameter.
 
     Args:
       params: pytree of arrays.
-      masks: its masks.
+      masks: the masks of these parameters.
 
     Returns:
       A `Summary`; `rows` holds the numbers.
 
     Raises:
-      ValueError: trees that don't match, or traced masks (a table needs known numbers).
+      ValueError: if the trees don't match, or masks are traced (a table needs known numbers).
 
     Example:
       >>> import jax.numpy as jnp
@@ -98,7 +98,7 @@ def summary(params: PyTree, masks: PyTree) -> Summary:
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, masks))):
         raise ValueError(
-            "`masks` must be known numbers for a table, got traced arrays: call it outside of jit."
+            "`masks` must be known values for a table, got traced arrays: call `summary` outside of jit."
         )
     paths, leaves, _ = flatten_with_paths(params)
     kept, _ = kept_per_leaf(params, masks)

@@ -1,4 +1,4 @@
-"""The units of one tree of parameters: how many there are, how many go, and the masks that follow."""
+"""The units of one tree of parameters: how many there are, how many are pruned, and the resulting masks."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Units:
-    """What a `Criterion` makes of a tree; made by `criterion.units(params)`.
+    """The units of a tree under a `Criterion`; made by `criterion.units(params)`.
 
-    Scores, masks and shares may be trees like the parameters or, beside lookahead's pair, like its weights.
+    Scores, masks and shares may be trees like the parameters. If the parameters are lookahead's pair, they may
+    also be trees like its weights.
 
     Attributes:
-      criterion: where it comes from.
+      criterion: the criterion that made it.
       params: the tree.
-      leaves: its leaves with their paths; of lookahead's pair the fast weights.
+      leaves: its leaves with their paths; for lookahead's pair the fast weights.
       chosen: positions of the leaves to prune.
-      cut: how they are cut, array of units by array of units.
+      cut: how those leaves are cut into arrays of units.
     """
 
     criterion: Criterion
@@ -44,7 +45,7 @@ class Units:
 
     @functools.cached_property
     def numbers(self) -> list[int]:
-        """Units in each array of units."""
+        """Number of units in each array of units."""
         return [math.prod(shape) for shape in self.cut.shapes]
 
     @functools.cached_property
@@ -63,22 +64,22 @@ class Units:
         """A sparsity as one share, or as a list with one for each array of units.
 
         Raises:
-          ValueError, TypeError: a known share outside [0, 1); a tree that does not match.
+          ValueError, TypeError: if a known share is outside [0, 1), or a tree does not match.
         """
         shares = shares_of(sparsity, weights_of(self.params), self.chosen)
         return self.cut.shares(shares) if isinstance(shares, list) else shares
 
     def each(self, tree: PyTree, argument: str) -> list[Any]:
-        """What each array of units takes of a tree (or a prefix of one) with a number for each leaf."""
+        """The number for each array of units, from a tree (or a prefix of one) with a number for each leaf."""
         values = aligned(weights_of(self.params), tree, argument)
         return self.cut.shares([values[i] for i in self.chosen])
 
     def counts(self, shares: Any) -> Any:
-        """Units to prune: one count over all, or a list with one for each array of units."""
+        """Number of units to prune: one count for all, or a list with one for each array of units."""
         return counts_to_prune(shares, self.numbers, self.criterion.scope)
 
     def check_final(self, shares: Any) -> None:
-        """Raises ValueError for known shares that masks of the structure, or the minimum, don't allow."""
+        """Raises ValueError for known shares that the structure or the minimum does not allow."""
         names, structure = self.cut.names, self.criterion.structure
         each = shares if isinstance(shares, list) else [shares] * len(names)
         for share, name in zip(each, names, strict=True):
@@ -87,7 +88,7 @@ class Units:
         self.check_minimum(shares, self.criterion.scope if structure.fixed_sparsity is None else "local")
 
     def check_minimum(self, shares: Any, scope: Scope | None = None) -> None:
-        """Raises ValueError for known shares that prune more units than the minimum lets them."""
+        """Raises ValueError for known shares that prune more units than the minimum allows."""
         if any(self.least):
             counts = counts_to_prune(shares, self.numbers, scope or self.criterion.scope)
             check_least_kept(counts, self.numbers, self.least, list(self.cut.names))
@@ -95,12 +96,12 @@ class Units:
     # Which.
 
     def masks(self, scores: PyTree, counts: Any, prior: PyTree | None = None) -> PyTree:
-        """Masks that prune `counts` units, those of the lowest scores, what `prior` has pruned before all others.
+        """Masks that prune `counts` units: those that `prior` has pruned, then those with the lowest scores.
 
         Args:
           scores: tree like the parameters, larger = keep.
-          counts: as from `counts`; also traced.
-          prior: masks whose pruned units stay pruned.
+          counts: as returned by `counts`; may be traced.
+          prior: masks whose pruned units remain pruned.
 
         Returns:
           Tree like the parameters: bool arrays, and the plain `True` for leaves that are not pruned.
@@ -120,7 +121,7 @@ class Units:
         found = jax.tree.leaves(weights_of(scores))
         if len(found) != len(self.leaves):
             raise ValueError(
-                f"`score` must give a tree like the parameters, got {len(found)} leaves for {len(self.leaves)}."
+                f"`score` must return a tree like the parameters, got {len(found)} leaves for {len(self.leaves)}."
             )
         held = [True] * len(found) if prior is None else mask_leaves(weights, weights_of(prior), "prior")
         held = [True if is_kept_whole(mask) else mask for mask in held]
@@ -135,11 +136,11 @@ class Units:
         return self.tree(masks, held), fine
 
     def next_masks(self, scores: PyTree, counts: Any, masks: PyTree) -> PyTree:
-        """The masks that follow `masks`, what they pruned included: arrays in their tree, as a loop carries them."""
+        """The masks after `masks`, whose pruned units remain pruned: arrays in their tree, as a loop carries them."""
         return as_arrays(self.masks(scores, counts, masks), masks)
 
     def full_masks(self) -> PyTree:
-        """All-keep masks in the shapes of `masks`; each leaf an array of its own, placed like its parameter."""
+        """Masks that keep all units, in the shapes of `masks`; each is a new array with the sharding of its leaf."""
         weights = [self.leaves[i].value for i in self.chosen]
         masks = program.nothing_pruned(self.cut, weights)
         whole = [jnp.array(True) for _ in self.leaves]
@@ -150,19 +151,19 @@ class Units:
     # What masks say of units.
 
     def pruned(self, masks: PyTree) -> list[jax.Array]:
-        """For each array of units which of them have no weight left under these masks."""
+        """For each array of units, which units have no weight left under these masks."""
         held = mask_leaves(weights_of(self.params), weights_of(masks))
         return program.pruned_units(
             self.cut, [None if is_kept_whole(held[i]) else held[i] for i in self.chosen]
         )
 
     def at_chosen(self, tree: PyTree) -> list[Any]:
-        """The leaves of a tree like the parameters at the chosen ones; of lookahead's pair the fast weights'."""
+        """The chosen leaves of a tree like the parameters; for lookahead's pair those of the fast weights."""
         leaves = jax.tree.leaves(weights_of(tree))
         return [leaves[i] for i in self.chosen]
 
     def tree(self, masks: list[Any], others: list[Any] | None = None) -> PyTree:
-        """A tree like the parameters with these masks at the chosen leaves, elsewhere the plain `True`."""
+        """A tree like the parameters with these masks at the chosen leaves and the plain `True` elsewhere."""
         leaves = [True] * len(self.leaves) if others is None else list(others)
         for i, mask in zip(self.chosen, masks, strict=True):
             leaves[i] = mask

@@ -1,4 +1,4 @@
-"""Scoring: what goes first. A score tree is like the parameters; larger means keep."""
+"""Scoring: which weights are pruned first. A score tree is like the parameters; larger means keep."""
 
 from jaxprune.scores._batch_norm_scale import batch_norm_scale
 from jaxprune.scores._fisher import fisher

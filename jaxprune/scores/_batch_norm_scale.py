@@ -14,24 +14,24 @@ from jaxprune.structures import Channels
 
 
 def batch_norm_scale(params: PyTree, norms: Mapping[str, str], structure: Channels = Channels()) -> PyTree:
-    r"""Absolute scale of the norm behind each channel: \(|\gamma_c|\).
+    r"""Absolute scale of the batch norm after each channel: \(|\gamma_c|\).
 
-    Slimming trains with an L1 penalty on the scales and then removes the channels whose scales are small.
+    Slimming trains with an L1 penalty on the scales and then removes the channels with small scales.
 
     Args:
       params: pytree of arrays.
-      norms: path of a weight -> path of the scale of the norm that takes its output. Both may be a regular
-        expression and its replacement: `{r"(.*)Conv_(\d+)/kernel": r"\1BatchNorm_\2/scale"}`.
-      structure: `Channels(axis)`: which axis of the weight the scale runs along.
+      norms: path of a weight -> path of the scale of the norm applied to its output. A pair may also be a
+        regular expression and its replacement: `{r"(.*)Conv_(\d+)/kernel": r"\1BatchNorm_\2/scale"}`.
+      structure: `Channels(axis)`: the axis of the weight along which the scale runs.
 
     Returns:
       Tree like `params` of float32 scores: |scale| along the channel axis of each weight named in `norms`, and
-      at the scales themselves. Every other leaf has no score: it is NaN, which `make_masks` refuses, so name
-      the weights in its `where` as well.
+      at the scales themselves. All other leaves are NaN because they have no score. `make_masks` refuses NaN,
+      so pass it a `where` that holds the weights named here and no others.
 
     Raises:
-      ValueError: a pattern that matches no leaf, a scale that is not there or does not fit the axis.
-      TypeError: a structure other than `Channels`.
+      ValueError: if a pattern matches no leaf, or a scale does not exist or does not fit the axis.
+      TypeError: if the structure is not `Channels`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,15 +56,15 @@ def batch_norm_scale(params: PyTree, norms: Mapping[str, str], structure: Channe
             name = match.expand(scale)
             if name not in places:
                 raise ValueError(
-                    f"`norms` has no parameter {name!r} for {paths[i]!r}. There are: {_shown(paths)}."
+                    f"`norms` maps {paths[i]!r} to {name!r}, which is no parameter. There are: {_shown(paths)}."
                 )
             gamma = jnp.abs(jnp.asarray(leaves[places[name]]).astype(jnp.float32))
             w = leaves[i]
             fits = -w.ndim <= structure.axis < w.ndim and gamma.shape == (w.shape[structure.axis],)
             if not fits:
                 raise ValueError(
-                    f"`norms` pairs {paths[i]!r} of shape {w.shape} with {name!r} of shape {gamma.shape}: it must "
-                    f"be as long as axis {structure.axis}. Give the axis with `structure=Channels(axis)`."
+                    f"`norms` pairs {paths[i]!r} of shape {w.shape} with {name!r} of shape {gamma.shape}: the scale "
+                    f"must be as long as axis {structure.axis}. Pass the axis as `structure=Channels(axis)`."
                 )
             along = gamma.reshape([-1 if n == structure.axis % w.ndim else 1 for n in range(w.ndim)])
             scores[i] = jnp.broadcast_to(along, w.shape)

@@ -1,4 +1,4 @@
-"""Fisher information, the diagonal of optimal brain damage."""
+"""Fisher information: the diagonal of optimal brain damage."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def fisher(
     structure: LeafStructure = Unstructured(),
     chunk: int = 32,
 ) -> PyTree:
-    r"""Second-order change of the loss when a weight goes: \(w^2\,\frac1N\sum_n g_n^2\), \(g_n\) of sample n.
+    r"""Second-order change of the loss when a weight is pruned: \(w^2\,\frac1N\sum_n g_n^2\), \(g_n\) of sample n.
 
-    The mean of the squares estimates the diagonal of the Hessian of a log-likelihood; the square of a
-    batch's mean gradient would not. For a unit it is \(\frac1N\sum_n (\sum w\,g_n)^2\). The papers' factor
-    1/2 is left out.
+    The mean of the squared gradients estimates the diagonal of the Hessian of a log-likelihood. The square of
+    a batch's mean gradient would not. The score of a unit is \(\frac1N\sum_n (\sum w\,g_n)^2\). The factor 1/2
+    of the papers is left out.
 
     Args:
-      loss_fn: (params, batch) -> scalar, the mean over the batch. It is called with single samples, as
-        batches of one, so nothing in it may depend on the other samples (no BatchNorm in training).
-      params: pytree of arrays; leaves that are not floating-point arrays pass through unscored.
-      *batches: pytrees of arrays whose first axis counts samples. Each sample weighs the same.
-      structure: what a unit is.
-      chunk: samples whose gradients are held at once (by `vmap`); the chunks follow one another in a loop.
+      loss_fn: (params, batch) -> scalar, the mean over the batch. It is called with one sample at a time, as a
+        batch of one, so it must not depend on other samples (no BatchNorm in training mode).
+      params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged.
+      *batches: pytrees of arrays whose first axis is the sample. All samples have equal weight.
+      structure: how weights form units.
+      chunk: number of samples whose gradients are in memory at once (by `vmap`); a loop goes over the chunks.
 
     Returns:
-      Tree like `params` of float32 scores; a unit's at every one of its weights.
+      Tree like `params` of float32 scores. Every weight has the score of its unit.
 
     Raises:
-      ValueError: no batch, no samples, leaves of a batch that don't have the same first axis, a chunk below
-        1, or a loss that is no scalar.
+      ValueError: if there is no batch or no sample, the leaves of a batch differ in the length of their first
+        axis, `chunk` is below 1, or the loss is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -92,7 +92,7 @@ def _samples(batch: Any) -> int:
     if len(lengths) != 1 or lengths <= {(), (0,)}:
         shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
         raise ValueError(
-            f"`batches` must hold arrays with one first axis, that of the samples, got {shapes}."
+            f"`batches` must hold arrays with the same number of samples along axis 0, got shapes {shapes}."
         )
     return lengths.pop()[0]
 

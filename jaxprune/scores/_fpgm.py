@@ -13,21 +13,21 @@ from jaxprune.structures.channels import check_channels
 
 
 def fpgm(params: PyTree, structure: Channels = Channels()) -> PyTree:
-    r"""How far a filter is from the others of its layer: \(\frac1C\sum_j \lVert F_i - F_j\rVert_2\).
+    r"""Mean distance of a filter to the filters of its layer: \(\frac1C\sum_j \lVert F_i - F_j\rVert_2\).
 
-    The geometric median is where that sum is least; the filters next to it, which have the lowest scores, are
-    those that the others can stand in for. A small filter is not one of them if it is alone.
+    The geometric median minimizes that sum. The filters nearest to it have the lowest scores: the remaining
+    filters can best replace them. A filter of small norm does not score low if it is far from all others.
 
     Args:
-      params: pytree of arrays; leaves that are not floating-point arrays pass through unscored.
-      structure: `Channels(axis)`: which axis counts the filters.
+      params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged.
+      structure: `Channels(axis)`: the axis along which the filters lie.
 
     Returns:
-      Tree like `params` of float32 scores, a filter's at every one of its weights. A leaf without that axis
-      scores 0.
+      Tree like `params` of float32 scores. Every weight has the score of its filter. A leaf without that axis
+      has the score 0.
 
     Raises:
-      TypeError: a structure other than `Channels`.
+      TypeError: if the structure is not `Channels`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -52,7 +52,7 @@ def _layer(w: jax.Array, axis: int) -> jax.Array:
     channels = scaled(channels, exponent)
     filters = channels.reshape(len(channels), -1)
 
-    # Differences one filter at a time: a product of the filters with each other would lose the small distances.
+    # Differences of one filter at a time: distances from a product of all filters would lose the small ones.
     def distance(one: jax.Array) -> jax.Array:
         return jnp.mean(jnp.linalg.norm(filters - one[None], axis=1))
 

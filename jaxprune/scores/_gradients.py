@@ -14,7 +14,7 @@ Join = Callable[[Sequence[Any]], PyTree]
 
 
 def split_floats(params: PyTree) -> tuple[list[jax.Array], Join]:
-    """The float leaves of a tree, and a function that puts others in their places."""
+    """The float leaves of a tree, and a function that returns the tree with other leaves in their places."""
     leaves, treedef = jax.tree.flatten(params)
     at = [i for i, leaf in enumerate(leaves) if is_float_array(leaf)]
 
@@ -28,14 +28,14 @@ def split_floats(params: PyTree) -> tuple[list[jax.Array], Join]:
 
 
 def checked_loss(loss_fn: Callable[[PyTree, Any], Any], join: Join) -> Callable[[Sequence[Any], Any], Any]:
-    """The loss as a function of (float leaves, batch); raises where it gives no scalar."""
+    """The loss as a function of (float leaves, batch); raises ValueError if it is not a scalar."""
 
     def loss(floats: Sequence[Any], batch: Any) -> jax.Array:
         value = loss_fn(join(floats), batch)
         if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise ValueError(
-                f"`loss_fn` must give one floating-point number, got {jnp.result_type(value)} of shape "
-                f"{jnp.shape(value)}. Take the mean over the batch, and leave auxiliary outputs out."
+                f"`loss_fn` must return one floating-point number, got {jnp.result_type(value)} of shape "
+                f"{jnp.shape(value)}. Return the mean over the batch, without auxiliary outputs."
             )
         return value
 
@@ -43,7 +43,7 @@ def checked_loss(loss_fn: Callable[[PyTree, Any], Any], join: Join) -> Callable[
 
 
 def check_batches(batches: Sequence[Any]) -> None:
-    """Raises ValueError where there is no batch."""
+    """Raises ValueError if there is no batch."""
     if not batches:
         raise ValueError("`batches` is empty: pass at least one batch after `params`.")
 

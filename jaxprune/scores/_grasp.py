@@ -20,24 +20,24 @@ def grasp(
     *batches: Any,
     structure: LeafStructure = Unstructured(),
 ) -> PyTree:
-    r"""What a weight contributes to the gradient's norm: \(w\,(H g)\), signed; of a unit \(\sum w\,(H g)\).
+    r"""Signed contribution of a weight to the gradient norm: \(w\,(H g)\); of a unit: \(\sum w\,(H g)\).
 
-    To first order, removing a weight changes \(g^T g\) by \(-2\,w\,(H g)\). The paper calls
-    \(-w\,(H g)\) its score and removes the largest, so here, where the largest stay, the sign is turned.
-    \(H g\) is one forward derivative of the gradient; no Hessian is formed. Meant for a network at
-    initialization; the paper divides the logits by a temperature of 200, which belongs into `loss_fn`.
+    To first order, pruning a weight changes \(g^T g\) by \(-2\,w\,(H g)\). The paper defines the score as
+    \(-w\,(H g)\) and prunes the largest. Here the largest scores are kept, so the sign is the opposite.
+    \(H g\) is one forward derivative of the gradient; no Hessian is formed. The score is meant for a network
+    at initialization. The paper divides the logits by a temperature of 200; do this in `loss_fn`.
 
     Args:
       loss_fn: (params, batch) -> scalar, the mean over the batch.
-      params: pytree of arrays; leaves that are not floating-point arrays pass through unscored.
-      *batches: one batch or more: g and H are those of the mean loss over them.
-      structure: what a unit is.
+      params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged.
+      *batches: one or more batches; g and H are the derivatives of the mean loss over them.
+      structure: how weights form units.
 
     Returns:
-      Tree like `params` of float32 scores of both signs; a unit's at every one of its weights.
+      Tree like `params` of float32 scores of both signs. Every weight has the score of its unit.
 
     Raises:
-      ValueError: no batch, or a loss that is no scalar.
+      ValueError: if there is no batch, or the loss is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp

@@ -10,15 +10,15 @@ from jaxprune.structures import LeafStructure, Unstructured
 def l1_norm(params: PyTree, structure: LeafStructure = Unstructured()) -> PyTree:
     """L1 norm of each unit: `score = sum |w|` over the unit's weights.
 
-    A sum grows with the unit's size; compare layers of different sizes with `normalize`, or take
-    `magnitude`, whose unit score is the mean.
+    The sum grows with the size of the unit. To compare layers whose units differ in size, use `normalize`, or
+    `magnitude`, where the score of a unit is the mean.
 
     Args:
       params: pytree of arrays.
-      structure: what a unit is; with `Unstructured` this is `magnitude` in float32.
+      structure: how weights form units; with `Unstructured` the score is `magnitude` in float32.
 
     Returns:
-      Tree like `params` of float32 scores, the unit's norm at every one of its weights.
+      Tree like `params` of float32 scores. Every weight has the norm of its unit.
 
     Example:
       >>> import jax.numpy as jnp

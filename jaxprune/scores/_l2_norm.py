@@ -12,10 +12,10 @@ def l2_norm(params: PyTree, structure: LeafStructure = Unstructured()) -> PyTree
 
     Args:
       params: pytree of arrays.
-      structure: what a unit is; with `Unstructured` this is `magnitude` in float32.
+      structure: how weights form units; with `Unstructured` the score is `magnitude` in float32.
 
     Returns:
-      Tree like `params` of float32 scores, the unit's norm at every one of its weights.
+      Tree like `params` of float32 scores. Every weight has the norm of its unit.
 
     Example:
       >>> import jax.numpy as jnp

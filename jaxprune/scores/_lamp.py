@@ -11,20 +11,21 @@ from jaxprune.params import PyTree, is_float_array
 
 
 def lamp(params: PyTree) -> PyTree:
-    r"""Share of a weight among those of its layer that outlive it: \(w_u^2 / \sum_{v \ge u} w_v^2\).
+    r"""Squared weight over the squared weights of its layer that are not smaller: \(w_u^2 / \sum_{v \ge u} w_v^2\).
 
-    The sum is over the weights of the leaf that come after u in the order of magnitude, u included; equal
-    magnitudes go by index, as in `make_masks`. The largest weight of each leaf has score 1, so with scope
-    "global" one threshold makes the allocation, and no layer is emptied before all are down to one weight.
+    The sum is over weight u and all weights of the leaf that follow u in ascending order of magnitude. Equal
+    magnitudes are ordered by index, as in `make_masks`. The largest weight of each leaf has the score 1. So
+    with scope "global" one threshold gives each layer its sparsity, and no layer loses its last weight before
+    every layer is down to one weight.
 
     Args:
-      params: pytree of arrays; leaves that are not floating-point arrays pass through unscored.
+      params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged.
 
     Returns:
-      Tree like `params` of float32 scores in [0, 1]. A leaf that is all zero stays zero.
+      Tree like `params` of float32 scores in [0, 1]. A leaf of zeros has zero scores.
 
     Note:
-      Each leaf is sorted by itself. A sharded leaf is gathered for it.
+      Each leaf is sorted separately. A sharded leaf is gathered for the sort.
 
     Example:
       >>> import jax.numpy as jnp

@@ -12,10 +12,10 @@ def magnitude(params: PyTree) -> PyTree:
     """Absolute value of each weight: `score = |w|`.
 
     Args:
-      params: pytree of arrays; leaves that are not floating-point arrays pass through unscored.
+      params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged.
 
     Returns:
-      Tree like `params`, in each parameter's own dtype, so that nothing is rounded.
+      Tree like `params` of scores in the dtype of each parameter, so that nothing is rounded.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Normalisation inside each layer, so that a global threshold compares like with like."""
+"""Normalisation within each layer, so that one global threshold can compare layers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ By = Literal["mean", "max", "l2", "sum"]
 
 
 def normalize(scores: PyTree, by: By = "mean") -> PyTree:
-    """Divides each leaf's scores by a size of that leaf: `score / size(|score|)`.
+    """Divides the scores of each leaf by a size of that leaf: `score / size(|score|)`.
 
     Args:
       scores: pytree of score arrays.
-      by: "mean" or "max" of the leaf, its "l2" norm, or its "sum", each over |score|.
+      by: the size: the "mean", "max", "l2" norm or "sum" of |score| over the leaf.
 
     Returns:
-      Tree like `scores`, in float32. A leaf that is all zero stays zero. Infinite scores and NaN stay as they
-      are, and count nothing in a leaf's size.
+      Tree like `scores`, in float32. A leaf of zeros remains zero. Infinite scores and NaN remain as they
+      are, and are left out of the size.
 
     Raises:
-      ValueError: an unknown `by`.
+      ValueError: if `by` is unknown.
 
     Example:
       >>> import jax.numpy as jnp

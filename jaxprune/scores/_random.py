@@ -1,4 +1,4 @@
-"""Random scores, the control experiment."""
+"""Random scores: the control experiment."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from jaxprune.params import PyTree, is_float_array
 
 
 def random(params: PyTree, key: jax.Array) -> PyTree:
-    """Uniform random scores in [0, 1): pruning by chance.
+    """Uniform random scores in [0, 1): random pruning.
 
     Args:
-      params: pytree of arrays; leaves that are not floating-point arrays pass through unscored.
-      key: a `jax.random.key`. `imp` and `gradual` hand a fresh one to a score that takes `key`.
+      params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged.
+      key: a `jax.random.key`. `imp` and `gradual` pass a fresh key to a score function with a parameter `key`.
 
     Returns:
       Tree like `params` of float32 scores.

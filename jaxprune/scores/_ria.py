@@ -12,20 +12,20 @@ from jaxprune.statistics import Statistics
 
 
 def ria(params: PyTree, stats: Statistics, power: float = 0.5) -> PyTree:
-    r"""Relative importance times a power of the input's norm.
+    r"""Relative importance of a weight times a power of the norm of its input.
 
     $score_{io} = (|w_{io}| / \sum_k |w_{ko}| + |w_{io}| / \sum_k |w_{ik}|) \cdot \|X_i\|_2^{power}$
 
     Args:
       params: pytree of arrays.
-      stats: of `jp.calibrate` on these parameters.
-      power: of the norm; 0 leaves the activations out.
+      stats: the result of `jp.calibrate` for these parameters.
+      power: exponent of the norm; 0 ignores the activations.
 
     Returns:
-      Tree like `params` of float32 scores; NaN for parameters without statistics, as `wanda` gives them.
+      Tree like `params` of float32 scores. Parameters without statistics have NaN, as in `wanda`.
 
     Raises:
-      ValueError: statistics of other parameters.
+      ValueError: if the statistics are those of other parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,7 +48,7 @@ def ria(params: PyTree, stats: Statistics, power: float = 0.5) -> PyTree:
 
 
 def relative_importance(w: jax.Array) -> jax.Array:
-    """|w| over the sum of its output plus |w| over the sum of its input; w (..., inputs, outputs)."""
+    """|w| over the sum of |w| of its output, plus |w| over that of its input; w is (..., inputs, outputs)."""
     size = jnp.abs(w)
     of_output = jnp.sum(size, axis=-2, keepdims=True)
     of_input = jnp.sum(size, axis=-1, keepdims=True)

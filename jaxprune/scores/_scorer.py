@@ -1,4 +1,4 @@
-"""How loops call a score."""
+"""How training loops call a score function."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _KEY_NAMES = ("key", "rng")
 
 
 def call_score(score: Callable[..., PyTree], params: PyTree, key: jax.Array | None) -> PyTree:
-    """The scores of a function of the parameters, or of the parameters and a key.
+    """The scores that a function of the parameters, or of the parameters and a key, returns.
 
-    A score is called with the key by keyword where it has a parameter `key` or `rng`, and as its second argument
-    where it needs two; else with the parameters alone. Where there is no key, one that has a default for it is
-    called without.
+    A function with a parameter `key` or `rng` gets the key by keyword. One that needs two arguments gets the
+    key as the second. Every other function gets the parameters alone. If there is no key, a function with a
+    default for it is called without.
 
     Raises:
-      ValueError: it takes a key, and there is none.
-      TypeError: it needs more than parameters and a key, or is no function.
+      ValueError: if the function needs a key and there is none.
+      TypeError: if it needs more than parameters and a key, or is not a function.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -49,8 +49,8 @@ def call_score(score: Callable[..., PyTree], params: PyTree, key: jax.Array | No
     if _takes(signature, params, key):
         return score(params, _given(key))
     raise TypeError(
-        f"`score` must take (params) or (params, key), got one that takes {signature}. Bind what else it needs, "
-        "as in lambda params: score(loss_fn, params, batch)."
+        f"`score` must take (params) or (params, key), got a function that takes {signature}. Bind its other "
+        "arguments, as in lambda params: score(loss_fn, params, batch)."
     )
 
 

@@ -19,22 +19,22 @@ def snip(
     *batches: Any,
     structure: LeafStructure = Unstructured(),
 ) -> PyTree:
-    r"""Effect on the loss of a gate at each weight: \(|w\,g|\), \(g = \partial L/\partial w\).
+    r"""Sensitivity of the loss to a gate on each weight: \(|w\,g|\), \(g = \partial L/\partial w\).
 
-    For a unit the gate is common to its weights: \(|\sum w\,g|\). The paper divides by the sum over the
-    network, which changes no order. It is meant for a network at initialization.
+    The weights of a unit share one gate: \(|\sum w\,g|\). The paper divides by the sum over the network, which
+    does not change the order. The score is meant for a network at initialization.
 
     Args:
       loss_fn: (params, batch) -> scalar, the mean over the batch.
-      params: pytree of arrays; leaves that are not floating-point arrays pass through unscored.
-      *batches: one batch or more; g is the mean over them.
-      structure: what a unit is.
+      params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged.
+      *batches: one or more batches; g is the mean over them.
+      structure: how weights form units.
 
     Returns:
-      Tree like `params` of float32 scores; a unit's at every one of its weights.
+      Tree like `params` of float32 scores. Every weight has the score of its unit.
 
     Raises:
-      ValueError: no batch, or a loss that is no scalar.
+      ValueError: if there is no batch, or the loss is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp

@@ -23,30 +23,30 @@ def synflow(
 ) -> PyTree:
     r"""Flow through each weight: \(|w\,\partial R/\partial |w||\), R the sum of the outputs for |w| and ones.
 
-    No data are needed: floating-point inputs are replaced by ones of their shape. A layer's scores sum to
-    what flows through it, which is the same for all layers of a chain, so none is starved; but that holds
-    only if scores are computed anew as weights go: `prune_at_init` with its 100 rounds.
+    No data are needed: ones of the same shape replace floating-point inputs. The scores of a layer sum to the
+    flow through it, which is the same for all layers of a chain, so that no layer is pruned away. This holds
+    only if the scores are recomputed while weights are pruned, as in the 100 rounds of `prune_at_init`.
 
-    That needs a network that is positively homogeneous: linear layers, ReLU, pooling, residual sums.
-    A BatchNorm that applies its initial statistics (mean 0, variance 1) does nothing and is fine. A norm that
-    divides by the statistics of its own input (LayerNorm, a BatchNorm in training) undoes every scale: the
-    gradient behind it is all but zero and the scores mean little. Leave such norms out of `fn`.
+    The network must be positively homogeneous: linear layers, ReLU, pooling, residual sums. A BatchNorm that
+    applies its initial statistics (mean 0, variance 1) changes nothing and is fine. A norm that divides by the
+    statistics of its own input (LayerNorm, BatchNorm in training mode) undoes every scale: the gradients of
+    the layers before it are almost zero and the scores mean little. Leave such norms out of `fn`.
 
     Args:
       fn: `fn(params, *inputs) -> outputs`, a pytree whose floating-point leaves are summed.
-      params: pytree of arrays; leaves that are not floating-point arrays pass through unscored. Biases enter
-        with their absolute values too (at initialization they are 0).
+      params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged. The absolute
+        values of biases are used too (at initialization they are 0).
       *inputs: arrays or `jax.ShapeDtypeStruct`s; integers (tokens) are used as they are. One sample is enough.
-      structure: what a unit is; its score is the sum over its weights.
-      scale: what the ones are, and what the outputs are weighted by. Scores scale with its square and keep
-        their order (without biases). R grows exponentially with depth: 2.0**-100 keeps a deep residual
+      structure: how weights form units; the score of a unit is the sum over its weights.
+      scale: the value of the ones, and the factor of the outputs. Scores are proportional to its square and
+        keep their order (without biases). R grows exponentially with depth: 2.0**-100 keeps a deep residual
         network in the range of float32.
 
     Returns:
-      Tree like `params` of float32 scores; a unit's at every one of its weights.
+      Tree like `params` of float32 scores. Every weight has the score of its unit.
 
     Raises:
-      ValueError: no input, or no floating-point output.
+      ValueError: if there is no input, or no floating-point output.
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,7 +69,9 @@ def synflow(
     def flow(magnitudes: list[jax.Array]) -> jax.Array:
         outputs = [y for y in jax.tree.leaves(fn(join(magnitudes), *ones)) if is_float_array(y)]
         if not outputs:
-            raise ValueError("`fn` must give floating-point outputs, got none: their sum is what flows.")
+            raise ValueError(
+                "`fn` must return floating-point outputs, got none: SynFlow differentiates their sum."
+            )
         return sum((scale * jnp.sum(y, dtype=jnp.float32) for y in outputs), jnp.float32(0))
 
     magnitudes = [jnp.abs(w) for w in floats]

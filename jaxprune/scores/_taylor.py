@@ -20,22 +20,22 @@ def taylor(
     *batches: Any,
     structure: LeafStructure = Unstructured(),
 ) -> PyTree:
-    r"""Squared first-order change of the loss when a unit goes: \((\sum w\,g)^2\), \((w\,g)^2\) for one weight.
+    r"""Squared first-order change of the loss when a unit is pruned: \((\sum w\,g)^2\); \((w\,g)^2\) for one weight.
 
-    It ranks single weights as `snip` does; the paper means it for trained networks and whole channels.
+    It ranks single weights as `snip` does. The paper uses it for trained networks and whole channels.
 
     Args:
       loss_fn: (params, batch) -> scalar, the mean over the batch.
-      params: pytree of arrays; leaves that are not floating-point arrays pass through unscored.
-      *batches: one batch or more. A batch gives one importance, the score is their mean: the paper
+      params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged.
+      *batches: one or more batches. The score is the mean of the squares of all batches, as the paper
         accumulates squares over mini-batches.
-      structure: what a unit is.
+      structure: how weights form units.
 
     Returns:
-      Tree like `params` of float32 scores; a unit's at every one of its weights.
+      Tree like `params` of float32 scores. Every weight has the score of its unit.
 
     Raises:
-      ValueError: no batch, or a loss that is no scalar.
+      ValueError: if there is no batch, or the loss is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp

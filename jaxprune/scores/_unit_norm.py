@@ -19,8 +19,8 @@ def unit_norm(
     paths, leaves, treedef = flatten_with_paths(params)
 
     def norm(path: str, w: jax.Array) -> jax.Array:
-        # A leaf that this structure cannot cut is scored weight by weight: whether it may be pruned at all
-        # is for `make_masks` to say, which knows `where`.
+        # A leaf that this structure cannot cut is scored weight by weight: `make_masks`, which knows `where`,
+        # decides whether it may be pruned at all.
         try:
             structure.check(path, w.shape)
         except ValueError:
@@ -42,7 +42,7 @@ def l1_of_units(w: jax.Array, structure: LeafStructure) -> jax.Array:
 
 
 def l2_of_units(w: jax.Array, structure: LeafStructure) -> jax.Array:
-    """Root of the sum of the squares of each unit, which are taken of numbers near 1: of w over a power of two."""
+    """Root of the sum of squares of each unit. The squares are of numbers near 1: w over a power of two."""
     w = widened(w)
     exponent = exponent_of(structure.unit_scores(jnp.abs(jax.lax.stop_gradient(w))))
     near_one = scaled(w, jnp.broadcast_to(structure.expand(exponent, w.shape), w.shape))

@@ -20,8 +20,8 @@ def float_paths(params: PyTree) -> list[str]:
 def unit_sum(path: str, values: jax.Array, structure: LeafStructure) -> jax.Array:
     """Sum of the values over each unit: an array of the units' shape.
 
-    A leaf that the structure cannot cut is returned as it is: whether it may be pruned at all is for
-    `make_masks` to say, which knows `where`.
+    A leaf that the structure cannot cut is returned as it is: `make_masks`, which knows `where`, decides
+    whether it may be pruned at all.
     """
     if not _cuts(path, values.shape, structure):
         return values

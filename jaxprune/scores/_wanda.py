@@ -14,23 +14,23 @@ from jaxprune.statistics import Statistics
 
 
 def wanda(params: PyTree, stats: Statistics, per_output: bool = True) -> PyTree:
-    r"""Size of a weight times that of its input: `score = |w| * ||X_i||_2`.
+    r"""Magnitude of a weight times the norm of its input: `score = |w| * ||X_i||_2`.
 
-    Wanda compares the weights of one output with each other only. `per_output` says so with the scores: it
-    gives each weight's rank among those of its output, as a share, so that `make_masks(..., scope="local")`
-    prunes every output alike. With structures, or a threshold over whole layers, take the plain scores.
+    Wanda compares a weight only with the weights of the same output. With `per_output` the score of a weight
+    is therefore its rank among them, as a fraction, and `make_masks(..., scope="local")` prunes the same share
+    of every output. For structures, or one threshold per layer, use the plain scores.
 
     Args:
       params: pytree of arrays.
-      stats: of `jp.calibrate` on these parameters.
-      per_output: ranks inside each output, in [0, 1), instead of the plain scores.
+      stats: the result of `jp.calibrate` for these parameters.
+      per_output: return ranks within each output, in [0, 1), instead of the plain scores.
 
     Returns:
       Tree like `params` of float32 scores. Parameters without statistics have NaN, which `make_masks` refuses:
       leave them out of `where`.
 
     Raises:
-      ValueError: statistics of other parameters.
+      ValueError: if the statistics are those of other parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -53,7 +53,7 @@ def wanda(params: PyTree, stats: Statistics, per_output: bool = True) -> PyTree:
         plain = weighted(size, norms)
         if not per_output:
             return plain
-        # Where inputs are always 0 the weights themselves say which of them comes first.
+        # Where inputs are always 0, the magnitudes of the weights decide their order.
         order = np.lexsort((size, plain), axis=1)
         return (np.argsort(order, axis=1, kind="stable") / plain.shape[1]).astype(np.float32)
 
@@ -61,7 +61,7 @@ def wanda(params: PyTree, stats: Statistics, per_output: bool = True) -> PyTree:
 
 
 def weighted(sizes: Any, norms: Any, power: float = 1) -> Any:
-    """Sizes of weights (..., inputs, outputs) times a power of their inputs' norms (..., inputs)."""
+    """Magnitudes of weights (..., inputs, outputs) times a power of the norms of their inputs (..., inputs)."""
     return sizes * norms[..., None] ** power
 
 
@@ -75,7 +75,7 @@ def score_matrices(
     paths, leaves, treedef = flatten_with_paths(params)
     lost = [path for path in stats if path not in set(paths)]
     if lost:
-        raise ValueError(f"`stats` are of other parameters: they hold {lost[0]!r}, which `params` lack.")
+        raise ValueError(f"`stats` must be of these parameters, but has {lost[0]!r}, which `params` lacks.")
     scores = []
     for path, leaf in zip(paths, leaves, strict=True):
         if path not in stats:

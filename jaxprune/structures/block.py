@@ -22,16 +22,16 @@ from jaxprune.tree_nodes import Leaf
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Blocks of `shape` over the last axes; blocks at the far edges are smaller where it doesn't divide.
+    """Every block of `shape` along the last axes is a unit. Blocks at the far edges are smaller if it doesn't divide.
 
-    The score of a block is the mean of its weights' scores, so that the smaller ones at the edges compete
-    fairly. A count counts blocks.
+    The score of a block is the mean score of its weights, so that smaller blocks at the edges compete fairly.
+    Counts and sparsities are those of blocks.
 
     Args:
       shape: extent of a block along the last `len(shape)` axes, such as (4, 4); leading axes are not grouped.
 
     Raises:
-      ValueError: an extent below 1, or a leaf with fewer axes than the block (the leaf is named).
+      ValueError: if an extent is below 1, or a leaf has fewer axes than the block (the error names the leaf).
 
     Example:
       >>> import jax.numpy as jnp
@@ -131,14 +131,14 @@ class Block:
 
 
 def _reshaped(x: jax.Array, shape: list[int], like: jax.Array, axes: int) -> jax.Array:
-    """`x` in another shape, whose every `axes` axes are one of `like`."""
+    """`x` in another shape, in which each group of `axes` axes is one axis of `like`."""
     if isinstance(x, np.ndarray):
         return x.reshape(shape)
     return jax.lax.reshape(x, shape, out_sharding=_explicit_sharding(like, axes))
 
 
 def _explicit_sharding(x: jax.Array, axes: int) -> NamedSharding | None:
-    """On an explicit mesh a reshape must be told where a sharded axis goes: to the first of `axes` axes."""
+    """On an explicit mesh a reshape needs the place of a sharded axis: the first of its `axes` axes."""
     if not is_explicit(x):
         return None
     sharding: Any = jax.typeof(x).sharding

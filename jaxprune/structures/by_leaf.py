@@ -1,4 +1,4 @@
-"""Units that lie within one leaf each."""
+"""Units that each lie within one leaf."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxprune.tree_nodes import Leaf
 
 
 class Rule(Protocol):
-    """A structure's own way to keep units: `Highest()`, or an N:M pattern. Frozen and hashable."""
+    """How a structure chooses the units to keep: `Highest()`, or an N:M pattern. Frozen and hashable."""
 
     def counts_to_compare(self, counts: Any) -> Any: ...
 
@@ -86,10 +86,10 @@ class LeafUnits:
 def cut_by_leaf(
     structure: LeafStructure, leaves: Sequence[Leaf], chosen: Sequence[int], rule: Rule | None = None
 ) -> LeafUnits:
-    """The `cut` of a structure whose units lie within one leaf each.
+    """The `cut` of a structure whose units each lie within one leaf.
 
     Raises:
-      ValueError: a leaf that the structure cannot cut.
+      ValueError: if the structure cannot cut a leaf.
     """
     names = tuple(leaves[i].path for i in chosen)
     shapes = tuple(tuple(leaves[i].value.shape) for i in chosen)
@@ -99,5 +99,5 @@ def cut_by_leaf(
 
 
 def matrix_leaf(shape: Shape) -> Leaf:
-    """A leaf of this shape, for the units of a matrix that is no leaf of a tree."""
+    """A leaf of this shape, for the units of a matrix that is not a leaf of a tree."""
     return Leaf("matrix", (), jax.ShapeDtypeStruct(shape, jnp.float32), None)

@@ -1,4 +1,4 @@
-"""Channels: slices across one axis, by default the output channels."""
+"""Channels: the slices along one axis, by default the output channels."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from jaxprune.tree_nodes import Leaf
 
 @dataclasses.dataclass(frozen=True)
 class Channels:
-    """Every index along `axis` is a unit: its whole slice is kept or pruned; the mask is (1, ..., C, ..., 1).
+    """Every index along `axis` is a unit: its whole slice is kept or pruned. The mask is (1, ..., C, ..., 1).
 
-    The score of a channel is the mean of its weights' scores (of magnitudes: the L1 norm over the size).
+    The score of a channel is the mean score of its weights (for magnitudes: the L1 norm over the size).
 
     Args:
-      axis: the channel axis; -1, the output of Flax and Haiku kernels. Equinox and torch layouts: 0.
+      axis: the channel axis. The default -1 is the output of Flax and Haiku kernels; use 0 for Equinox and torch.
 
     Raises:
-      ValueError: a leaf without this axis (the leaf is named).
+      ValueError: if a leaf does not have this axis (the error names the leaf).
 
     Example:
       >>> import jax.numpy as jnp
@@ -78,6 +78,6 @@ class Channels:
 
 
 def check_channels(structure: Any) -> None:
-    """Raises TypeError for a structure that is no `Channels`."""
+    """Raises TypeError for a structure that is not a `Channels`."""
     if not isinstance(structure, Channels):
         raise TypeError(f"`structure` must be Channels(axis), got {structure!r}.")

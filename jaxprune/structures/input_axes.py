@@ -1,4 +1,4 @@
-"""Which axis of a weight holds its inputs, where the tree tells: Equinox layers, torch's flat names, biases."""
+"""The input axis of a weight, where the tree determines it: Equinox layers, torch's flat names, biases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ InputAxis = int | Literal["either"]
 
 
 def input_axes(leaves: Sequence[Leaf]) -> dict[str, InputAxis]:
-    """The input axes that a tree tells of its leaves, by their paths; the others are as in JAX's own layouts."""
+    """The input axes that a tree determines, by path; all other leaves have JAX's own layouts."""
     shapes = {leaf.path: tuple(getattr(leaf.value, "shape", ())) for leaf in leaves}
     known: dict[str, InputAxis] = {}
     for leaf in leaves:
@@ -30,7 +30,7 @@ def input_axes(leaves: Sequence[Leaf]) -> dict[str, InputAxis]:
 
 
 def _input_axis(leaf: Leaf, shapes: dict[str, tuple[int, ...]]) -> InputAxis | None:
-    """The axis, or None for the rule of JAX's layouts."""
+    """The axis; None if JAX's own layouts apply."""
     shape = shapes[leaf.path]
     layer = equinox_layer(leaf.holder)
     if layer is not None:
@@ -53,7 +53,7 @@ def _input_axis(leaf: Leaf, shapes: dict[str, tuple[int, ...]]) -> InputAxis | N
 
 
 def _from_bias(path: str, name: str, shapes: dict[str, Any]) -> int | None:
-    """The axis that is none of the outputs, if a bias beside the weight has the shape of the outputs."""
+    """The axis that is not an output axis, if a bias beside the weight has the shape of the outputs."""
     bias = shapes.get(path[: len(path) - len(name)] + _BIAS_OF.get(name, ""), ())
     shape = shapes[path]
     if len(shape) == 2 and len(bias) == 1 and shape[0] != shape[1] and bias[0] in shape:

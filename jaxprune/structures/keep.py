@@ -1,4 +1,4 @@
-"""Which units are kept, where all of them are compared by their scores."""
+"""The units to keep, if all units are ranked by their scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxprune.selection import select
 
 @dataclasses.dataclass(frozen=True)
 class Highest:
-    """Keeps the units of the highest scores."""
+    """Keeps the units with the highest scores."""
 
     def counts_to_compare(self, counts: Any) -> Any:
         return counts
@@ -34,11 +34,11 @@ class Highest:
 
 
 def above_all(scores: jax.Array, keep: jax.Array) -> jax.Array:
-    """Scores in which the units to keep rank above all others, also above inf."""
+    """Scores in which the units to keep rank above all others, even above inf."""
     return namespace(scores).where(keep, scores.dtype.type(jnp.inf), below_infinity(scores))
 
 
 def below_infinity(scores: jax.Array) -> jax.Array:
-    """Scores with the largest number in place of inf. (A minimum would flush denormals.)"""
+    """Scores with the largest finite number in place of inf. (A minimum would flush denormals.)"""
     largest = jnp.finfo(scores.dtype).max.astype(scores.dtype)
     return namespace(scores).where(scores == jnp.inf, largest, scores)

@@ -17,9 +17,9 @@ from jaxprune.tree_nodes import Leaf
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """Every leaf is one unit; the mask is one bool of shape (1, ..., 1). Sparsity is the share of layers.
+    """Every leaf is one unit. The mask is one bool of shape (1, ..., 1); sparsity is the fraction of layers.
 
-    Layers are compared with each other, so the scope is global. The score is the mean over the leaf.
+    Layers are ranked against each other, so the scope is global. The score of a layer is the mean over the leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Layers:
 
     def check_scope(self, scope: str) -> None:
         if scope == "local":
-            raise ValueError("`scope` must be 'global' for Layers(): layers are compared with each other.")
+            raise ValueError("`scope` must be 'global' for Layers(): layers are ranked against each other.")
 
     def check_sparsity(self, share: Any, path: str) -> None:
         del share, path

@@ -1,4 +1,4 @@
-"""What calibration asks of a structure: how it cuts one weight matrix of shape (inputs, outputs)."""
+"""What calibration needs from a structure: how it cuts one weight matrix of shape (inputs, outputs)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class MatrixUnits:
 
     Args:
       label: the structure, for error messages.
-      inputs: how many neighbouring inputs a unit spans, or a group of weights of which some are kept.
-      kept: weights kept in each such group, which alone decides how many are pruned; None where units are
-        compared over the whole matrix.
+      inputs: number of neighbouring inputs that a unit spans, or that an N:M group spans.
+      kept: number of weights that are kept in each such group, which fixes the sparsity; None if units are
+        ranked across the whole matrix.
       are_weights: whether a unit is a single weight.
     """
 
@@ -27,13 +27,13 @@ class MatrixUnits:
 
 
 class MatrixStructure(LeafStructure, Protocol):
-    """A structure that cuts a weight matrix of shape (inputs, outputs) too."""
+    """A structure that can also cut a weight matrix of shape (inputs, outputs)."""
 
     def matrix_units(self) -> MatrixUnits:
         """How its units lie in a matrix.
 
         Raises:
-          ValueError: it can't cut matrices.
+          ValueError: if the structure can't cut matrices.
         """
         ...
 

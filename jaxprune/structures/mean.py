@@ -1,4 +1,4 @@
-"""The score of a unit of several weights: their mean."""
+"""The score of a unit of several weights: the mean of their scores."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from jaxprune.host import namespace
 def mean_over(
     scores: jax.Array, axes: tuple[int, ...], inside: jax.typing.ArrayLike | None = None
 ) -> jax.Array:
-    """Mean over axes, which are kept with size 1; exact where the scores are constant. inf where one of them is.
+    """Mean over axes, which remain with size 1. It is exact for equal scores, and inf if one score is inf.
 
-    Scores that are one value a unit (as `scores.l2_norm` gives them) must come through unchanged, or rounding
-    in the sum would reorder close units. `inside` marks the entries that count.
+    If all weights of a unit have one score (as `scores.l2_norm` returns), the mean must equal it exactly, because
+    rounding in the sum could reorder close units. `inside` marks the entries that count.
     """
     if any(scores.shape[axis] == 0 for axis in axes):
         return namespace(scores).zeros(
@@ -50,7 +50,7 @@ def _mean_on_host(scores: np.ndarray, axes: tuple[int, ...], inside: Any) -> Any
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _mean(scores: jax.Array, axes: tuple[int, ...], inside: jax.typing.ArrayLike | None) -> jax.Array:
-    """The mean of the differences to the unit's lowest entry, over a power of two near its largest."""
+    """The mean as lowest entry plus mean difference to it, both over a power of two near the largest entry."""
     scores = widened(scores)
     counts = True if inside is None else inside
     # Extremes of the bits and not of the floats, whose denormals are flushed.

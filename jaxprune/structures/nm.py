@@ -28,23 +28,23 @@ _PROJECTIONS = ("query", "key", "value")
 class NM:
     """Keeps the `n` highest scores in each group of `m` consecutive weights along the input axis.
 
-    Hardware skips zeros along the axis that a product contracts. For JAX layouts, Dense kernels (in, out) and
-    convolutions (..., in, out), that is the last but one; Flax's attention projections `query`, `key`
-    and `value` have kernels (in, heads, head_dim), where it is the last but two. Equinox's layers and torch's
-    flat names (`fc.weight`) hold (out, in) or (out, in, ...), and a bias beside a weight tells its outputs.
-    Another leaf called `weight` may be either: it is an error that asks for the axis.
+    Hardware skips zeros along the contracted axis of a product. In JAX's layouts, Dense kernels (in, out) and
+    convolutions (..., in, out), that is the second to last axis. Flax's attention projections `query`, `key`
+    and `value` have kernels (in, heads, head_dim), where it is the third to last. Equinox layers and torch's
+    flat names (`fc.weight`) have the layout (out, in) or (out, in, ...). A bias beside a weight shows which
+    axis is the output. Any other leaf called `weight` may have either layout: an error asks for `axis`.
 
-    The pattern fixes the sparsity at 1 - n/m. `make_masks` wants exactly that (or 0); a schedule of `gradual`
-    may pass through any smaller one, and then prunes the lowest of the weights that n:m would prune.
+    The pattern fixes the sparsity at 1 - n/m. `make_masks` accepts exactly that sparsity (or 0). A schedule of
+    `gradual` may pass through smaller ones, and then prunes the lowest of the weights that n:m would prune.
 
     Args:
-      n: weights kept in a group.
+      n: number of weights that are kept in each group.
       m: length of a group; it must divide the axis.
-      axis: the input axis for every leaf, or a function `(path, shape) -> axis`; None follows the rule above.
+      axis: the input axis of every leaf, or a function `(path, shape) -> axis`; None follows the rule above.
 
     Raises:
-      ValueError: unless 0 < n < m; when a leaf's axis is not a multiple of m, or nothing tells it (the leaf is
-        named).
+      ValueError: unless 0 < n < m; if m does not divide the axis of a leaf, or the axis of a leaf is not known
+        (the error names the leaf).
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,7 +69,7 @@ class NM:
     def __post_init__(self):
         if not (isinstance(self.n, int) and isinstance(self.m, int) and 0 < self.n < self.m):
             raise ValueError(
-                f"NM(`n`, `m`) needs 0 < n < m, got n={self.n!r}, m={self.m!r}: n of m are kept."
+                f"NM(`n`, `m`) needs 0 < n < m, got n={self.n!r}, m={self.m!r}: n of every m weights are kept."
             )
 
     @property
@@ -89,9 +89,8 @@ class NM:
             return  # a schedule's value: it may be anywhere below the pattern's
         if float(share) != 0 and not math.isclose(float(share), self.sparsity, rel_tol=1e-6):
             raise ValueError(
-                f"`sparsity` must be {self.sparsity:g} for NM({self.n}, {self.m}), which keeps "
-                f"{self.n} of every {self.m}, got {share} at {path!r}. (`gradual` may pass smaller "
-                "ones.)"
+                f"`sparsity` must be {self.sparsity:g} for NM({self.n}, {self.m}), which keeps {self.n} of every "
+                f"{self.m} weights, got {share} at {path!r}. (A schedule of `gradual` may pass smaller ones.)"
             )
 
     def default_leaves(self, leaves: Sequence[Leaf]) -> None:
@@ -112,7 +111,7 @@ class NM:
         return dataclasses.replace(self, axis=0).cut([matrix_leaf(shape)], [0])
 
     def group_axis(self, path: str, shape: Shape) -> int:
-        """The axis (counted from the front) along which the groups of this leaf run."""
+        """The axis (counted from the front) along which the groups of this leaf lie."""
         if callable(self.axis):
             axis = self.axis(path, shape)
         elif self.axis is not None:
@@ -130,7 +129,7 @@ class NM:
         if shape[axis] % self.m:
             raise ValueError(
                 f"NM({self.n}, {self.m}): `m` must divide the input axis, got {path!r} of shape {shape} with "
-                f"{shape[axis]} along axis {axis}. Exclude this leaf, or give `axis`."
+                f"{shape[axis]} along axis {axis}. Exclude this leaf, or pass `axis`."
             )
 
     def unit_shape(self, shape: Shape) -> Shape:
@@ -150,12 +149,12 @@ class NM:
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """Keeps n of every m weights, or, for counts below the pattern's own, more of them.
+    """Keeps n of every m weights, or more of them if the count to prune is below that of the pattern.
 
     Args:
       n, m: the pattern.
-      axes: along which the groups of each leaf run.
-      sizes: weights of each leaf.
+      axes: the axis of each leaf along which its groups lie.
+      sizes: number of weights of each leaf.
     """
 
     n: int
@@ -195,9 +194,9 @@ class Pattern:
 
 @dataclasses.dataclass(frozen=True)
 class InputAxes:
-    """What a tree tells of the input axes of its leaves: path -> axis, for `NM`'s `axis`.
+    """The input axes that a tree determines: path -> axis, for the `axis` of `NM`.
 
-    `elsewhere` is the pattern whose own rule holds for the other leaves.
+    `elsewhere` is the pattern whose own rule applies to all other leaves.
     """
 
     axes: tuple[tuple[str, InputAxis], ...]
@@ -207,8 +206,8 @@ class InputAxes:
         axis = dict(self.axes).get(path)
         if axis == "either":
             raise ValueError(
-                f"NM({self.elsewhere.n}, {self.elsewhere.m}) runs along the inputs, but nothing tells whether "
-                f"{path!r} of shape {shape} is (out, in) or (in, out). Name the `axis`: "
+                f"NM({self.elsewhere.n}, {self.elsewhere.m}) groups weights along the inputs, but nothing tells "
+                f"whether {path!r} of shape {shape} is (out, in) or (in, out). Name the `axis`: "
                 f"NM({self.elsewhere.n}, {self.elsewhere.m}, axis=-1) for (out, in), -2 for (in, out), or a "
                 "function (path, shape) -> axis."
             )
@@ -216,6 +215,6 @@ class InputAxes:
 
 
 def with_input_axes(pattern: NM, leaves: Sequence[Leaf]) -> NM:
-    """A pattern without an `axis` with those that the tree of these leaves tells."""
+    """The pattern; if it has no `axis`, with the axes that the tree of these leaves determines."""
     known = tuple(input_axes(leaves).items()) if pattern.axis is None else ()
     return dataclasses.replace(pattern, axis=InputAxes(known, pattern)) if known else pattern

@@ -1,4 +1,4 @@
-"""What every structure offers: how a tree is cut into units, and what becomes of them."""
+"""What every structure provides: how a tree is cut into units, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Shape = tuple[int, ...]
 class Structure(Protocol):
     """A rule that groups weights into units, each kept or pruned as one.
 
-    A structure is a frozen dataclass: static, hashable, and it holds no arrays. One whose units lie within one
-    leaf each is a `LeafStructure`, whose `cut` is `cut_by_leaf(self, leaves, chosen)`.
+    A structure is a frozen dataclass: static, hashable, and without arrays. If each unit lies within one leaf,
+    it is a `LeafStructure`, whose `cut` is `cut_by_leaf(self, leaves, chosen)`.
     """
 
     @property
     def fixed_sparsity(self) -> float | None:
-        """The sparsity that the structure itself fixes, of every leaf alike, as N:M does; None if it fixes none."""
+        """The sparsity of every leaf that the structure itself fixes, as N:M does; None if it fixes none."""
         ...
 
     def check_scope(self, scope: str) -> None:
@@ -29,11 +29,11 @@ class Structure(Protocol):
         ...
 
     def check_sparsity(self, share: Any, path: str) -> None:
-        """Raises ValueError, naming `path`, for a known share that masks of this structure cannot have."""
+        """Raises ValueError, naming `path`, for a known sparsity that masks of this structure cannot have."""
         ...
 
     def default_leaves(self, leaves: Sequence[Leaf]) -> list[int] | None:
-        """Positions of the leaves to prune where `where` is None; None for those of `prunable`."""
+        """Positions of the leaves to prune if `where` is None; None for those of `prunable`."""
         ...
 
     def cut(self, leaves: Sequence[Leaf], chosen: Sequence[int]) -> Cut:
@@ -44,7 +44,7 @@ class Structure(Protocol):
           chosen: positions of the leaves to prune.
 
         Raises:
-          ValueError: a leaf that cannot be cut into units (it is named).
+          ValueError: if a leaf cannot be cut into units (the error names the leaf).
         """
         ...
 
@@ -52,14 +52,14 @@ class Structure(Protocol):
 class Cut(Protocol):
     """The units of a tree, as one or more arrays of units.
 
-    It is frozen and hashable and holds no arrays: it is a static argument of compiled programs, which are shared
-    between cuts that are equal; so names are left out of the comparison. Leaves and masks go in and come out as
-    lists with an entry for each chosen leaf; units, with an entry for each array of units.
+    A cut is frozen and hashable and holds no arrays, because it is a static argument of compiled programs. Equal
+    cuts share programs, so names are left out of the comparison. Lists of leaves and masks have one entry for
+    each chosen leaf; lists of units have one entry for each array of units.
     """
 
     @property
     def names(self) -> tuple[str, ...]:
-        """For error messages, the name of each array of units: a leaf's path, or a group's name."""
+        """The name of each array of units, for error messages: the path of a leaf, or the name of a group."""
         ...
 
     @property
@@ -76,15 +76,15 @@ class Cut(Protocol):
         ...
 
     def pruned(self, masks: Sequence[Any]) -> list[jax.Array | None]:
-        """Which units have no weight left under these masks; None in place of a mask or of units: all are kept."""
+        """Which units have no weight left under these masks. None, for a mask or for units, means all are kept."""
         ...
 
     def masks(self, kept: Sequence[jax.Array]) -> list[jax.Array]:
-        """Mask leaves that broadcast to the parameters, from one decision a unit (True = keep)."""
+        """Mask leaves that broadcast to the parameters, from one decision per unit (True = keep)."""
         ...
 
     def counts_to_compare(self, counts: Any) -> Any:
-        """The counts that `select` is to be called with, where these are known; None if it needs none."""
+        """The counts to call `select` with, given the counts to prune; None if `select` needs none."""
         ...
 
     def select(
@@ -97,23 +97,24 @@ class Cut(Protocol):
         """Which units are kept.
 
         Args:
-          units: their scores.
-          counts: how many are pruned, one count over all units or a list with one for each array.
+          units: the scores of the units.
+          counts: number of units to prune: one count for all units, or a list with one for each array.
           pruned: units that are pruned before all others.
-          unprotected: for each array, how many units lie outside of the minimum that it keeps; None without one.
+          unprotected: for each array, the number of units beyond the minimum that it keeps; None if there is no
+            minimum.
         """
         ...
 
 
 class LeafStructure(Structure, Protocol):
-    """A structure whose units lie within one leaf each.
+    """A structure whose units each lie within one leaf.
 
-    The units of a leaf form an array of `unit_shape(shape)`; `unit_scores` reduces a score leaf to it and
-    `expand` turns one decision a unit into a mask leaf. Every unit has the same weight in a count.
+    The units of a leaf form an array of `unit_shape(shape)`. `unit_scores` reduces a score leaf to that array,
+    and `expand` turns one decision per unit into a mask leaf. Every unit counts the same.
     """
 
     def check(self, path: str, shape: Shape) -> None:
-        """Raises ValueError, naming `path`, when a leaf of this shape cannot be cut into units."""
+        """Raises ValueError, naming `path`, if a leaf of this shape cannot be cut into units."""
         ...
 
     def unit_shape(self, shape: Shape) -> Shape:
@@ -121,16 +122,16 @@ class LeafStructure(Structure, Protocol):
         ...
 
     def unit_sizes(self, shape: Shape) -> jax.typing.ArrayLike:
-        """Weights in each unit; broadcasts to `unit_shape(shape)`."""
+        """Number of weights in each unit; broadcasts to `unit_shape(shape)`."""
         ...
 
     def unit_scores(self, scores: jax.Array) -> jax.Array:
-        """Mean score of each unit's weights, float32 (`Unstructured` keeps the scores as they are).
+        """Mean score of the weights of each unit, float32 (`Unstructured` keeps the scores as they are).
 
-        A unit that holds an inf has inf: it is kept; one that holds a NaN has NaN.
+        A unit that holds an inf has the score inf and is kept. A unit that holds a NaN has the score NaN.
         """
         ...
 
     def expand(self, units: jax.Array, shape: Shape) -> jax.Array:
-        """Value of each unit spread over its weights: an array that broadcasts to `shape`."""
+        """The value of each unit at all of its weights: an array that broadcasts to `shape`."""
         ...

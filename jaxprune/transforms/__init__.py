@@ -1,4 +1,4 @@
-"""Enforcement: optax wrappers that hold pruned weights at exactly zero."""
+"""Enforcement: optax wrappers that keep pruned weights at exactly zero."""
 
 from jaxprune.transforms._gradual import GradualState, gradual
 from jaxprune.transforms._masked import MaskedState, masked

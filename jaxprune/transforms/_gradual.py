@@ -1,4 +1,4 @@
-"""Masks that follow a schedule while training goes on."""
+"""Masks that follow a schedule during training."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from jaxprune.transforms._update import update_if
 
 
 class GradualState(NamedTuple):
-    """count: steps so far; sparsity: float32, the schedule's at the last update of the masks; masks; inner_state.
+    """count: steps so far; sparsity: float32, that of the last update of the masks; masks; inner_state.
 
-    The sparsity is a scalar, or a vector over the leaves to prune where the schedule gives a tree.
+    The sparsity is a scalar, or a vector over the leaves to prune if the schedule returns a tree.
     """
 
     count: jax.Array
@@ -51,33 +51,33 @@ def gradual(
     key: jax.Array | None = None,
     minimum: int | float = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that it prunes to `schedule(step)` while it trains, and holds the zeros.
+    """Wraps an optimizer so that it prunes to sparsity `schedule(step)` and keeps pruned weights at zero.
 
-    At a step where the schedule's value changes, and only there, the weights are scored and new masks are
-    made with the old ones as `prior`: what is pruned stays pruned. A step is that of `masked`, with the inner
-    optimizer's memory of pruned weights held at its initial value.
+    Only at steps where the value of the schedule changes, the weights are scored and new masks are made. The old
+    masks are their `prior`, so pruned weights remain pruned. Each step is one of `masked`, which keeps the inner
+    optimizer's memory of pruned weights at its initial value.
 
     Args:
       inner: any optax optimizer.
       schedule: step -> sparsity, such as `jp.schedules.cubic(0.9, begin=0, end=10_000, every=100)`. It may
-        give a tree of shares, an allocation: each leaf then has its own share, whatever the scope, as with
+        return a tree of sparsities, an allocation: each leaf then has its own, whatever the scope, as with
         `jp.schedules.cubic(jp.allocate.erk(params, 0.9), begin=0, end=10_000, every=100)`.
-      score: params -> scores, larger = keep. One with a parameter `key` or `rng`, or with two arguments,
-        gets a fresh key at each update.
+      score: params -> scores, larger = keep. A function with a parameter `key` or `rng`, or with two
+        arguments, gets a fresh key at each update of the masks.
       scope: "global" or "local".
-      structure: what a unit is.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(params)`.
-      key: for scores that take a key.
-      minimum: units that each leaf keeps at least, as for `make_masks`; a schedule that asks for more stops there.
+      structure: how weights form units.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(params)`.
+      key: for score functions that take a key.
+      minimum: minimum number of units that each leaf keeps, as for `make_masks`; the sparsity stops there.
 
     Returns:
       A transformation whose state is a `GradualState`.
 
     Raises:
-      ValueError: as `make_masks` does, at `init`; no `params` at `update`; a score that wants a key and no
-        `key`.
-      TypeError: a schedule that is not callable.
+      ValueError: at `init`, as `make_masks` does; if `params` is not passed to `update`; if the score function
+        needs a key and there is none.
+      TypeError: if the schedule is not callable.
 
     Example:
       >>> import jax.numpy as jnp, optax

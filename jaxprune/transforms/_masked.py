@@ -17,7 +17,7 @@ from jaxprune.transforms._placeholder import mappable
 
 
 class MaskedState(NamedTuple):
-    """masks: bool tree like the parameters; inner_state: the wrapped optimizer's."""
+    """masks: bool tree like the parameters; inner_state: the state of the wrapped optimizer."""
 
     masks: PyTree
     inner_state: Any
@@ -28,25 +28,25 @@ def masked(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that pruned weights are exactly zero after every update.
 
-    The inner optimizer sees neither the gradients nor the values of pruned weights, so that its moments,
-    norms and weight decay are those of the sparse network. The update of a pruned weight w is -w. Put this
-    wrapper outermost: what is chained after it could move the zeros again, and `optax.lookahead` and
-    `schedule_free` around it would average them with what was there before.
+    The inner optimizer gets neither the gradients nor the values of pruned weights, so that its moments, norms
+    and weight decay are those of the sparse network. The update of a pruned weight w is -w. Put this wrapper
+    outermost: a transformation chained after it could move pruned weights away from zero, and
+    `optax.lookahead` or `schedule_free` around it would average the zeros with earlier values.
 
     A mask says which weights of a leaf are kept. (In `optax.masked` it says which leaves are transformed.)
 
     Args:
-      inner: any optax optimizer. Around `optax.lookahead` both weights of a pair have the same mask.
-      masks: tree like the parameters of bool arrays that broadcast to them, True = keep, or a prefix of one,
-        where a scalar stands for a subtree; or a function of the parameters that gives it. A scalar False
+      inner: any optax optimizer. With `optax.lookahead` inside, fast and slow weights have the same mask.
+      masks: tree like the parameters of bool arrays that broadcast to them, True = keep; or a prefix of one,
+        where a scalar stands for a subtree; or a function of the parameters that returns one. A scalar False
         prunes a whole leaf. None prunes nothing until `replace_masks`.
 
     Returns:
       A transformation whose state is a `MaskedState`; `get_masks` reads the masks.
 
     Raises:
-      ValueError: masks that are Python bools only, with a False: those are for `optax.masked`. At `init`,
-        masks that don't match the parameters; at `update`, no `params`.
+      ValueError: if masks are Python bools only, one of them False: those are for `optax.masked`. At `init`, if
+        masks don't match the parameters. At `update`, if `params` is not passed.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -77,17 +77,17 @@ def masked(
 
 
 def check_given(params: PyTree | None) -> None:
-    """Raises ValueError without `params`, which optax leaves optional."""
+    """Raises ValueError if there is no `params`, which is optional in optax."""
     if params is None:
-        raise ValueError("`params` must be given to update(): pass tx.update(grads, state, params).")
+        raise ValueError("`params` must be given to update(): call tx.update(grads, state, params).")
 
 
 def without_past(
     inner: optax.GradientTransformationExtraArgs, inner_state: Any, params: PyTree, masks: PyTree
 ) -> Any:
-    """The state of `inner` with pruned weights as its `init` has them: they may have been pruned just now.
+    """The state of `inner` with its memory of pruned weights as after `init`: they may have just been pruned.
 
-    It is called at every step: under `jit` that fuses into the inner update.
+    It is called at every step; under `jit` it fuses into the inner update.
     """
     return clear_moments(inner_state, params, masks, inner.init(apply_masks(params, masks)))
 
@@ -126,6 +126,6 @@ def masked_update(
 
 
 def _is_masked(mask: Any, leaf: Any) -> bool:
-    """Whether a mask may prune: a scalar of unknown value may, but not keys and what else is no number."""
+    """Whether a mask may prune weights: a scalar of unknown value may; keys and other non-numbers may not."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     return jnp.ndim(mask) > 0 or jnp.issubdtype(dtype, jnp.number)

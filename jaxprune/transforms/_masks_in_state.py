@@ -1,4 +1,4 @@
-"""Masks inside an optimizer state, however deep: read them, replace them."""
+"""Masks inside an optimizer state, at any depth: read them, replace them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxprune.params import PyTree, aligned, is_kept_whole, mask_leaves
 
 
 def holds_masks(node: Any) -> bool:
-    """Whether a node of an optimizer state is one of ours: a NamedTuple with `masks` and `inner_state`."""
+    """Whether a node of an optimizer state is a wrapper's: a NamedTuple with `masks` and `inner_state`."""
     return {"masks", "inner_state"} <= set(getattr(node, "_fields", ()))
 
 
@@ -32,18 +32,18 @@ def has_masks(opt_state: PyTree) -> bool:
 
 
 def get_masks(opt_state: PyTree) -> PyTree:
-    """The masks that a `masked` or `gradual` wrapper keeps in its state, inside any chain or wrapper.
+    """The masks that a `masked` or `gradual` wrapper has in its state, inside any chain or wrapper.
 
     Args:
-      opt_state: an optimizer state: of optax, or the `opt_state` of an `nnx.Optimizer`.
+      opt_state: an optimizer state of optax, or the `opt_state` of an `nnx.Optimizer`.
 
     Returns:
-      Tree like the parameters; leaves that are not prunable hold a scalar True. So do parameters that
-      `optax.partition` or `optax.masked` gives to other optimizers (one True for all of a subtree that a
-      prefix of labels hides as a whole). The masks of several groups of a partition come as one tree.
+      Tree like the parameters. Leaves that are not prunable have a scalar True, and so have parameters that
+      `optax.partition` or `optax.masked` passes to other optimizers (one True for a whole subtree if a prefix
+      of labels hides the subtree). The masks of several groups of a partition are merged into one tree.
 
     Raises:
-      ValueError: no masks in it, or those of more than one wrapper for one parameter.
+      ValueError: if it has no masks, or more than one wrapper has masks for the same parameter.
 
     Example:
       >>> import optax, jax.numpy as jnp
@@ -57,19 +57,19 @@ def get_masks(opt_state: PyTree) -> PyTree:
 
 
 def replace_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
-    """The same optimizer state with other masks; the next update enforces them.
+    """The optimizer state with other masks, which the next update enforces.
 
     Args:
-      opt_state: an optimizer state with masks, unchanged by this.
+      opt_state: an optimizer state with masks; it is not changed.
       masks: tree like the parameters of bool arrays, or a prefix of one with scalars.
 
     Returns:
       The new state.
 
     Raises:
-      ValueError: no masks in `opt_state`, those of more than one wrapper for one parameter, trees that don't
-        match, masks that prune a parameter that no wrapper holds, or a wrapper inside `optax.lookahead` or
-        `schedule_free`, which would average the weights that are pruned now back into the network.
+      ValueError: if `opt_state` has no masks, or those of more than one wrapper for the same parameter; if the
+        trees don't match; if a mask prunes a parameter that no wrapper updates; if the wrapper is inside
+        `optax.lookahead` or `schedule_free`, whose average would bring pruned weights back.
 
     Example:
       >>> import optax, jax.numpy as jnp
@@ -84,13 +84,13 @@ def replace_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
         if isinstance(node, averaging) and has_masks(node):
             raise ValueError(
                 f"`opt_state` has its masks inside a {type(node).__name__}, whose average would bring pruned "
-                "weights back: put the wrapper around, as in jp.masked(optax.lookahead(...))."
+                "weights back: put the wrapper around it, as in jp.masked(optax.lookahead(...))."
             )
     return with_masks(opt_state, masks)
 
 
 def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
-    """`replace_masks` where the weights and all memory of them are masked too."""
+    """`replace_masks` for callers that also mask the weights and all memory of them."""
     merged = _merged(opt_state)
     masks = paired(masks, merged)
     _, hidden = without_hidden(merged, masks)
@@ -108,10 +108,10 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
 
 
 def stored_masks(params: PyTree, masks: PyTree | None) -> PyTree:
-    """Checked copies of `masks`, so that donating the state leaves the user's alone; None prunes nothing.
+    """Checked copies of `masks`, so that donating the state does not delete the user's; None prunes nothing.
 
-    A scalar True stands for a leaf that is not prunable, which costs nothing in an update. So a scalar False,
-    a leaf pruned as a whole, is kept with the parameter's axes.
+    A scalar True stands for a leaf that is not prunable, which costs nothing in an update. Therefore a scalar
+    False, for a leaf that is pruned as a whole, is stored with the axes of the parameter.
     """
     leaves, treedef = jax.tree.flatten(params)
     found = [True] * len(leaves) if masks is None else mask_leaves(params, masks)
@@ -124,19 +124,19 @@ def stored_masks(params: PyTree, masks: PyTree | None) -> PyTree:
 
 
 def check_not_optax_mask(masks: PyTree) -> None:
-    """Raises ValueError for what `optax.masked` calls a mask: Python bools that say which leaves to train."""
+    """Raises ValueError for a mask of `optax.masked`: Python bools that say which leaves to transform."""
     leaves = jax.tree.leaves(masks)
     if leaves and all(isinstance(leaf, bool) for leaf in leaves) and not all(leaves):
         raise ValueError(
             "`masks` holds Python bools only. In optax.masked, False leaves a parameter alone; in jp.masked, "
-            "it would prune all of it. To train and prune some parameters only, put one around the other: "
+            "it would prune all of it. To train and prune some parameters only, combine the two: "
             "optax.masked(jp.masked(inner, masks), bools), with masks from make_masks(..., where=bools). To "
-            "prune whole parameters, say so with arrays: jnp.zeros((1,) * w.ndim, bool)."
+            "prune whole parameters, pass arrays: jnp.zeros((1,) * w.ndim, bool)."
         )
 
 
 def _in_place_of(held: jax.Array, mask: Any) -> jax.Array:
-    """A new mask in the shape of the held one where it fits, so that nothing is traced anew."""
+    """A new mask in the shape of the stored one if it fits, so that nothing is traced again."""
     if not isinstance(mask, bool) and getattr(mask, "dtype", None) != jnp.bool_:
         raise TypeError(f"`masks` must hold bool arrays (True = keep), got {mask!r}.")
     if jnp.ndim(mask) == 0 and held.ndim:
@@ -151,12 +151,12 @@ def _wrappers(opt_state: PyTree) -> list[Any]:
 
 
 def _merged(opt_state: PyTree) -> PyTree:
-    """The masks of all wrappers as one tree, with holes where none has any."""
+    """The masks of all wrappers as one tree, with holes for parameters without masks."""
     found = [node.masks for node in _wrappers(opt_state)]
     if not found:
         raise ValueError(
             "`opt_state` holds no masks: wrap the optimizer, as in jp.masked(optax.adam(1e-3), masks), "
-            f"before its init. Got {type(opt_state).__name__}."
+            f"before calling its init. Got {type(opt_state).__name__}."
         )
 
     def merge(trees: list[PyTree]) -> PyTree:
@@ -167,7 +167,7 @@ def _merged(opt_state: PyTree) -> PyTree:
         children, treedefs = zip(*nodes, strict=True)
         if jax.tree_util.all_leaves(seen) or len(set(treedefs)) > 1:
             raise ValueError(
-                f"`opt_state` holds the masks of {len(found)} wrappers: use one, around the others."
+                f"`opt_state` holds the masks of {len(found)} wrappers: use one wrapper, outermost."
             )
         return jax.tree.unflatten(treedefs[0], [merge(list(each)) for each in zip(*children, strict=True)])
 

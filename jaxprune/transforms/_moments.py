@@ -15,19 +15,19 @@ from jaxprune.params import PyTree, flatten_with_paths, is_kept_whole
 def clear_moments(opt_state: PyTree, params: PyTree, masks: PyTree, fresh: PyTree | None = None) -> PyTree:
     """Resets the optimizer's memory of pruned weights: moments, accumulated gradients, averages.
 
-    It finds them in the state of any optimizer by their paths (see `owners`), where their shape is that of
-    the parameter, also with axes before it (a history, as L-BFGS keeps one), and where they have all weights
-    in one row (`optax.flatten`). Memory of other shapes is left as it is: Adafactor's and SM3's statistics of
+    It finds these arrays in the state of any optimizer by their paths (see `owners`). They have the shape of
+    the parameter, or that shape with more axes in front (a history, as in L-BFGS), or they hold all weights in
+    one row (`optax.flatten`). Arrays of other shapes are left as they are: Adafactor's and SM3's statistics of
     rows and columns, GaLore's projections.
 
     Args:
       opt_state: state of the inner optimizer.
       params: the parameters.
       masks: leaves that broadcast to them.
-      fresh: state whose values to take for pruned weights, `inner.init(params)`; None for zeros.
+      fresh: state with the values for pruned weights, `inner.init(params)`; None for zeros.
 
     Returns:
-      The state with the kept weights' entries as they were.
+      The state, in which the entries of kept weights are unchanged.
     """
     paths, weights, _ = flatten_with_paths(params)
     of_path = dict(zip(paths, zip(weights, jax.tree.leaves(masks), strict=True), strict=True))

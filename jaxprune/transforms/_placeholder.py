@@ -13,15 +13,15 @@ from jaxprune.params import PyTree
 def mappable(
     init_fn: Callable[[PyTree], Any], state: type, inner: optax.GradientTransformation
 ) -> Callable[[PyTree], Any]:
-    """An `init` that `optax.tree.map_params` can call too, to learn which parts of a state are parameters.
+    """An `init` that `optax.tree.map_params` can also call, to find the parts of a state that are like parameters.
 
-    It calls `init` with a placeholder of the parameters. The inner optimizer's moments are found by its own
-    `init`; the other fields, masks among them, are no parameters, each as a whole: their shapes are not
-    those of the parameters.
+    `map_params` calls `init` with a placeholder for the parameters. The `init` of the inner optimizer finds its
+    own moments. Each other field, masks among them, counts as one leaf that is not like the parameters, because
+    its shapes differ from theirs.
 
     Args:
-      init_fn: the wrapper's `init` for parameters.
-      state: its NamedTuple, with a field `inner_state`.
+      init_fn: the `init` of the wrapper for parameters.
+      state: the NamedTuple of the wrapper, with a field `inner_state`.
       inner: the wrapped optimizer.
     """
 

@@ -1,4 +1,4 @@
-"""What a schedule asks for at a step: one share for all leaves, or a share for each."""
+"""The sparsity of a schedule at a step: one share for all leaves, or one for each."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jaxprune.structures import Structure
 
 
 def check_schedule(schedule: Any, structure: Structure, units: Units | None = None) -> None:
-    """Raises for a schedule that is none, or whose final sparsity is known to be wrong.
+    """Raises if a schedule is not one, or its final sparsity is known to be wrong.
 
-    A tree of final shares is checked with the units of the parameters.
+    A tree of final shares is checked later, with the units of the parameters.
     """
     if not callable(schedule):
         raise TypeError(f"`schedule` must map a step to a sparsity, got {schedule!r}: see jp.schedules.")
@@ -33,7 +33,7 @@ def check_schedule(schedule: Any, structure: Structure, units: Units | None = No
 
 
 def final_shares(schedule: Any, units: Units | None) -> Any:
-    """The schedule's `final` as a share, or as a list with one for each array of units; None if it tells none."""
+    """The schedule's `final` as a share, or as a list with one for each array of units; None if it has none."""
     final = getattr(schedule, "final", None)
     if final is None or is_share(final) or units is None:
         return final
@@ -41,13 +41,13 @@ def final_shares(schedule: Any, units: Units | None) -> Any:
 
 
 def nothing_asked(schedule: Callable[[Any], Any], units: Units) -> jax.Array:
-    """Zeros as `shares_at` gives shares: a scalar, or a vector over the arrays of units."""
+    """Zeros in the form that `shares_at` returns: a scalar, or a vector over the arrays of units."""
     shape = jax.eval_shape(lambda step: shares_at(schedule, step, units), jnp.zeros([], jnp.int32)).shape
     return jnp.zeros(shape, jnp.float32)
 
 
 def shares_at(schedule: Callable[[Any], Any], step: jax.Array, units: Units) -> jax.Array:
-    """float32: a scalar, or a vector over the arrays of units where the schedule gives a tree."""
+    """float32: a scalar, or a vector over the arrays of units if the schedule returns a tree."""
     value = schedule(step)
     if is_share(value):
         return jnp.asarray(value, jnp.float32)
@@ -55,14 +55,14 @@ def shares_at(schedule: Callable[[Any], Any], step: jax.Array, units: Units) -> 
 
 
 def scheduled_counts(schedule: Any, shares: jax.Array, units: Units) -> Any:
-    """Units to prune for what `shares_at` gave."""
+    """Number of units to prune, for shares from `shares_at`."""
     return counts_at(shares, final_shares(schedule, units), units.numbers, units.criterion.scope)
 
 
 def counts_at(shares: jax.Array, final: Any, numbers: list[int], scope: Scope) -> Any:
-    """Of arrays with these numbers of units, how many to prune; exactly those of `final` where that is reached.
+    """How many of these numbers of units to prune; exactly the counts of `final` once the shares reach it.
 
-    float32 shares alone are up to 2^-25 off, which is a unit in a leaf of more than 2^24.
+    float32 shares alone have an error of up to 2^-25, which is a whole unit in a leaf of more than 2^24 units.
     """
     counts = counts_to_prune(list(shares) if shares.ndim else shares, numbers, scope)
     if final is None:

@@ -12,11 +12,10 @@ from jaxprune.params import PyTree
 
 
 def update_if(condition: jax.Array, change: Callable[[PyTree], PyTree], value: PyTree) -> PyTree:
-    """`change(value)` where the condition holds, else `value`: a loop of at most one turn.
+    """`change(value)` if the condition holds, else `value`: a loop of at most one iteration.
 
-    Unlike `lax.cond`, which `vmap` turns into a select that runs both branches at every step, a vmapped loop
-    takes its turn only where one of the replicates wants it; and it works in place. No gradient goes through
-    it.
+    `vmap` turns `lax.cond` into a select that runs both branches at every step. A vmapped loop iterates only if
+    the condition holds for one of the replicates, and it works in place. Gradients do not flow through it.
 
     Args:
       condition: bool scalar.
