@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from jaxprune.params import PyTree
 from jaxprune.surgery.inference.axes import Atom, Axis, leaves_of, normal, parts_of
 from jaxprune.surgery.inference.made import made_units
 from jaxprune.surgery.inference.model import Model, State, analyse
+from jaxprune.tables import Row, folded, listed, table_text, times
 
 
 class Member(NamedTuple):
@@ -23,14 +24,26 @@ class Member(NamedTuple):
         return f"{self.path}[{self.axis}{': ' + self.layout if self.layout else ''}]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
-    """Units that stay or go together: slice i of every member."""
+    """Units that are kept or pruned together: slice i of every member.
+
+    A group equals its name and has the same hash, so it may stand wherever a name is asked for:
+    `scores[group]`, `group in groups`, `plan_units(groups, {group: mask})`.
+    """
 
     name: str
     size: int
     members: tuple[Member, ...]
-    atom: Atom = field(repr=False, compare=False)
+    atom: Atom = field(repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Group):
+            return (self.name, self.size, self.members) == (other.name, other.size, other.members)
+        return self.name == other if isinstance(other, str) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     @property
     def source(self) -> str:
@@ -47,7 +60,15 @@ class Frozen(NamedTuple):
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of a model; printing it shows them as a table."""
+    """The groups of a model, a mapping from their names; printing it shows a table.
+
+    Iteration gives the groups, each of which equals its name: `list(groups) == list(groups.keys())`.
+
+    Attributes:
+      groups: the groups.
+      frozen: the axes that can't lose units, by reason.
+      model, state, fn: what was analysed.
+    """
 
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
@@ -61,11 +82,33 @@ class Groups:
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, name: str) -> Group:
+    def __contains__(self, name: object) -> bool:
+        return any(group == name for group in self.groups)
+
+    def __getitem__(self, name: str | Group) -> Group:
         for group in self.groups:
-            if group.name == name:
+            if group == name:
                 return group
-        raise KeyError(f"no group {name!r}. There are: {', '.join(repr(g.name) for g in self.groups)}.")
+        raise KeyError(f"no group {name!r}. There are: {', '.join(map(repr, self.keys()))}.")
+
+    def get(self, name: str | Group, default: Any = None) -> Any:
+        """The group of this name, or `default`."""
+        return next((group for group in self.groups if group == name), default)
+
+    def keys(self) -> KeysView[str]:
+        """The names of the groups."""
+        return self._by_name().keys()
+
+    def values(self) -> ValuesView[Group]:
+        """The groups."""
+        return self._by_name().values()
+
+    def items(self) -> ItemsView[str, Group]:
+        """Names and groups."""
+        return self._by_name().items()
+
+    def _by_name(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
 
     def of(self, path: str, axis: int) -> tuple[Group, ...]:
         """The groups on one axis of a parameter, outermost first."""
@@ -73,16 +116,24 @@ class Groups:
         return tuple(group for atom in atoms for group in self.groups if group.atom is atom)
 
     def __str__(self) -> str:
-        width = max([len(g.name) for g in self.groups] + [len("group")])
-        lines = [f"{'group':<{width}}  units  members"]
-        for group in self.groups:
-            summed = f"  (summed at {group.source})" if group.source else ""
-            lines.append(f"{group.name:<{width}}  {group.size:>5}  {_listed(group.members)}{summed}")
-        if self.frozen:
-            lines.append("")
-            lines.append("frozen because")
-            lines += [f"  {reason}: {_listed(members)}" for reason, members in self.frozen]
-        return "\n".join(lines)
+        rows = []
+        for row, count in folded(map(_row, self.groups)):
+            (name, *members), (size, *_) = row.paths, row.cells
+            rows.append((times(name, count), size, listed(members), row.source))
+        text = table_text(("group", "units", "members", "summed at"), rows, numbers=("units",))
+        if not self.frozen:
+            return text
+        reasons = [(listed(tuple(map(str, members))), reason) for reason, members in self.frozen]
+        return f"{text}\n\n{table_text(('frozen', 'because'), reasons)}"
+
+    __repr__ = __str__
+
+
+Mapping.register(Groups)  # type: ignore[attr-defined]
+
+
+def _row(group: Group) -> Row:
+    return Row((group.name, *map(str, group.members)), (str(group.size),), group.source)
 
 
 def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None = None) -> Groups:
@@ -114,13 +165,15 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
       >>> params = {"up": jnp.ones((3, 8)), "bias": jnp.ones(8), "down": jnp.ones((8, 2))}
       >>> def mlp(params, x):
       ...     return jax.nn.relu(x @ params["up"] + params["bias"]) @ params["down"]
-      >>> print(jp.find_groups(mlp, params, jnp.ones((1, 3))))
-      group    units  members
-      bias[0]      8  bias[0], down[0], up[1]  (summed at ...)
+      >>> jp.find_groups(mlp, params, jnp.ones((1, 3)))
+      group     units   members                   summed at
+      ...
+      bias[0]       8   bias[0], down[0], up[1]   ...
       <BLANKLINE>
-      frozen because
-        axis 1 of the output: down[1]
-        axis 1 of input 0: up[0]
+      frozen    because
+      ...
+      down[1]   axis 1 of the output
+      up[0]     axis 1 of input 0
 
     References:
       Fang et al., DepGraph: Towards Any Structural Pruning, 2023, arXiv:2301.12900 (the problem; there the
@@ -181,8 +234,3 @@ def _show(factors: Axis, atom: Atom) -> str:
         else:
             shown.append(str(factor.size))
     return " x ".join(shown)
-
-
-def _listed(members: tuple[Member, ...], at_most: int = 8) -> str:
-    shown = ", ".join(map(str, members[:at_most]))
-    return shown + (f" and {len(members) - at_most} more" if len(members) > at_most else "")

@@ -180,7 +180,7 @@ def test_plan_survives_saving(llama, tmp_path):
 def test_prints_new_widths(mlp):
     _, params, _, groups = mlp
     text = str(jp.plan_removal(groups, params, 0.5, budget="units"))
-    assert "w1         (3, 8)                (3, 4)" in text
+    assert "w1          3x8     3x4" in text
     assert text.endswith("98 -> 37 parameters (62.2% removed)")
 
 

@@ -19,6 +19,7 @@ from jaxprune.surgery.inference.frames import Frame
 from jaxprune.surgery.inference.kept import Keep
 from jaxprune.surgery.inference.model import KeptAxes, Model, State, analyse, keep_of
 from jaxprune.surgery.inference.rules import take_kept
+from jaxprune.tables import table_text
 
 _TOLERANCE = 1e-4
 _ROUNDINGS = 8  # of the narrowest float that a model computes with, by which it may be wrong
@@ -26,7 +27,7 @@ _ROUNDINGS = 8  # of the narrowest float that a model computes with, by which it
 
 @dataclass(frozen=True)
 class Verification:
-    """What `plan.verify` saw.
+    """What `plan.verify` saw; printing it shows a table.
 
     Attributes:
       masked: largest difference between the small and the masked function, relative to the largest output;
@@ -55,16 +56,20 @@ class Verification:
         return self.masked <= self.tolerance and min(self.zeroed, self.explained) <= self.tolerance
 
     def __str__(self) -> str:
-        lines = [
-            f"small against masked function   {self.masked:.1e}",
-            f"small against zeroed parameters {self.zeroed:.1e}",
-            f"{'ok' if self.ok else 'NOT EQUAL'} at tolerance {self.tolerance:.0e}",
+        rows = [
+            ("small against masked function", f"{self.masked:.1e}"),
+            ("small against zeroed parameters", f"{self.zeroed:.1e}"),
         ]
         if self.differences:
-            lines.insert(2, f"  the same, masked where named  {self.explained:.1e}")
-            lines.append("zeroing is not removal in")
-            lines += [f"  {difference}" for difference in self.differences]
-        return "\n".join(lines)
+            rows.append(("  the same, masked where named", f"{self.explained:.1e}"))
+        rows.append(("ok" if self.ok else "NOT EQUAL", f"tolerance {self.tolerance:.0e}"))
+        text = table_text(("check", "largest difference"), rows, numbers=("largest difference",))
+        if not self.differences:
+            return text
+        places = [(place,) for place in self.differences]
+        return f"{text}\n\n{table_text(('zeroing is not removal in',), places)}"
+
+    __repr__ = __str__
 
 
 def verify(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,11 +21,14 @@ from jaxprune.surgery.inference.model import KeptAxes, State
 from jaxprune.surgery.planning.optimizer import shrink_opt_state
 from jaxprune.surgery.planning.plan_file import read_plan, write_plan
 from jaxprune.surgery.slicing import shrink_leaf
+from jaxprune.tables import Row, folded, shape_text, table_text, times
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """Which units of each parameter axis are kept; made by `plan_removal`, or read with `Plan.load`.
+
+    Printing it shows a table of the parameters that get smaller.
 
     Attributes:
       shapes: path -> shape of the full parameter.
@@ -264,15 +268,16 @@ class Plan:
         return Plan(*read_plan(path), state)
 
     def __str__(self) -> str:
-        rows = [(p, self.shapes[p], new) for p, new in self.widths.items() if new != self.shapes[p]]
-        before = sum(int(np.prod(s, dtype=np.int64)) for s in self.shapes.values())
-        after = sum(int(np.prod(s, dtype=np.int64)) for s in self.widths.values())
-        width = max([len(row[0]) for row in rows] + [len("parameter")])
-        lines = [f"{'parameter':<{width}}  {'shape':<20}  small shape"]
-        lines += [f"{path:<{width}}  {old!s:<20}  {new}" for path, old, new in rows]
+        small = self.widths
+        changed = [(path, shape, small[path]) for path, shape in self.shapes.items() if small[path] != shape]
+        rows = folded(Row((path,), (shape_text(old), shape_text(new))) for path, old, new in changed)
+        cells = [(times(row.paths[0], count), *row.cells) for row, count in rows]
+        before, after = (sum(map(math.prod, shapes.values())) for shapes in (self.shapes, small))
         share = 1 - after / max(before, 1)
-        lines.append(f"{before:,} -> {after:,} parameters ({share:.1%} removed)")
-        return "\n".join(lines)
+        table = table_text(("parameter", "shape", "small shape"), cells)
+        return f"{table}\n\n{before:,} -> {after:,} parameters ({share:.1%} removed)"
+
+    __repr__ = __str__
 
     def _check_paths(self, paths: list[str], leaves: list[Any]) -> None:
         missing = sorted(self.shapes.keys() - set(paths))

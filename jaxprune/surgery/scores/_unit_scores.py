@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,16 @@ import numpy as np
 
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, aligned, flatten_with_paths
-from jaxprune.surgery.groups import Groups
+from jaxprune.surgery.groups import Group, Groups
 from jaxprune.surgery.scores.entries import summed_over_units
+from jaxprune.tables import table_text
 
 
 @dataclass(frozen=True, eq=False)
 class UnitScores:
-    """A score for every unit of some groups, larger = keep.
+    """A score for every unit of some groups, larger = keep; a mapping from the groups' names to arrays.
+
+    Printing it shows a table. Two are equal where their names and arrays are, also beside a plain dict.
 
     Attributes:
       by_group: group name -> array of shape (group.size,).
@@ -25,9 +28,67 @@ class UnitScores:
 
     by_group: Mapping[str, Any]
 
-    def __getitem__(self, name: str) -> Any:
-        return self.by_group[name]
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_group)
 
+    def __len__(self) -> int:
+        return len(self.by_group)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.by_group
+
+    def __getitem__(self, name: str | Group) -> Any:
+        try:
+            return self.by_group[name]  # type: ignore[index]  # a group has the hash of its name
+        except KeyError:
+            known = ", ".join(repr(str(known)) for known in self)
+            name = name.name if isinstance(name, Group) else name
+            raise KeyError(f"no scores of group {name!r}. There are: {known}.") from None
+
+    def get(self, name: str | Group, default: Any = None) -> Any:
+        """The scores of a group, or `default`."""
+        return self.by_group.get(name, default)  # type: ignore[arg-type]
+
+    def keys(self) -> KeysView[str]:
+        """The names of the groups."""
+        return self.by_group.keys()
+
+    def values(self) -> ValuesView[Any]:
+        """The arrays."""
+        return self.by_group.values()
+
+    def items(self) -> ItemsView[str, Any]:
+        """Names and arrays."""
+        return self.by_group.items()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return self.keys() == other.keys() and all(np.array_equal(self[name], other[name]) for name in self)
+
+    __hash__ = None  # type: ignore[assignment]  # like any mapping that holds arrays
+
+    def __str__(self) -> str:
+        rows = []
+        for name, scores in self.items():
+            if isinstance(scores, jax.core.Tracer):
+                shown = (str(scores.shape[0]), *["traced"] * 3)
+            else:
+                known = np.asarray(scores, np.float64)
+                shown = (
+                    str(len(known)),
+                    *(f"{f(known):.4g}" if len(known) else "-" for f in _SHOWN.values()),
+                )
+            rows.append((name, *shown))
+        columns = ("group", "units", *_SHOWN)
+        return table_text(columns, rows, numbers=columns[1:])
+
+    __repr__ = __str__
+
+
+_SHOWN: dict[str, Callable[[np.ndarray], Any]] = {"lowest": np.min, "median": np.median, "highest": np.max}
+
+Mapping.register(UnitScores)  # type: ignore[attr-defined]
 
 Score = UnitScores | PyTree | Callable[[PyTree], Any]
 
