@@ -88,9 +88,9 @@ class _Part:
         """How many keys are below `first`, how many lie in [first, last], and these unless they are all the same."""
         below, inside, found = 0, 0, []
         for _, keys in self.pieces():
-            below += np.count_nonzero(keys < first)
+            below += int(np.count_nonzero(keys < first))
             if first == last:
-                inside += np.count_nonzero(keys == first)
+                inside += int(np.count_nonzero(keys == first))
                 continue
             # The difference wraps around below `first`: read without a sign it is large there.
             offset = (keys - keys.dtype.type(first)).view(f"u{keys.dtype.itemsize}")
@@ -102,7 +102,7 @@ class _Part:
         """Prunes what lies below `edge`, and counts the keys there."""
         tied = 0
         for at, keys in self.pieces():
-            tied += np.count_nonzero(keys == edge)
+            tied += int(np.count_nonzero(keys == edge))
             if self.pruned is None:
                 np.greater_equal(keys, edge, out=self.keep[at])
             else:

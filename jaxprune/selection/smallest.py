@@ -33,9 +33,10 @@ def select(
 ) -> list[jax.Array]:
     r"""Keep all but the `k` smallest scores, over all leaves together, or in each leaf for a list of counts.
 
-    Finds the smallest $t$ with $\#\{i : s_i \le t\} \ge k$ and prunes what lies below it and the first of its
-    ties. The search is over the bits of $t$ and looks at the scores through counts only: about ten passes,
-    no sort, no copy, no concatenation; for sharded arrays nothing is sent but the sums of these counts.
+    Finds the smallest $t$ with $\#\{i : s_i \le t\} \ge k$ and prunes the scores below it and the first of its
+    ties. Scores whose values are known and lie in the host's memory are looked at by NumPy. In a compiled program
+    the search is over the bits of $t$ and sees the scores through counts only: about ten passes, no sort; for
+    sharded arrays nothing is sent but the sums of these counts.
 
     Args:
       scores: float32, bfloat16 or float16 arrays of any shapes and signs, larger = keep. Leaves of several
@@ -47,7 +48,7 @@ def select(
         others, and stay pruned even if they are more than `k`.
 
     Returns:
-      For each leaf a bool array of its shape and sharding, True = keep. Exactly `k` entries are False. Of
+      For each leaf a bool array of its shape and sharding (NumPy's for a NumPy array), True = keep. Exactly `k` entries are False. Of
       equal scores the first ones go, by leaf and then by row-major index.
 
     Raises:
@@ -87,13 +88,12 @@ def select(
     if not leaves:
         return []
     numbers = [known_count(number) for number in (k if each else [k])]
-    if None not in numbers and all(x is None or is_on_host(x) for x in [*leaves, *before]):
+    known = [number for number in numbers if number is not None]
+    if len(known) == len(numbers) and all(x is None or is_on_host(x) for x in [*leaves, *before]):
         hosted = [None if done is None else to_host(done) for done in before]
-        keeps = keep_on_host([to_host(leaf) for leaf in leaves], hosted, numbers if each else numbers[0])
-        return [
-            keep if isinstance(leaf, np.ndarray) else to_device(keep, leaf)
-            for keep, leaf in zip(keeps, leaves, strict=True)
-        ]
+        keeps = keep_on_host([to_host(leaf) for leaf in leaves], hosted, known if each else known[0])
+        pairs = zip(keeps, leaves, strict=True)
+        return [keep if isinstance(leaf, np.ndarray) else to_device(keep, leaf) for keep, leaf in pairs]
     wanted = counts.stack([counts.as_count(number) for number in (k if each else [k])])
     given = tuple(done is not None for done in before)
     arguments = [*wanted, *leaves, *(done for done in before if done is not None)]
