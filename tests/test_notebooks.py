@@ -36,7 +36,8 @@ def test_runs(path, monkeypatch):
     if reason:
         pytest.skip(reason)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    for name in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS"):  # notebooks train: their programs must be quick
+    # Notebooks train: their programs must be quick.
+    for name in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS"):
         monkeypatch.delenv(name)
     notebook = nbformat.read(path, as_version=4)
     first = "import warnings\nwarnings.simplefilter('error')"

@@ -49,13 +49,13 @@ def gradient_error(plan, fn, params, *inputs):
     small = gradient(plan.compact(fn), plan.shrink(params))
     full = plan.shrink(gradient(masked_function(plan, fn, params, *inputs), params))
     pairs = [
-        (a, b)
+        (np.asarray(a), np.asarray(b))
         for a, b in zip(jax.tree.leaves(small), jax.tree.leaves(full), strict=True)
         if a.dtype != jax.dtypes.float0
     ]
-    largest = max(float(jnp.max(jnp.abs(b))) for _, b in pairs)
+    largest = max(float(np.max(np.abs(b))) for _, b in pairs)
     assert largest > 0
-    return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs) / largest
+    return max(float(np.max(np.abs(a - b))) for a, b in pairs) / largest
 
 
 def permuted(groups, params, name, order, leave_out=None):
@@ -66,7 +66,7 @@ def permuted(groups, params, name, order, leave_out=None):
     places = itertools.count()
     for path, i in zip(groups.model.traced.paths, arrays, strict=True):
         for dim, axis in enumerate(groups.model.axes[path]):
-            leaves[i] = jnp.take(leaves[i], _order(axis, atom, order, places, leave_out), axis=dim)
+            leaves[i] = np.take(np.asarray(leaves[i]), _order(axis, atom, order, places, leave_out), axis=dim)
     return jax.tree.unflatten(treedef, leaves)
 
 
@@ -104,6 +104,8 @@ def _order(axis, atom, order, places, leave_out):
 
 def difference(a, b):
     """Largest difference of two trees of outputs, relative to the largest output."""
-    pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-    largest = max(float(jnp.max(jnp.abs(y))) for _, y in pairs)
-    return max(float(jnp.max(jnp.abs(x - y))) for x, y in pairs) / largest
+    pairs = [
+        (np.asarray(x), np.asarray(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    ]
+    largest = max(float(np.max(np.abs(y))) for _, y in pairs)
+    return max(float(np.max(np.abs(x - y))) for x, y in pairs) / largest

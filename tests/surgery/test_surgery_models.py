@@ -1,7 +1,6 @@
 """Every architecture: which groups must be found, and that the small function is the masked one."""
 
 import jax
-import jax.numpy as jnp
 import library_models
 import numpy as np
 import plain_models
@@ -111,15 +110,12 @@ def test_gradients_equal_those_of_the_masked_function(model):
 
 
 @pytest.mark.slow_beyond(1)
-@pytest.mark.parametrize(
-    "model", [name for i, name in enumerate(MODELS) if i % 3 == 1 or name == "LSTM"], indirect=True
-)
 def test_runs_at_other_batch_sizes(model):
     name, fn, params, inputs, groups = model
     if name == "LSTM":
-        more = (jnp.concatenate([inputs[0]] * 3, axis=1),)
+        more = (np.concatenate([inputs[0]] * 3, axis=1),)
     else:
-        more = (jnp.concatenate([inputs[0]] * 3), *inputs[1:])
+        more = (np.concatenate([inputs[0]] * 3), *inputs[1:])
     plan = random_plan(groups, 3)
     small = jax.jit(plan.compact(fn))(plan.shrink(params), *more)
     masked = jax.jit(masked_function(plan, fn, params, *more))(params, *more)
@@ -127,7 +123,6 @@ def test_runs_at_other_batch_sizes(model):
 
 
 @pytest.mark.slow_beyond(1)
-@pytest.mark.parametrize("model", list(MODELS)[::2], indirect=True)
 def test_permuting_all_members_of_a_group_changes_nothing_and_fewer_changes_something(model):
     name, fn, params, inputs, groups = model
     if name in ORDER_MATTERS:
