@@ -30,9 +30,9 @@ def from_scores(
     Args:
       scores: pytree of scores, larger = keep.
       sparsity: share of the units to prune in all, in [0, 1).
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(scores)`.
-      structure: what a unit is; `NM` has one sparsity only and none to share out.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(scores)`.
+      structure: how weights form units; `NM` has one sparsity only and none to share out.
       minimum: units that every leaf keeps at least, as in `make_masks`.
 
     Returns:

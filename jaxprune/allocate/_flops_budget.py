@@ -27,8 +27,8 @@ def flops(scores: PyTree, sparsity: float, cost: PyTree, where: PyTree | None = 
       scores: pytree of non-negative scores, larger = keep.
       sparsity: share of the FLOPs to remove, in [0, 1).
       cost: tree like `scores` of FLOPs a leaf, as from `weight_flops`.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(scores)`.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(scores)`.
 
     Returns:
       Tree like `scores` of floats for `make_masks`, 0.0 where nothing is pruned. The FLOPs removed reach the

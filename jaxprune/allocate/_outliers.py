@@ -31,8 +31,8 @@ def owl(
       sparsity: share of the prunable weights to prune, in [0, 1).
       M: how many times the mean an outlier is above.
       lam: half the spread between the densities.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(scores)`.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(scores)`.
       layer: path -> name of the layer it belongs to; the leaves of a layer share a density (the paper's layers
         are transformer blocks). None: every leaf is a layer.
 

@@ -12,8 +12,8 @@ def uniform(params: PyTree, sparsity: float, where: PyTree | None = None) -> PyT
     Args:
       params: pytree of arrays (or `jax.ShapeDtypeStruct`s).
       sparsity: share of the prunable weights to prune, in [0, 1).
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(params)`.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(params)`.
 
     Returns:
       Tree like `params` of floats for `make_masks`, 0.0 where nothing is pruned. With it exactly

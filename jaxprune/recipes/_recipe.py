@@ -93,8 +93,8 @@ class Recipe:
           batches: the batches that such scores are taken on.
           fn: (params, *inputs) -> outputs, for scores from the network alone.
           inputs: what `fn` takes; only the shapes count.
-          where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(params)`.
+          where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+            one; None for `prunable(params)`.
 
         Returns:
           An optax transformation with masks in its state.
