@@ -1,4 +1,4 @@
-"""Sensitivity: what pruning one layer at a time does to the loss."""
+"""Sensitivity: the effect on the loss of pruning one layer at a time."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _FORMAT = "jaxprune sensitivity 1"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """Loss with one layer pruned; made by `sensitivity`, or read with `load`. Printing it shows a table.
+    """The loss with one layer pruned. `sensitivity` makes it, `load` reads it; printing it shows a table.
 
     Attributes:
       paths: the layers (leaves that may be pruned), in order.
-      sparsities: the grid, rising, in (0, 1).
-      losses: float64 array (layers, sparsities): the loss with that layer alone at that sparsity.
+      sparsities: the grid, ascending, in (0, 1).
+      losses: float64 array (layers, sparsities): the loss with only that layer pruned, to that sparsity.
       dense: the loss with nothing pruned.
-      units: units of each layer (weights, if unstructured).
-      weights: weights of each layer.
+      units: number of units of each layer (weights, if unstructured).
+      weights: number of weights of each layer.
       others: paths of the leaves that are never pruned.
     """
 
@@ -70,45 +70,45 @@ class Sensitivity:
     __repr__ = __str__
 
     def to_json(self) -> str:
-        """The table as JSON; a loss that is not finite is null."""
+        """The table as JSON; losses that are not finite are null."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["losses"] = [[x if math.isfinite(x) else None for x in row] for row in self.losses.tolist()]
         return json.dumps({"format": _FORMAT, **fields}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Sensitivity:
-        """The table from what `to_json` gave.
+        """The table from the text that `to_json` returned.
 
         Raises:
-          ValueError: the text is no such table.
+          ValueError: if the text is not such a table.
         """
         try:
             fields = json.loads(text)
             if fields.pop("format") != _FORMAT:
-                raise ValueError("its format is another")
+                raise ValueError("its format is different")
             paths, others = (tuple(map(_text, fields[name])) for name in ("paths", "others"))
             grid = tuple(map(float, fields["sparsities"]))
             units, weights = (tuple(map(_count, fields[name])) for name in ("units", "weights"))
             if len(units) != len(paths) or len(weights) != len(paths):
-                raise ValueError("`paths`, `units` and `weights` are of different lengths")
+                raise ValueError("`paths`, `units` and `weights` differ in length")
             rows = [[math.inf if x is None else x for x in row] for row in fields["losses"]]
             if [len(row) for row in rows] != [len(grid)] * len(paths):
-                raise ValueError("`losses` must have a row for each path, a column for each sparsity")
+                raise ValueError("`losses` must have a row for each path and a column for each sparsity")
             losses = np.array(rows, np.float64).reshape(len(paths), len(grid))
             return cls(paths, grid, losses, float(fields["dense"]), units, weights, others)
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
             raise ValueError(f"`text` is not a {_FORMAT!r} table: {error}.") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `to_json()` to a file; one that is there is replaced once the new one is whole."""
+        """Writes `to_json()` to a file. An existing file is replaced once the new one is complete."""
         write_whole(path, lambda file: file.write(self.to_json().encode()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Sensitivity:
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
-          ValueError: the file is no such table. The message names it.
+          ValueError: if the file is not such a table; the message names the file.
         """
         with open(path, "rb") as file:
             content = file.read()
@@ -120,13 +120,13 @@ class Sensitivity:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no path")
+        raise ValueError(f"{value!r} is not a path")
     return value
 
 
 def _count(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no number of units")
+        raise ValueError(f"{value!r} is not a number of units")
     return value
 
 
@@ -141,26 +141,26 @@ def sensitivity(
     where: PyTree | None = None,
     chunk: int = 1,
 ) -> Sensitivity:
-    """The loss with each layer alone pruned to each sparsity.
+    """The loss when one layer at a time is pruned to each sparsity.
 
-    One program is compiled, in which the layer and the number of its units to prune are arguments.
+    One program is compiled; the layer and the number of its units to prune are arguments of it.
 
     Args:
       loss_fn: (params, batch) -> scalar.
       params: pytree of arrays: the trained network.
-      batch: pytree of arrays that the loss is measured on; better not what the network was trained on.
-      sparsities: grid of shares of a layer's units, each in (0, 1).
+      batch: pytree of arrays on which the loss is measured; better not data that the network was trained on.
+      sparsities: grid of fractions of the units of a layer, each in (0, 1).
       score: params -> scores, larger = keep.
       structure, where: as for `make_masks`.
-      chunk: sparsities evaluated at once (by `vmap`). It costs as much more memory, and pays on an
+      chunk: number of sparsities to evaluate at once (by `vmap`). Memory grows in proportion. It is faster on an
         accelerator; convolutions on a CPU are faster one by one.
 
     Returns:
       A `Sensitivity`, for `jp.allocate.from_sensitivity` and `jaxprune.plots.plot_sensitivity`.
 
     Raises:
-      ValueError: as `make_masks` does; a grid outside (0, 1) or beyond an N:M pattern; a loss that is no
-        scalar, or not finite with nothing pruned.
+      ValueError: as `make_masks` does; if the grid is outside (0, 1) or beyond the sparsity of an N:M pattern; if
+        the loss is not a scalar, or is not finite with nothing pruned.
 
     Example:
       >>> import jax.numpy as jnp
@@ -222,7 +222,7 @@ def sensitivity(
     units = [sum(layer.numbers) for layer in layers]
     (dense,) = evaluate(-1, [0])
     if not math.isfinite(dense):
-        raise ValueError(f"`loss_fn` gives {dense} with nothing pruned.")
+        raise ValueError(f"`loss_fn` must be finite with nothing pruned, got {dense}.")
     rows = [evaluate(n, [int(count_to_prune(s, units[n])) for s in grid]) for n in range(len(chosen))]
     return Sensitivity(
         tuple(paths),

@@ -1,4 +1,4 @@
-"""Allocation: how much of each leaf goes, or of all of them together."""
+"""Allocation: the sparsity of each leaf, or of all leaves together."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_limit(name: str, share: Any, structure: Structure, after: str = "") ->
 
 
 def check_fraction(name: str, value: Any, path: str | None = None) -> None:
-    """Raises unless a known number is in [0, 1)."""
+    """Raises if a value is not a number, or is known and not in [0, 1)."""
     at = f" at {path!r}" if path else ""
     if isinstance(value, bool) or not (hasattr(value, "dtype") or isinstance(value, numbers.Real)):
         raise TypeError(f"`{name}` must be a number in [0, 1), got {value!r}{at}.")
@@ -50,18 +50,18 @@ def check_fraction(name: str, value: Any, path: str | None = None) -> None:
 
 
 def is_share(value: Any) -> bool:
-    """Whether a sparsity is one for all leaves (or meant as one), and no tree of them."""
+    """Whether a sparsity is one for all leaves (or meant as one), and not a tree."""
     is_scalar = isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0
     return is_scalar or isinstance(value, str) or value is None
 
 
 def pruned_after(rate: Any, rounds: int) -> float:
-    """`1 - (1 - rate)^rounds` for the rate as it is written: one round at 0.1 prunes 0.1, no less."""
+    """`1 - (1 - rate)^rounds` for the rate as it is written: one round at 0.1 prunes exactly 0.1."""
     return float(1 - (1 - as_written(rate)) ** int(rounds))
 
 
 def shares_of(sparsity: Any, scores: PyTree, chosen: list[int]) -> Any:
-    """A scalar share for all leaves, or a list with one for each chosen leaf; checked."""
+    """One checked share for all leaves, or a list with one for each chosen leaf."""
     if is_share(sparsity):
         check_fraction("sparsity", sparsity)
         return sparsity
@@ -73,7 +73,7 @@ def shares_of(sparsity: Any, scores: PyTree, chosen: list[int]) -> Any:
 
 
 def counts_to_prune(shares: Any, units: list[int], scope: Scope) -> Any:
-    """Units to prune: one count over all leaves, or a list with one count a leaf."""
+    """Number of units to prune: one count for all leaves, or a list with one for each leaf."""
     if isinstance(shares, list):
         return [_count_to_prune(share, n) for share, n in zip(shares, units, strict=True)]
     if scope == "local":
@@ -90,18 +90,18 @@ _compiled_count = jax.jit(count_to_prune, static_argnums=1)
 
 
 def check_minimum(minimum: Any) -> None:
-    """Raises ValueError unless it is a whole number or a share in (0, 1)."""
+    """Raises ValueError unless `minimum` is a whole number or a fraction in (0, 1)."""
     if isinstance(minimum, bool) or not isinstance(minimum, numbers.Real) or minimum < 0:
-        raise ValueError(f"`minimum` must be a whole number or a share in (0, 1), got {minimum!r}.")
+        raise ValueError(f"`minimum` must be a whole number or a fraction in (0, 1), got {minimum!r}.")
     if not isinstance(minimum, numbers.Integral) and not minimum < 1:
         raise ValueError(
-            f"`minimum` must be a whole number or a share in (0, 1), got {minimum!r}. "
-            "It counts weights (units) of a leaf if it is an int."
+            f"`minimum` must be a whole number or a fraction in (0, 1), got {minimum!r}. "
+            "An int is a number of units of each leaf."
         )
 
 
 def least_kept(minimum: int | float, units: list[int]) -> list[int]:
-    """Units that each leaf keeps at least: `minimum` of them or that share, and no more than it has."""
+    """The minimum number of units that each leaf keeps: `minimum` or that fraction, at most all of its units."""
     if isinstance(minimum, numbers.Integral):
         return [min(int(minimum), n) for n in units]
     share = as_written(minimum)
@@ -109,16 +109,16 @@ def least_kept(minimum: int | float, units: list[int]) -> list[int]:
 
 
 def check_least_kept(counts: Any, units: list[int], least: list[int], paths: list[str]) -> None:
-    """Raises ValueError where known counts to prune leave less than the minimum."""
+    """Raises ValueError if known counts to prune leave less than the minimum."""
     if isinstance(counts, list):
         for count, n, kept, path in zip(counts, units, least, paths, strict=True):
             if isinstance(count, int) and count > n - kept:
                 raise ValueError(
                     f"`minimum` asks for {kept} of the {n} units at {path!r}, but `sparsity` prunes {count}. "
-                    "Lower one of them, exclude the leaf, or take scope='global'."
+                    "Lower one of the two, exclude the leaf, or use scope='global'."
                 )
     elif isinstance(counts, int) and counts > sum(units) - sum(least):
         raise ValueError(
             f"`minimum` keeps {sum(least)} of {sum(units)} units in all, but `sparsity` prunes {counts}. "
-            "Lower one of them."
+            "Lower one of the two."
         )

@@ -1,4 +1,4 @@
-"""Pruning at initialization in many small steps: scored, pruned, scored again, as one loop."""
+"""Pruning at initialization in many small steps: score, prune, score again, in one loop."""
 
 from __future__ import annotations
 
@@ -30,25 +30,26 @@ def prune_at_init(
     minimum: int | float = 0,
     key: jax.Array | None = None,
 ) -> PyTree:
-    r"""Masks from scores that are computed anew, on the masked parameters, after each of many prunings.
+    r"""Prunes at initialization in rounds, each with new scores of the masked parameters.
 
-    After round r of R the density is \(d^{r/R}\), d that of the end: SynFlow with `rounds=100`, iterative
-    SNIP, and with `rounds=1` pruning in one shot. What is pruned stays pruned. The rounds are one `lax.scan`.
+    After round r of R the density is \(d^{r/R}\), where d is the final density. This is SynFlow with
+    `rounds=100`, iterative SNIP, and one-shot pruning with `rounds=1`. Pruned weights remain pruned. The rounds
+    are one `lax.scan`.
 
     Args:
       score: params -> scores, or (params, key) -> scores (as for `gradual`); larger = keep. It must run under `jit`.
       params: pytree of arrays: the network at initialization.
-      sparsity: as for `make_masks`: a number, a scalar array (also traced), or a tree of them.
-      rounds: prunings.
+      sparsity: as for `make_masks`: a number, a scalar array (may be traced), or a tree of them.
+      rounds: number of prunings.
       scope, structure, where, minimum: as for `make_masks`.
-      key: for scores that take a key.
+      key: for score functions that take a key.
 
     Returns:
-      Tree like `params` of masks, with exactly `round(sparsity * n)` units pruned.
+      Tree like `params` of masks that prune exactly `round(sparsity * n)` units.
 
     Raises:
-      ValueError: as `make_masks` does; rounds below 1; scores that become NaN or -inf (where `params` are
-        known numbers).
+      ValueError: as `make_masks` does; if there is less than one round; if scores become NaN or -inf (when
+        `params` are known numbers).
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -82,12 +83,14 @@ def prune_at_init(
     start = units.at_chosen(units.full_masks())
     held, fine = jax.lax.scan(prune, start, (counts, jnp.arange(rounds)))
     if not isinstance(fine, Tracer) and not bool(fine.all()):
-        raise ValueError(f"`score` gave NaN or -inf in round {int(jnp.argmin(fine)) + 1} of {rounds}.")
+        raise ValueError(
+            f"`score` must return numbers or inf, got NaN or -inf in round {int(jnp.argmin(fine)) + 1} of {rounds}."
+        )
     return units.tree(held)
 
 
 def _share_after(shares: Any, number: int, rounds: int) -> Any:
-    """The sparsity after a round; after the last one that of the end, to the last bit."""
+    """The sparsity after a round; after the last round exactly the final sparsity."""
     if isinstance(shares, list):
         return [_share_after(share, number, rounds) for share in shares]
     return shares if number == rounds else 1 - (1 - shares) ** (number / rounds)

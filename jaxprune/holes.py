@@ -12,19 +12,19 @@ from jaxprune.tree_nodes import PyTree, flatten_with_paths
 
 
 def is_hole(node: Any) -> bool:
-    """Whether a node stands for the parameters of another optimizer."""
+    """Whether a node is a placeholder for parameters of another optimizer."""
     return isinstance(node, optax.MaskedNode)
 
 
 def filled(tree: PyTree, value: Any) -> PyTree:
-    """The tree with a leaf where it has a hole."""
+    """The tree with a leaf in place of each hole."""
     return jax.tree.map(lambda x: value if is_hole(x) else x, tree, is_leaf=is_hole)
 
 
 def without_hidden(tree: PyTree, other: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    """`other`, of all the parameters, without the leaves that `tree` hides; and these leaves by their paths.
+    """`other`, a tree of all parameters, without the leaves that `tree` hides; and these leaves by their paths.
 
-    A leaf of `other` that stands for several leaves of `tree`, some of them hidden, is in both.
+    If a leaf of `other` stands for several leaves of `tree` and some of those are hidden, it is in both.
     """
     hole = object()
     paths, leaves, _ = flatten_with_paths(filled(tree, hole))
@@ -43,13 +43,13 @@ def without_hidden(tree: PyTree, other: PyTree) -> tuple[PyTree, dict[str, Any]]
 
 
 def check_hidden(hidden: dict[str, Any], argument: str = "masks") -> None:
-    """Raises ValueError for masks that prune what an optimizer does not see."""
+    """Raises ValueError for masks that prune parameters which the optimizer does not see."""
     for path, mask in hidden.items():
         is_traced = isinstance(mask, jax.core.Tracer)
         if not (np.ndim(mask) == 0 if is_traced else np.all(mask)):
             raise ValueError(
                 f"`{argument}` prunes {path!r}, which this optimizer does not see: optax.partition or "
-                "optax.masked gives it to another. Keep it whole (True), or wrap the optimizer of all."
+                "optax.masked gives it to another one. Set its mask to True, or wrap the optimizer of all parameters."
             )
 
 

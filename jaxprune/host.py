@@ -1,4 +1,4 @@
-"""Arrays that lie in the host's memory: what is made of them at once needs no compiled program."""
+"""Arrays in host memory: immediate computations with them need no compiled program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.sharding import SingleDeviceSharding
 
 
 def is_on_host(x: Any) -> bool:
-    """Whether `x` is a NumPy array, or a JAX array whose values are known and lie on one CPU device."""
+    """Whether `x` is a NumPy array, or a JAX array with known values on one CPU device."""
     if isinstance(x, np.ndarray):
         return True
     if (
@@ -26,13 +26,13 @@ def is_on_host(x: Any) -> bool:
 
 
 def to_host(x: Any) -> np.ndarray:
-    """The values as a NumPy array that nobody may write to, in a type that JAX has; a view where possible."""
+    """The values as a read-only NumPy array in a dtype of JAX; a view if possible."""
     array = np.asarray(x)
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
 
 def to_device(x: Any, like: Any) -> jax.Array:
-    """A NumPy array as a JAX array where `like` lies; anything else as it is."""
+    """A NumPy array as a JAX array on the device of `like`; anything else as it is."""
     if not isinstance(x, np.ndarray):
         return x
     if isinstance(like, jax.Array) and like.committed:

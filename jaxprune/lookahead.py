@@ -15,19 +15,19 @@ def is_pair(tree: PyTree) -> bool:
 
 
 def weights_of(tree: PyTree) -> PyTree:
-    """The fast weights of a pair, which gradients and scores belong to; another tree as it is."""
+    """The fast weights of a pair, to which gradients and scores belong; any other tree as it is."""
     return tree.fast if is_pair(tree) else tree
 
 
 def paired(tree: PyTree, params: PyTree) -> PyTree:
-    """What holds for the weights, for both halves of a pair: two copies, as donating wants them."""
+    """A tree for the weights as one for both halves of a pair: two copies, because donating needs two buffers."""
     if not is_pair(params) or is_pair(tree):
         return tree
     return optax.LookaheadParams(fast=tree, slow=jax.tree.map(_copy, tree))
 
 
 def refuse_pair(params: PyTree, wrapper: str) -> None:
-    """Raises ValueError for a pair where a wrapper trains weights that its masks leave dense."""
+    """Raises ValueError for lookahead's pair in a wrapper that trains dense weights."""
     if is_pair(params):
         raise ValueError(
             f"`params` must be the weights themselves for `{wrapper}`, got lookahead's pair: put lookahead "

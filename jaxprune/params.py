@@ -32,29 +32,29 @@ def prunable(
 ) -> PyTree:
     """Tree of Python bools: which leaves of `params` may be pruned.
 
-    By default the float leaves with two or more axes whose names and layers are not those of biases, scales,
-    statistics, norms, embeddings, position tables, tokens, codebooks, states of a recurrence, or adapters
+    The default is all float leaves with two or more axes, except those whose names or layers are those of biases,
+    scales, statistics, norms, embeddings, position tables, tokens, codebooks, recurrent states, or adapters
     (LoRA). Names are read alike in all frameworks, nested or flat (`model.embed_tokens.weight`). `include`
-    replaces that default, `...` inside it stands for it, and `exclude` takes away.
+    replaces the default, `...` in `include` stands for the default, and `exclude` removes leaves.
 
     Args:
       params: pytree of arrays (or `jax.ShapeDtypeStruct`s).
       include: None for the default, or patterns. A pattern is a regular expression that matches a whole path or
-        a whole leading part of it (up to a `/` or `.`, so a module's path names all in it), a predicate
-        `(path, leaf) -> bool`, an NNX filter (a type of variables such as `nnx.Param`, or an object such as
-        `nnx.PathContains("kernel")`), or `...` (the default).
-      exclude: patterns to leave out of what `include` selected.
+        a whole leading part of it (up to a `/` or `.`, so the path of a module selects all its leaves), a
+        predicate `(path, leaf) -> bool`, an NNX filter (a type of variables such as `nnx.Param`, or an object
+        such as `nnx.PathContains("kernel")`), or `...` (the default).
+      exclude: patterns of leaves to remove from the selection of `include`.
 
     Returns:
       A tree like `params` with True at the leaves to prune.
 
     Raises:
-      ValueError: a pattern matches no leaf, is no regular expression, or includes a leaf that has no
-        float dtype or no axes; `params` has no leaves.
-      TypeError: something else than a pattern; a predicate that does not take a path and a leaf.
+      ValueError: if a pattern matches no leaf, is not a regular expression, or includes a leaf without a float
+        dtype or without axes; if `params` has no leaves.
+      TypeError: if a pattern is none of these kinds, or a predicate does not take a path and a leaf.
 
     Warns:
-      UserWarning: the default takes an output layer that is the very array of an embedding.
+      UserWarning: if the default selects an output layer that is the same array as an embedding.
 
     Example:
       >>> import jax.numpy as jnp
@@ -84,9 +84,9 @@ def prunable(
 
 
 def prunable_leaves(tree: PyTree, where: Where, leaves: list[Leaf] | None = None) -> list[int]:
-    """Positions, in `jax.tree.leaves(tree)`, of the leaves to prune: of lookahead's pair the fast ones.
+    """Positions, in `jax.tree.leaves(tree)`, of the leaves to prune; for lookahead's pair those of the fast weights.
 
-    `leaves` are `leaves_of` the tree (of the fast ones), where the caller has them already.
+    `leaves` are `leaves_of` the tree (of the fast weights), if the caller already has them.
     """
     tree, where = weights_of(tree), weights_of(where)
     leaves = leaves_of(tree) if leaves is None else leaves
@@ -106,7 +106,7 @@ def prunable_leaves(tree: PyTree, where: Where, leaves: list[Leaf] | None = None
     if not chosen:
         raise ValueError(
             f"there is nothing to prune: none of the {len(leaves)} leaves is selected. "
-            "Name some with `where=jp.prunable(params, include=...)`."
+            "Select some with `where=jp.prunable(params, include=...)`."
         )
     return chosen
 
@@ -122,22 +122,22 @@ def _default_flags(leaves: list[Leaf]) -> list[bool]:
 
 
 def _flags(tree: PyTree, where: PyTree) -> list[Any]:
-    """The leaves of `where` for each leaf of the tree, which may hide some of them."""
+    """The leaf of `where` for each leaf of the tree; the tree may have holes where `where` has leaves."""
     if jax.tree.structure(tree) == jax.tree.structure(where):
         return jax.tree.leaves(where)
     where, hidden = without_hidden(tree, where)
     for path in (path for path, flag in hidden.items() if np.ndim(flag) == 0 and flag):
         raise ValueError(
             f"`where` is True at {path!r}, which this optimizer does not see: optax.partition or "
-            "optax.masked gives it to another. Leave it out, or wrap the optimizer of all."
+            "optax.masked gives it to another one. Leave it out, or wrap the optimizer of all parameters."
         )
     return aligned(tree, where, "where")
 
 
 def aligned(tree: PyTree, other: PyTree, argument: str) -> list[Any]:
-    """Leaves of `other` for each leaf of `tree`, in the order of `tree`.
+    """The leaf of `other` for each leaf of `tree`, in the order of `tree`.
 
-    `other` has the paths of `tree`, or is a prefix of it: a scalar stands for all that `tree` has below it.
+    `other` has the paths of `tree`, or is a prefix of it: a scalar stands for the whole subtree at its path.
     """
     if jax.tree.structure(tree) == jax.tree.structure(other):
         return jax.tree.leaves(other)
@@ -160,19 +160,23 @@ def aligned(tree: PyTree, other: PyTree, argument: str) -> list[Any]:
     if not missing and not extra and len(by_path) == len(other_paths):
         return [by_path[name] for name in found if name is not None]
     difference = (
-        f"it lacks {missing[0]!r}" if missing else f"it has {extra[0]!r} besides" if extra else "it differs"
+        f"it lacks {missing[0]!r}"
+        if missing
+        else f"it has an extra leaf {extra[0]!r}"
+        if extra
+        else "it differs"
     )
     raise ValueError(
         f"`{argument}` must have the tree structure of the parameters, but {difference} "
-        f"({len(other_paths)} leaves against {len(paths)}; a scalar may stand for all below its path)."
+        f"({len(other_paths)} leaves against {len(paths)}; a scalar may stand for the subtree at its path)."
     )
 
 
 def resolved(tree: PyTree, given: PyTree | Callable[[PyTree], PyTree], argument: str) -> PyTree:
-    """`given(tree)` where `given` is a function, else `given` (a module that can be called is a tree)."""
+    """`given(tree)` if `given` is a function, else `given` (a module that can be called is a tree)."""
     if isinstance(given, type) or type(given).__module__ == "flax.nnx.filterlib":
         raise TypeError(
-            f"`{argument}` must be a tree, or a function of the parameters, got {given!r}. A filter goes into "
+            f"`{argument}` must be a tree, or a function of the parameters, got {given!r}. Pass a filter as "
             "`include`: where=lambda params: jp.prunable(params, include=nnx.Param)."
         )
     is_function = callable(given) and (
@@ -189,7 +193,7 @@ def resolved(tree: PyTree, given: PyTree | Callable[[PyTree], PyTree], argument:
 
 
 def _stand_in(path: str, known: Container[str], scalar: Container[str]) -> str | None:
-    """The path itself if it is known, or else the longest leading part of it that holds a scalar."""
+    """The path itself if it is known, else the longest leading part of it that holds a scalar."""
     if path in known:
         return path
     parts = path.split("/")
@@ -198,7 +202,7 @@ def _stand_in(path: str, known: Container[str], scalar: Container[str]) -> str |
 
 
 def mask_leaves(params: PyTree, masks: PyTree, argument: str = "masks") -> list[Any]:
-    """Leaves of `masks` in the order of those of `params`, checked against them."""
+    """Leaves of `masks` in the order of the leaves of `params`, checked against them."""
     masks, hidden = without_hidden(params, paired(resolved(params, masks, argument), params))
     check_hidden(hidden, argument)
     paths, leaves, _ = flatten_with_paths(params)
@@ -222,22 +226,22 @@ def mask_leaves(params: PyTree, masks: PyTree, argument: str = "masks") -> list[
 
 
 def is_kept_whole(mask: Any) -> bool:
-    """Whether a mask is a scalar known to be True, as a leaf has that is not prunable. False prunes it whole."""
+    """Whether a mask is a scalar known to be True: its leaf is not prunable. (A scalar False prunes all of it.)"""
     if isinstance(mask, bool | np.bool_):
         return bool(mask)
     return jnp.ndim(mask) == 0 and not isinstance(mask, jax.core.Tracer) and bool(mask)
 
 
 def _default(leaves: list[Leaf]) -> list[int]:
-    """Positions of the weights by names and layers."""
+    """Positions of the leaves that names and layers show to be weights."""
     by_path = {leaf.path: leaf for leaf in leaves}
     return [i for i, leaf in enumerate(leaves) if is_weight(leaf, by_path)]
 
 
 def _warn_of_tied(leaves: list[Leaf], chosen: list[bool]) -> None:
-    """Warns of an output layer to prune that is the very array of an embedding, which is not pruned.
+    """Warns if an output layer to prune is the same array as an embedding, which is not pruned.
 
-    They are told apart by their names in the tree alone: after an update, or under `jit`, they are two arrays.
+    Only their names in the tree tell the two apart. After an update, or under `jit`, they are two arrays.
     """
     alike: dict[int, list[Leaf]] = {}
     for leaf in leaves:
@@ -262,8 +266,10 @@ def _check_can_be_pruned(path: str, leaf: Any) -> None:
     if not is_float_array(leaf):
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         raise ValueError(
-            f"`include` names {path!r}, which is {kind}: only floating-point arrays can be pruned. "
+            f"`include` selects {path!r}, which is {kind}: only floating-point arrays can be pruned. "
             "Leave it out of `include`, or add it to `exclude`."
         )
     if len(leaf.shape) == 0:
-        raise ValueError(f"`include` names {path!r}, which is a scalar: only arrays with axes can be pruned.")
+        raise ValueError(
+            f"`include` selects {path!r}, which is a scalar: only arrays with axes can be pruned."
+        )

@@ -1,4 +1,4 @@
-"""Patterns that name leaves of a pytree: regular expressions, predicates, NNX filters."""
+"""Patterns that select leaves of a pytree: regular expressions, predicates, NNX filters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Pattern = str | type | Callable[[str, Any], bool] | EllipsisType
 
 
 def patterns_of(argument: str, given: Pattern | Iterable[Pattern]) -> Sequence[Any]:
-    """One pattern or several, checked, as a sequence."""
+    """One or several patterns, checked, as a sequence."""
     if isinstance(given, str) or callable(given) or given is ...:
         given = (given,)
     elif not isinstance(given, Iterable):
@@ -28,11 +28,11 @@ def patterns_of(argument: str, given: Pattern | Iterable[Pattern]) -> Sequence[A
 
 
 def matches(argument: str, pattern: Any, leaves: list[Leaf]) -> list[int]:
-    """Positions of the leaves that a pattern names.
+    """Positions of the leaves that a pattern selects.
 
     Raises:
-      ValueError: it names none, or is no regular expression.
-      TypeError: a predicate that does not take a path and a leaf.
+      ValueError: if it selects no leaf, or is not a regular expression.
+      TypeError: if a predicate does not take a path and a leaf.
     """
     holds = _expression(argument, pattern) if isinstance(pattern, str) else _predicate(argument, pattern)
     found = [i for i, leaf in enumerate(leaves) if holds(leaf)]
@@ -41,9 +41,9 @@ def matches(argument: str, pattern: Any, leaves: list[Leaf]) -> list[int]:
         shown = ", ".join(map(repr, paths[:20])) + (", ..." if len(paths) > 20 else "")
         kind = "pattern" if isinstance(pattern, str) else "filter" if _is_filter(pattern) else "predicate"
         hint = {
-            "pattern": "Patterns are regular expressions on whole paths.",
-            "filter": "NNX filters see the variables of an NNX state or module.",
-            "predicate": "A predicate takes such a path and the leaf.",
+            "pattern": "Patterns are regular expressions for whole paths.",
+            "filter": "NNX filters apply to the variables of an NNX state or module.",
+            "predicate": "A predicate gets such a path and the leaf.",
         }[kind]
         raise ValueError(
             f"`{argument}` {kind} {_shown(pattern)} matched no parameter. There are: {shown} "
@@ -68,7 +68,7 @@ def _predicate(argument: str, pattern: Any) -> Callable[[Leaf], bool]:
         nnx = sys.modules.get("flax.nnx")
         if nnx is None or not issubclass(pattern, nnx.Variable):
             raise TypeError(
-                f"`{argument}` takes a type only if it is one of NNX variables, such as nnx.Param, got {pattern!r}."
+                f"`{argument}` takes only types of NNX variables, such as nnx.Param, got {pattern!r}."
             )
         return lambda leaf: isinstance(leaf.holder, pattern)
     if _is_filter(pattern):
@@ -81,7 +81,7 @@ def _predicate(argument: str, pattern: Any) -> Callable[[Leaf], bool]:
             "lambda path, leaf: path.endswith('kernel')."
         ) from None
     except ValueError:
-        pass  # some builtins tell nothing of themselves
+        pass  # some builtins have no signature
     return lambda leaf: bool(pattern(leaf.path, leaf.value))
 
 

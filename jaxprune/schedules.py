@@ -1,11 +1,11 @@
 """Scheduling: sparsity as a function of the step.
 
-Every schedule maps a step (or a round) to a sparsity. A Python int gives a Python float in double precision;
-an array, also a traced one, gives float32. The value changes only at `begin`, `begin + every`, ..., so that
-`gradual` recomputes its masks at those steps only.
+Every schedule maps a step (or a round) to a sparsity. For a Python int it returns a Python float in double
+precision; for an array, also a traced one, a float32. The value changes only at `begin`, `begin + every`, ..., so
+that `gradual` recomputes its masks only at those steps.
 
-The final sparsity may be a tree of shares like the parameters, an allocation such as `jp.allocate.erk` makes.
-The schedule then gives a tree of shares at every step, and each leaf ends at its own.
+The final sparsity may be a tree of sparsities like the parameters, an allocation such as that of
+`jp.allocate.erk`. The schedule then returns a tree at every step, and each leaf ends at its own sparsity.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from jaxprune.whole_numbers import check_whole
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A schedule: call it with a step. Its fields are for reading; the functions of this module make it.
+    """A schedule: call it with a step. The functions of this module make it; its fields are for reading.
 
     Args:
-      name: which function made it.
-      final: sparsity that it ends at, a float or a tree of floats.
+      name: the function that made it.
+      final: the final sparsity, a float or a tree of floats.
       begin: first step with an update.
-      end: step from which on the sparsity is `final`.
+      end: step from which the sparsity is `final`.
       shape: progress in [0, 1], module (numpy or jax.numpy) -> sparsity, in the tree of `final`.
-      every: steps between two updates.
+      every: number of steps between two updates.
     """
 
     name: str
@@ -72,11 +72,11 @@ def constant(sparsity: PyTree) -> Schedule:
 
 
 def one_shot(sparsity: PyTree, step: int = 0, *, name: str = "one_shot") -> Schedule:
-    """Nothing before `step`, all of it at once from there on: prune once, then fine-tune.
+    """0 before `step` and the final sparsity from then on: prune once, then fine-tune.
 
     Args:
-      sparsity: final sparsity, in [0, 1), or a tree of shares.
-      step: when to prune.
+      sparsity: final sparsity, in [0, 1), or a tree of them.
+      step: the step at which to prune.
 
     Example:
       >>> import jaxprune as jp
@@ -95,10 +95,10 @@ def iterative(final: PyTree, rounds: int, begin: int = 0, every: int = 1) -> Sch
     """`rounds` equal prunings: `s = final * r / rounds` after round r, at begin, begin + every, ...
 
     Args:
-      final: final sparsity, in [0, 1), or a tree of shares.
+      final: final sparsity, in [0, 1), or a tree of them.
       rounds: number of prunings.
-      begin: step of the first one.
-      every: steps from one to the next.
+      begin: step of the first pruning.
+      every: number of steps between two prunings.
 
     Example:
       >>> import jaxprune as jp
@@ -116,13 +116,13 @@ def iterative(final: PyTree, rounds: int, begin: int = 0, every: int = 1) -> Sch
 
 
 def geometric(rate: PyTree, rounds: int, begin: int = 0, every: int = 1) -> Schedule:
-    """`rounds` prunings that each take `rate` of what remains: `s = 1 - (1 - rate)^r` after round r.
+    """`rounds` prunings, each of `rate` of the remaining weights: `s = 1 - (1 - rate)^r` after round r.
 
     Args:
-      rate: share of the remaining weights that a round prunes, in [0, 1), or a tree of shares.
+      rate: fraction of the remaining weights that a round prunes, in [0, 1), or a tree of them.
       rounds: number of prunings.
-      begin: step of the first one.
-      every: steps from one to the next.
+      begin: step of the first pruning.
+      every: number of steps between two prunings.
 
     Example:
       >>> import jaxprune as jp
@@ -145,17 +145,17 @@ def geometric(rate: PyTree, rounds: int, begin: int = 0, every: int = 1) -> Sche
 
 
 def linear(final: PyTree, begin: int, end: int, every: int = 1, initial: PyTree = 0.0) -> Schedule:
-    """Straight from `initial` to `final`: `s = s_i + (s_f - s_i) p`, p the progress from begin to end.
+    """Linear from `initial` to `final`: `s = s_i + (s_f - s_i) p`, p the progress from begin to end.
 
     Args:
-      final: sparsity s_f at `end` and after, in [0, 1), or a tree of shares.
+      final: sparsity s_f at `end` and after, in [0, 1), or a tree of them.
       begin: step of the first update; the sparsity before it is 0.
       end: step at which `final` is reached.
-      every: steps from one update to the next.
-      initial: sparsity s_i at `begin`; with a tree `final` a number for all leaves, or a tree too.
+      every: number of steps between two updates.
+      initial: sparsity s_i at `begin`. If `final` is a tree: one number for all leaves, or a tree too.
 
     Raises:
-      ValueError: a schedule that goes backwards (end < begin, final < initial), a sparsity outside [0, 1).
+      ValueError: if the schedule goes backwards (end < begin, final < initial), or a sparsity is outside [0, 1).
 
     Example:
       >>> import jaxprune as jp
@@ -198,7 +198,8 @@ def cosine(final: PyTree, begin: int, end: int, every: int = 1, initial: PyTree 
 def exponential(final: PyTree, begin: int, end: int, every: int = 1, initial: PyTree = 0.0) -> Schedule:
     """The density decays exponentially: `1 - s = (1 - s_i) ((1 - s_f) / (1 - s_i))^p`.
 
-    Each update prunes the same share of what remains: `geometric`, told by its end instead of its rate.
+    Each update prunes the same fraction of the remaining weights, as in `geometric`; here the final sparsity is
+    given instead of the rate.
 
     Args and Raises: as for `linear`.
 
@@ -242,12 +243,12 @@ def _ramp(
 
 
 def _rising(curve: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """From the initial to the final sparsity as the curve goes from 0 to 1."""
+    """Goes from the initial to the final sparsity while the curve goes from 0 to 1."""
     return lambda p, initial, final, xp: initial + (final - initial) * curve(p, xp)
 
 
 def _for_each(make: Callable[..., Schedule], **shares: PyTree) -> Schedule:
-    """The schedule that `make` makes of checked floats, for each leaf where the first share is a tree."""
+    """The schedule that `make` makes of checked floats; if the first sparsity is a tree, one for each leaf."""
     (first, tree), *others = shares.items()
     if is_share(tree):
         return make(**{name: _checked(name, share, "", shares) for name, share in shares.items()})
@@ -275,6 +276,6 @@ def _checked(name: str, share: Any, path: str, shares: dict[str, Any]) -> float:
         at = f" at {path!r}" if path else ""
         raise ValueError(
             f"`final` must be at least `initial`, got initial={share}, final={shares['final']}{at}: "
-            "a schedule cannot go backwards, what is pruned stays pruned."
+            "a schedule cannot go backwards, because pruned weights remain pruned."
         )
     return float(as_written(share))

@@ -1,4 +1,4 @@
-"""Arguments that count something."""
+"""Arguments that are counts."""
 
 from __future__ import annotations
 

@@ -291,7 +291,7 @@ def test_bad_masks_are_named():
         jp.apply_masks(params, {"w": jnp.ones((3, 2), bool)})
     with pytest.raises(TypeError, match=r"must hold bool arrays .* got float32 at 'w'"):
         jp.apply_masks(params, {"w": jnp.ones((2, 3))})
-    with pytest.raises(ValueError, match="it has 'v' besides"):
+    with pytest.raises(ValueError, match="it has an extra leaf 'v'"):
         jp.apply_masks(params, {"w": True, "v": True})
     with pytest.raises(ValueError, match="`prior` must have the tree structure"):
         jp.make_masks(params, 0.5, prior={"v": True})

@@ -130,11 +130,11 @@ def test_infinite_scores_under_jit_do_not_pass_the_protected():
             {"minimum": 7, "scope": "local"},
             "`minimum` asks for 7 of the 12 units at 'c', but `sparsity` prunes 6",
         ),
-        ({"minimum": -1}, "`minimum` must be a whole number or a share"),
-        ({"minimum": 1.0}, "`minimum` must be a whole number or a share in .*counts weights"),
-        ({"minimum": True}, "`minimum` must be a whole number or a share"),
-        ({"minimum": float("nan")}, "`minimum` must be a whole number or a share"),
-        ({"minimum": "1"}, "`minimum` must be a whole number or a share"),
+        ({"minimum": -1}, "`minimum` must be a whole number or a fraction"),
+        ({"minimum": 1.0}, "`minimum` must be a whole number or a fraction in .*number of units"),
+        ({"minimum": True}, "`minimum` must be a whole number or a fraction"),
+        ({"minimum": float("nan")}, "`minimum` must be a whole number or a fraction"),
+        ({"minimum": "1"}, "`minimum` must be a whole number or a fraction"),
     ],
 )
 def test_contradictions_and_bad_values_are_named(arguments, message):

@@ -229,7 +229,7 @@ def test_a_module_that_can_be_called_is_a_tree_and_no_function():
     ("where", "error", "message"),
     [
         ({"body": True}, ValueError, "`where` must have the tree structure .* lacks 'head/kernel'"),
-        ({"body": True, "head": True, "tail": True}, ValueError, "`where` .* it has 'tail' besides"),
+        ({"body": True, "head": True, "tail": True}, ValueError, "`where` .* it has an extra leaf 'tail'"),
         (lambda p: None, TypeError, "`where` is a function of the parameters and must return a tree"),
         (lambda p: jp.prunable, TypeError, "must return a tree like them, got <function prunable"),
         (

@@ -298,11 +298,14 @@ def test_an_allocation_of_imp_needs_the_parameters_and_is_reached_in_rounds():
 @pytest.mark.parametrize(
     ("allocation", "message"),
     [
-        ("owl", "`allocation` must be one of 'erk', 'uniform', a function or a tree of shares, got 'owl'"),
+        (
+            "owl",
+            "`allocation` must be one of 'erk', 'uniform', a function or a tree of sparsities, got 'owl'",
+        ),
         (0.5, "`allocation` must be a name, a function or a tree"),
         (
             lambda params, sparsity, where: jax.tree.map(lambda w: 0.5, params),
-            "sparsity of 0.9, but it prunes 0.5 of",
+            "sparsity of 0.9 in total, but it prunes 0.5 of",
         ),
         (lambda params, sparsity, where: {"w": 0.9}, "`allocation` must have the tree structure"),
         (

@@ -102,7 +102,7 @@ def test_plot_has_a_line_a_layer_that_starts_at_the_dense_loss():
         ({"chunk": 0}, "`chunk` must be a whole number"),
         ({"structure": jp.NM(2, 4), "sparsities": (0.5, 0.75)}, r"must not pass 0\.5, the sparsity of NM"),
         ({"loss_fn": lambda p, x: x}, "`loss_fn` must return one floating-point number"),
-        ({"loss_fn": lambda p, x: jnp.log(-1.0)}, "gives nan with nothing pruned"),
+        ({"loss_fn": lambda p, x: jnp.log(-1.0)}, "`loss_fn` must be finite with nothing pruned, got nan"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
@@ -191,13 +191,13 @@ def test_allocation_goes_into_make_masks_for_any_tree_with_its_paths():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.95,), "`sparsity` 0.95 of the params is beyond the table: .*0.9 goes"),
+        ((0.95,), "`sparsity` 0.95 of the params is beyond the table: .*it removes 0.9"),
         ((90,), "It is a fraction"),
         ((0.5, "weights"), "`budget` must be 'params' or 'flops', got 'weights'"),
         ((0.5, "flops"), "`cost` is needed"),
         ((0.5, "flops", {"a": 1}), "`cost` lacks 'b'"),
         ((0.5, "flops", {"a": 0, "b": 0}), "`cost` is 0 for every layer"),
-        ((0.5, "params", {"a": 1, "b": 1}), "`cost` is for the budget 'flops'"),
+        ((0.5, "params", {"a": 1, "b": 1}), "`cost` must be given with the budget 'flops' only"),
     ],
 )
 def test_bad_budgets_are_named(arguments, message):

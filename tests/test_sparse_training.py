@@ -263,9 +263,9 @@ def test_ac_dc_from_step_0_on():
 @pytest.mark.slow
 def test_bad_input_is_named():
     sgd, key, params = optax.sgd(0.1), jax.random.key(0), {"w": jnp.ones((4, 4))}
-    with pytest.raises(ValueError, match="either `sparsity`"):
+    with pytest.raises(ValueError, match="pass either `sparsity`"):
         st.rigl(sgd, end=5)
-    with pytest.raises(ValueError, match="either `sparsity`"):
+    with pytest.raises(ValueError, match="pass either `sparsity`"):
         st.rigl(sgd, 0.5, masks=params, end=5)
     with pytest.raises(ValueError, match="need a `key`"):
         st.rigl(sgd, 0.5, end=5)

@@ -316,13 +316,11 @@ def test_nnx_filters_choose_variables():
     assert number((..., nnx.PathContains("bias")), exclude=nnx.PathContains(1)) == 2
     with pytest.raises(ValueError, match="`include` filter BatchStat matched no parameter"):
         number(nnx.BatchStat)
-    with pytest.raises(
-        TypeError, match=r"takes a type only if it is one of NNX variables, such as nnx\.Param"
-    ):
+    with pytest.raises(TypeError, match=r"takes only types of NNX variables, such as nnx\.Param"):
         number(dict)
     with pytest.raises(TypeError, match="must hold path patterns"):
         number(True)
-    with pytest.raises(TypeError, match="A filter goes into `include`"):
+    with pytest.raises(TypeError, match="Pass a filter as `include`"):
         jp.make_masks(state, 0.5, where=nnx.PathContains("kernel"))
 
 

@@ -1,4 +1,4 @@
-"""Allocation: which share of each leaf goes. Each function gives a tree of sparsities that `make_masks` takes."""
+"""Allocation: the sparsity of each leaf. Each function returns a tree of sparsities that `make_masks` takes."""
 
 from jaxprune.allocate._by_scores import from_scores
 from jaxprune.allocate._by_sensitivity import from_sensitivity

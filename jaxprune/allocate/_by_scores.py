@@ -19,28 +19,28 @@ def from_scores(
     structure: Structure = Unstructured(),
     minimum: int | float = 0,
 ) -> PyTree:
-    r"""The share of each leaf that lies under one threshold over all scores.
+    r"""The fraction of each leaf that lies below one threshold over all scores.
 
-    \(s_l = \frac{1}{n_l} \sum_i [q_i \le t]\) for the units of leaf l with scores q, t such that
-    `round(sparsity * n)` units lie under it in all. `make_masks(scores, sparsity, scope="global")` prunes those
-    units themselves; the shares are for methods that choose the weights of each layer in their own way, such as
-    `reconstruct`. The scores of different leaves must mean the same thing: Fisher's and Taylor's, changes of
-    the loss, do; magnitudes and Wanda's of different layers do not.
+    \(s_l = \frac{1}{n_l} \sum_i [q_i \le t]\) for the units of leaf l with scores q; t is chosen such that
+    `round(sparsity * n)` of all units lie below it. `make_masks(scores, sparsity, scope="global")` prunes exactly
+    those units. The allocation is for methods that choose the weights within a layer themselves, such as
+    `reconstruct`. The scores of different leaves must be comparable: Fisher and Taylor scores, which are changes
+    of the loss, are; magnitudes and Wanda scores of different layers are not.
 
     Args:
       scores: pytree of scores, larger = keep.
-      sparsity: share of the units to prune in all, in [0, 1).
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(scores)`.
-      structure: what a unit is; `NM` has one sparsity only and none to share out.
-      minimum: units that every leaf keeps at least, as in `make_masks`.
+      sparsity: fraction of all units to prune, in [0, 1).
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(scores)`.
+      structure: how weights form units, but not `NM`, which fixes the sparsity of every leaf.
+      minimum: minimum number of units that every leaf keeps, as in `make_masks`.
 
     Returns:
-      Tree like `scores` of floats for `make_masks` and `reconstruct`, 0.0 where nothing is pruned.
+      Tree like `scores` of floats for `make_masks` and `reconstruct`, 0.0 for leaves that are not pruned.
 
     Raises:
-      ValueError: traced scores, and what `make_masks` raises.
-      TypeError: an `NM` structure.
+      ValueError: if scores are traced, and as `make_masks` does.
+      TypeError: if the structure is an `NM`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,7 +55,7 @@ def from_scores(
     sparsity = known_share(sparsity)
     criterion = Criterion(structure, where=where)
     if structure.fixed_sparsity is not None:
-        raise TypeError(f"`structure` {structure!r} prunes every leaf alike, there is nothing to allocate.")
+        raise TypeError(f"`structure` {structure!r} prunes every leaf alike: there is nothing to allocate.")
     leaves, treedef = jax.tree.flatten(scores)
     if any(isinstance(leaf, Tracer) for leaf in leaves):
         raise ValueError(

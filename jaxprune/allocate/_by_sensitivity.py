@@ -23,27 +23,27 @@ def from_sensitivity(
 ) -> dict[str, float]:
     r"""Per-layer sparsities that raise a bound of the loss least, under a budget of weights or FLOPs.
 
-    Minimises \(\sum_l \sqrt{\Delta_l(s_l)}\), where \(\Delta_l\) is the rise of the loss that the table has for
-    layer l. Near a minimum the loss is a quadratic form of the change of the weights, its root is a norm, and
-    by the triangle inequality the rise with all layers pruned is at most the square of this sum. Between the
-    points of the grid the lower convex hull of each layer's curve is followed, on which taking the flattest
-    pieces first is optimal; the last piece is taken in part, so that the budget is met. Equally flat
-    pieces are taken in equal parts.
+    Minimises \(\sum_l \sqrt{\Delta_l(s_l)}\), where \(\Delta_l\) is the rise of the loss in the table for layer l.
+    Near a minimum the loss is a quadratic form of the change of the weights, so its root is a norm. By the
+    triangle inequality the rise with all layers pruned is at most the square of this sum. Between the points of
+    the grid each curve is replaced by its lower convex hull, on which it is optimal to take the flattest pieces
+    first. Of the last piece only a part is taken, so that the budget is met. Equally flat pieces are taken in
+    equal parts.
 
     Args:
-      table: what `sensitivity` measured.
-      sparsity: share of the budget to remove, in [0, 1).
-      budget: "params" counts prunable weights, "flops" the FLOPs that they take part in.
-      cost: for "flops": tree of FLOPs a leaf, as from `weight_flops`.
+      table: the result of `sensitivity`.
+      sparsity: fraction of the budget to remove, in [0, 1).
+      budget: "params" counts prunable weights, "flops" the FLOPs of their products.
+      cost: for "flops": tree with the FLOPs of each leaf, as from `weight_flops`.
 
     Returns:
-      Path -> sparsity for every leaf, 0.0 where nothing is pruned. `make_masks` takes it for any pytree with these
-      paths. Under "params" exactly `round(sparsity * n)` weights go (with units of several weights, and under
-      "flops", each layer's count is rounded).
+      Path -> sparsity for every leaf, 0.0 for leaves that are not pruned. `make_masks` takes it for any pytree with
+      these paths. Under "params" exactly `round(sparsity * n)` weights are pruned (with units of several weights,
+      and under "flops", the count of each layer is rounded).
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or beyond what the grid reaches; an unknown budget; "flops" without
-        `cost`, or a cost that lacks a layer.
+      ValueError: if the sparsity is outside [0, 1) or more than the grid reaches, the budget is unknown, "flops"
+        is given without `cost`, or the cost lacks a layer.
 
     Example:
       >>> import numpy as np
@@ -64,7 +64,7 @@ def from_sensitivity(
     if target > reach * (1 + 1e-9):
         raise ValueError(
             f"`sparsity` {sparsity} of the {budget} is beyond the table: with every layer at the end of its grid, "
-            f"{table.sparsities[-1]:g}, {reach / sum(costs):.4g} goes. Measure sensitivities at higher sparsities."
+            f"{table.sparsities[-1]:g}, it removes {reach / sum(costs):.4g}. Measure higher sparsities."
         )
     removed = [0.0] * len(costs)
     for _, group in groupby(sorted(pieces), key=lambda piece: piece[0]):
@@ -86,13 +86,13 @@ def from_sensitivity(
 def _costs(table: Sensitivity, budget: str, cost: PyTree | None) -> list[float]:
     if budget == "params":
         if cost is not None:
-            raise ValueError("`cost` is for the budget 'flops', got one with 'params'.")
+            raise ValueError("`cost` must be given with the budget 'flops' only, got it with 'params'.")
         return [float(n) for n in table.weights]
     if budget != "flops":
         raise ValueError(f"`budget` must be 'params' or 'flops', got {budget!r}.")
     if cost is None:
         raise ValueError(
-            "`cost` is needed for the budget 'flops': jp.allocate.weight_flops(fn, params, inputs)."
+            "`cost` is needed for the budget 'flops': pass jp.allocate.weight_flops(fn, params, inputs)."
         )
     paths, values, _ = flatten_with_paths(cost)
     by_path = dict(zip(paths, values, strict=True))
@@ -106,11 +106,11 @@ def _costs(table: Sensitivity, budget: str, cost: PyTree | None) -> list[float]:
 
 
 def _hull(table: Sensitivity, layer: int, cost: float) -> Iterator[tuple[float, int, float]]:
-    """(slope, layer, width) of the pieces of the lower convex hull of a layer's curve over the cost removed."""
+    """(slope, layer, width) of the pieces of the lower convex hull of a layer's curve over the removed cost."""
     if not cost:
         return
     losses = np.where(np.isfinite(table.losses[layer]), table.losses[layer], np.inf)
-    # A loss that falls again, or below the dense one, is chance: nothing is gained by pruning more.
+    # A loss that falls again, or below the dense one, is noise: pruning more does not reduce the loss.
     rises = np.sqrt(np.maximum.accumulate(np.maximum(losses - table.dense, 0)))
     hull = [(0.0, 0.0)]
     for share, rise in zip(table.sparsities, rises, strict=True):

@@ -7,23 +7,23 @@ from jaxprune.params import PyTree
 
 
 def erk(params: PyTree, sparsity: float, where: PyTree | None = None) -> PyTree:
-    r"""Density in proportion to the sum over the product of a leaf's dimensions.
+    r"""Density proportional to the sum of a leaf's dimensions over their product.
 
-    \(d_l = \varepsilon \sum_i n_i / \prod_i n_i\): small layers stay denser. \(\varepsilon\) meets the
-    budget; a leaf that would pass density 1 is kept dense, and \(\varepsilon\) solved again for the others.
+    \(d_l = \varepsilon \sum_i n_i / \prod_i n_i\): small layers are denser. \(\varepsilon\) is chosen to meet the
+    budget. A leaf whose density would exceed 1 is dense, and \(\varepsilon\) is solved again for the others.
 
     Args:
       params: pytree of arrays (or `jax.ShapeDtypeStruct`s).
-      sparsity: share of the prunable weights to prune, in [0, 1).
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(params)`.
+      sparsity: fraction of the prunable weights to prune, in [0, 1).
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(params)`.
 
     Returns:
-      Tree like `params` of floats for `make_masks`, 0.0 where nothing is pruned. With it exactly
-      `round(sparsity * n)` of the n prunable weights go.
+      Tree like `params` of floats for `make_masks`, 0.0 for leaves that are not pruned. In total exactly
+      `round(sparsity * n)` of the n prunable weights are pruned.
 
     Raises:
-      ValueError: a sparsity outside [0, 1); nothing to prune.
+      ValueError: if the sparsity is outside [0, 1), or there is nothing to prune.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Sparsities whose rounded counts add up to the budget."""
+"""Sparsities whose rounded counts sum to the budget."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def allocation(
     where: PyTree | None,
     ideal: Callable[[list[int], list[Shape], int], Sequence[float]],
 ) -> PyTree:
-    """A tree of sparsities from the ideal ones of the prunable leaves; `round(sparsity * n)` weights go in all.
+    """A tree of sparsities near the ideal ones of the prunable leaves, for `round(sparsity * n)` weights in total.
 
-    `ideal` maps (sizes, shapes, weights to prune) to a share for each leaf.
+    `ideal` maps (sizes, shapes, weights to prune) to a sparsity for each leaf.
     """
     sparsity = known_share(sparsity)
     _, leaves, treedef = flatten_with_paths(params)
@@ -43,7 +43,7 @@ def known_share(sparsity: float) -> float:
     check_fraction("sparsity", sparsity)
     if isinstance(sparsity, Tracer):
         raise ValueError(
-            "`sparsity` must be a known number for an allocation, got a traced one: call it outside of jit."
+            "`sparsity` must be a known number for an allocation, got a traced one: allocate outside of jit."
         )
     return float(sparsity)
 
@@ -69,5 +69,5 @@ def round_to_total(wanted: Sequence[float], sizes: Sequence[int], total: int) ->
 
 
 def share_of_count(k: int, n: int) -> float:
-    """A sparsity in [0, 1) of which `round(share * n)` is k."""
+    """A sparsity s in [0, 1) for which `round(s * n)` is k."""
     return 0.0 if n == 0 else k / n if k < n else 1 - 0.25 / n

@@ -1,4 +1,4 @@
-"""A budget of FLOPs in place of weights."""
+"""A budget of FLOPs instead of weights."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from jaxprune.selection import as_written
 
 
 def flops(scores: PyTree, sparsity: float, cost: PyTree, where: PyTree | None = None) -> PyTree:
-    """Prunes the lowest scores per FLOP until that share of the prunable leaves' FLOPs is gone.
+    """Prunes the lowest scores per FLOP until that fraction of the FLOPs of the prunable leaves is removed.
 
-    A weight costs its leaf's FLOPs over its leaf's size, so a convolution on a large image is pruned before a
-    dense layer of equal scores. Take scores that estimate a change of the loss, such as `scores.fisher`: by
-    plain magnitude the dearest layers are emptied first. (The same sparsity in each leaf is what `uniform`
-    gives, in FLOPs too.)
+    The cost of a weight is the FLOPs of its leaf over the size of its leaf, so a convolution on a large image is
+    pruned before a dense layer of equal scores. Use scores that estimate a change of the loss, such as
+    `scores.fisher`: plain magnitude empties the most expensive layers first. (For the same sparsity in each leaf,
+    in FLOPs too, use `uniform`.)
 
     Args:
       scores: pytree of non-negative scores, larger = keep.
-      sparsity: share of the FLOPs to remove, in [0, 1).
-      cost: tree like `scores` of FLOPs a leaf, as from `weight_flops`.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(scores)`.
+      sparsity: fraction of the FLOPs to remove, in [0, 1).
+      cost: tree like `scores` with the FLOPs of each leaf, as from `weight_flops`.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(scores)`.
 
     Returns:
-      Tree like `scores` of floats for `make_masks`, 0.0 where nothing is pruned. The FLOPs removed reach the
-      share and pass it by less than one weight's.
+      Tree like `scores` of floats for `make_masks`, 0.0 for leaves that are not pruned. The removed FLOPs reach the
+      budget and exceed it by less than those of one weight.
 
     Raises:
-      ValueError: a sparsity outside [0, 1); traced or negative scores; no FLOPs; nothing to prune.
+      ValueError: if the sparsity is outside [0, 1), scores are traced or negative, there are no FLOPs, or there
+        is nothing to prune.
 
     Example:
       >>> import jax.numpy as jnp
@@ -66,7 +67,7 @@ def flops(scores: PyTree, sparsity: float, cost: PyTree, where: PyTree | None = 
 
 
 def _counts(rising: list[np.ndarray], prices: list[Fraction], target: Fraction) -> list[int]:
-    """Entries of each array to take, lowest first over all arrays, until the prices reach the target."""
+    """Number of entries of each array to take, lowest first over all arrays, until the prices reach the target."""
 
     def spent(counts: list[int]) -> Fraction | int:
         return sum(price * k for price, k in zip(prices, counts, strict=True))

@@ -22,26 +22,27 @@ def owl(
 ) -> PyTree:
     r"""Layers with more outliers among their scores are pruned less.
 
-    \(o_l\) is the share of a layer's scores above M times their mean, and the density
+    \(o_l\) is the fraction of a layer's scores above M times their mean. The density is
     \(d_l = c + 2\lambda\,(o_l - \min o)/(\max o - \min o)\), with c such that the budget is met.
-    Where all layers have the same share, all have the same density.
+    If all layers have the same fraction of outliers, all have the same density.
 
     Args:
-      scores: pytree of scores, Wanda's in the paper.
-      sparsity: share of the prunable weights to prune, in [0, 1).
-      M: how many times the mean an outlier is above.
-      lam: half the spread between the densities.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(scores)`.
-      layer: path -> name of the layer it belongs to; the leaves of a layer share a density (the paper's layers
-        are transformer blocks). None: every leaf is a layer.
+      scores: pytree of scores; the paper uses those of Wanda.
+      sparsity: fraction of the prunable weights to prune, in [0, 1).
+      M: an outlier is a score above M times the mean.
+      lam: half the difference between the largest and the smallest density.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(scores)`.
+      layer: path -> name of the layer that the leaf belongs to. The leaves of a layer have the same density (in the
+        paper a layer is a transformer block). None: every leaf is a layer.
 
     Returns:
-      Tree like `scores` of floats for `make_masks`, 0.0 where nothing is pruned. With it exactly
-      `round(sparsity * n)` of the n prunable weights go.
+      Tree like `scores` of floats for `make_masks`, 0.0 for leaves that are not pruned. In total exactly
+      `round(sparsity * n)` of the n prunable weights are pruned.
 
     Raises:
-      ValueError: a sparsity outside [0, 1); M or lam below 0; traced scores; nothing to prune.
+      ValueError: if the sparsity is outside [0, 1), M or lam is below 0, scores are traced, or there is nothing
+        to prune.
 
     Example:
       >>> import jax.numpy as jnp

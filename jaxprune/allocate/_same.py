@@ -1,4 +1,4 @@
-"""The same share of each layer."""
+"""The same sparsity in each layer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ def uniform(params: PyTree, sparsity: float, where: PyTree | None = None) -> PyT
 
     Args:
       params: pytree of arrays (or `jax.ShapeDtypeStruct`s).
-      sparsity: share of the prunable weights to prune, in [0, 1).
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(params)`.
+      sparsity: fraction of the prunable weights to prune, in [0, 1).
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(params)`.
 
     Returns:
-      Tree like `params` of floats for `make_masks`, 0.0 where nothing is pruned. With it exactly
-      `round(sparsity * n)` of the n prunable weights go.
+      Tree like `params` of floats for `make_masks`, 0.0 for leaves that are not pruned. In total exactly
+      `round(sparsity * n)` of the n prunable weights are pruned.
 
     Raises:
-      ValueError: a sparsity outside [0, 1); nothing to prune.
+      ValueError: if the sparsity is outside [0, 1), or there is nothing to prune.
 
     Example:
       >>> import jax.numpy as jnp

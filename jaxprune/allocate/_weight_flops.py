@@ -1,4 +1,4 @@
-"""FLOPs of the products that each weight takes part in, from the jaxpr."""
+"""FLOPs of the products in which each weight takes part, from the jaxpr."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from jaxprune.params import PyTree, flatten_with_paths
 
 
 def weight_flops(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> PyTree:
-    """Floating-point operations (two a multiply-add) of the contractions and convolutions by each parameter.
+    """Floating-point operations (two per multiply-add) of the contractions and convolutions with each parameter.
 
-    A product counts for the parameter that its operand is made of (cast, transposed, reshaped, sliced ...); one
-    made of several counts for each by its size. Products of two activations count for none. The body of a
-    loop of known length counts that many times, of an unknown length once; a conditional as its dearest branch, a
-    linear solver as its dearest part. What happens inside other calls (a Pallas kernel, `shard_map`) is not seen.
+    A product counts for the parameter from which its operand is made (cast, transposed, reshaped, sliced ...). If
+    the operand is made from several parameters, each counts in proportion to its size. Products of two
+    activations count for none. The body of a loop counts as often as the loop runs, or once if that is unknown. A
+    conditional counts as its most expensive branch, a linear solver as its most expensive part. Operations
+    inside other calls (a Pallas kernel, `shard_map`) are not counted.
 
     Args:
       fn: `fn(params, *inputs)`.
@@ -26,7 +27,7 @@ def weight_flops(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> PyTree
       *inputs: pytrees of arrays (or shapes); FLOPs are for these batch sizes.
 
     Returns:
-      Tree like `params` of Python ints, 0 for what is in no product.
+      Tree like `params` of Python ints, 0 for parameters in no product.
 
     Example:
       >>> import jax.numpy as jnp

@@ -26,16 +26,16 @@ def ac_dc(
     scope: Scope = "global",
     allocation: Allocation = None,
 ) -> Recipe:
-    """AC/DC: training is sparse and dense by turns, and sparse at the end.
+    """AC/DC: sparse and dense phases of training alternate; the last phase is sparse.
 
     Args:
-      sparsity: share of the weights that is pruned in the sparse phases, in [0, 1).
-      begin: share of the training that is dense first.
-      until: share of the training after which it stays sparse.
-      phases: sparse and dense ones between the two.
+      sparsity: fraction of the weights that is pruned in the sparse phases, in [0, 1).
+      begin: fraction of the training before the first sparse phase.
+      until: fraction of the training after which all of it is sparse.
+      phases: number of sparse and dense phases between the two.
       scope: "global" or "local".
-      allocation: each layer's own share instead of `scope`: a tree of shares that come to `sparsity` in all, a
-        function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
+      allocation: a sparsity for each layer instead of `scope`: a tree whose total is `sparsity`, a function
+        (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
 
     Example:
       >>> import jaxprune as jp
@@ -43,8 +43,8 @@ def ac_dc(
       AC/DC, sparsity 0.9
         structure       Unstructured()
         scoring         magnitude, global
-        scheduling      6 phases, sparse and dense by turns, from 0.1 to 0.7 of the training, then sparse
-        initialization  weights go on; those that come back start at 0
+        scheduling      6 alternating sparse and dense phases from 0.1 to 0.7 of the training, then sparse
+        initialization  the trained weights; regrown ones start at 0
 
     References:
       Peste et al., AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks, 2021,
@@ -74,8 +74,8 @@ def ac_dc(
         sparsity,
         scoring=f"magnitude, {compared_over(scope, allocation)}",
         scheduling=(
-            f"{phases} phases, sparse and dense by turns, from {begin:g} to {until:g} of the training, then sparse"
+            f"{phases} alternating sparse and dense phases from {begin:g} to {until:g} of the training, then sparse"
         ),
-        initialization="weights go on; those that come back start at 0",
+        initialization="the trained weights; regrown ones start at 0",
         make=make,
     )

@@ -1,4 +1,4 @@
-"""Recipes that prune a trained network at once and train on."""
+"""Recipes that prune a trained network at once and continue to train it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def one_shot(
     structure: Structure = Unstructured(),
     allocation: Allocation = None,
 ) -> Recipe:
-    """Train, prune the smallest weights at once, fine-tune what is left.
+    """Train, prune the smallest weights at once, fine-tune the remaining ones.
 
     Args:
       sparsity: final sparsity, in [0, 1).
-      at: share of the training after which is pruned, in [0, 1).
+      at: fraction of the training before the pruning, in [0, 1).
       scope, structure: as for `make_masks`.
-      allocation: each layer's own share instead of `scope`: a tree of shares that come to `sparsity` in all, a
-        function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
+      allocation: a sparsity for each layer instead of `scope`: a tree whose total is `sparsity`, a function
+        (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
 
     Example:
       >>> import jaxprune as jp
@@ -42,7 +42,7 @@ def one_shot(
         structure       Unstructured()
         scoring         magnitude, global
         scheduling      at once, after 0.5 of the training
-        initialization  weights go on (fine-tuning)
+        initialization  the trained weights (fine-tuning)
 
     References:
       Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015, arXiv:1506.02626.
@@ -52,7 +52,7 @@ def one_shot(
 
 
 def lamp(sparsity: float, *, at: float = 0.5) -> Recipe:
-    """Layer-adaptive magnitude: one threshold over all layers, on scores that no layer as a whole can lose by.
+    """Layer-adaptive magnitude: one threshold over all layers, on scores that keep every layer from being emptied.
 
     Args:
       sparsity, at: as for `one_shot`.
@@ -73,12 +73,12 @@ def minimum_keep(sparsity: float, *, at: float = 0.5, share: float = 0.5) -> Rec
 
     Args:
       sparsity, at: as for `one_shot`.
-      share: what a layer keeps at least, as a share in [0, 1] of an equal part of all that is kept.
+      share: the minimum that a layer keeps: a fraction in [0, 1] of the mean number of kept weights per layer.
 
     Example:
       >>> import jaxprune as jp
       >>> print(jp.recipes.minimum_keep(0.9).scoring)
-      magnitude, global; every layer keeps at least 0.5 of an equal part
+      magnitude, global; every layer keeps at least 0.5 of the mean over layers
     """
     if not 0 <= share <= 1:
         raise ValueError(f"`share` must be in [0, 1], got {share}.")
@@ -87,7 +87,7 @@ def minimum_keep(sparsity: float, *, at: float = 0.5, share: float = 0.5) -> Rec
         sizes = [jax.tree.leaves(task.params)[i].size for i in prunable_leaves(task.params, task.where)]
         return int(share * (1 - sparsity) * sum(sizes) / len(sizes))
 
-    scoring = f"magnitude, global; every layer keeps at least {share:g} of an equal part"
+    scoring = f"magnitude, global; every layer keeps at least {share:g} of the mean over layers"
     return _at_once("minimum keep", sparsity, at, magnitude, "global", Unstructured(), scoring, minimum)
 
 
@@ -122,7 +122,7 @@ def _at_once(
         sparsity,
         scoring=scoring,
         scheduling=f"at once, after {at:g} of the training",
-        initialization="weights go on (fine-tuning)",
+        initialization="the trained weights (fine-tuning)",
         make=make,
         structure=structure,
     )

@@ -1,4 +1,4 @@
-"""Recipes that prune before the first step and train what is left."""
+"""Recipes that prune before the first step and train the remaining weights."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jaxprune.whole_numbers import check_whole
 
 
 def magnitude_at_init(sparsity: float, *, scope: Scope = "global", allocation: Allocation = None) -> Recipe:
-    """The smallest initial weights go: a control, which loses whole layers where initial scales differ.
+    """Prunes the smallest initial weights: a control, which loses whole layers if their initial scales differ.
 
     Args:
-      sparsity: share of the weights that is pruned, in [0, 1).
+      sparsity: fraction of the weights to prune, in [0, 1).
       scope: "global" or "local".
-      allocation: each layer's own share instead of `scope`: a tree of shares that come to `sparsity` in all, a
-        function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
+      allocation: a sparsity for each layer instead of `scope`: a tree whose total is `sparsity`, a function
+        (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
 
     Example:
       >>> import jaxprune as jp
@@ -49,12 +49,12 @@ def magnitude_at_init(sparsity: float, *, scope: Scope = "global", allocation: A
 
 
 def static(sparsity: float, *, allocation: Allocation = "erk") -> Recipe:
-    """Random masks that stay: the control of every sparse training.
+    """Random masks that never change: the control experiment for every sparse training.
 
     Args:
-      sparsity: share of the weights that is pruned, in [0, 1).
-      allocation: each layer's own share: "erk", "uniform", a function (params, sparsity, where=) -> tree, or a tree
-        of shares that come to `sparsity` in all; None for the same share of each.
+      sparsity: fraction of the weights to prune, in [0, 1).
+      allocation: a sparsity for each layer: "erk", "uniform", a function (params, sparsity, where=) -> tree, or a
+        tree whose total is `sparsity`; None for the same sparsity in each.
 
     Example:
       >>> import jaxprune as jp
@@ -86,14 +86,13 @@ def static(sparsity: float, *, allocation: Allocation = "erk") -> Recipe:
 
 
 def snip(sparsity: float, *, rounds: int = 1, allocation: Allocation = None) -> Recipe:
-    """SNIP: the weights go whose removal changes the loss least, to first order.
+    """SNIP: prunes the weights whose removal changes the loss least, to first order.
 
     Args:
-      sparsity: share of the weights that is pruned, in [0, 1).
-      rounds: prunings, each scored anew; 1 is the paper's.
-      allocation: each layer's own share instead of one threshold over all: a tree of shares that come to
-        `sparsity` in all, a function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name,
-        "erk" or "uniform".
+      sparsity: fraction of the weights to prune, in [0, 1).
+      rounds: number of prunings, each with new scores; the paper uses 1.
+      allocation: a sparsity for each layer instead of one threshold over all: a tree whose total is `sparsity`, a
+        function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
 
     Example:
       >>> import jaxprune as jp
@@ -116,7 +115,7 @@ def snip(sparsity: float, *, rounds: int = 1, allocation: Allocation = None) -> 
 
 
 def grasp(sparsity: float, *, rounds: int = 1, allocation: Allocation = None) -> Recipe:
-    """GraSP: the weights go whose removal reduces the gradient flow least.
+    """GraSP: prunes the weights whose removal reduces the gradient flow least.
 
     Args:
       sparsity, rounds, allocation: as for `snip`.
@@ -142,11 +141,11 @@ def grasp(sparsity: float, *, rounds: int = 1, allocation: Allocation = None) ->
 
 
 def synflow(sparsity: float, *, rounds: int = 100, allocation: Allocation = None) -> Recipe:
-    """SynFlow: the weights go through which the least flows, without any data.
+    """SynFlow: prunes the weights with the least flow through them; it needs no data.
 
     Args:
-      sparsity: share of the weights that is pruned, in [0, 1).
-      rounds: prunings, each scored anew; it is they that keep layers from being lost.
+      sparsity: fraction of the weights to prune, in [0, 1).
+      rounds: number of prunings, each with new scores; many rounds keep whole layers from being pruned.
       allocation: as for `snip`.
 
     Example:

@@ -1,4 +1,4 @@
-"""Recipes that train sparse from the start and move the masks."""
+"""Recipes that train sparse from the start and change the masks during training."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def rigl(
     fraction: float = 0.3,
     allocation: Allocation = "erk",
 ) -> Recipe:
-    """RigL: the smallest weights make room for those with the largest gradient.
+    """RigL: drops the smallest weights and grows those with the largest gradients.
 
     Args:
-      sparsity: share of the weights that is not there, from first to last, in [0, 1).
-      until: share of the training after which the masks stay.
-      updates: how often they move until then.
-      fraction: share of the kept weights that moves at first.
-      allocation: each layer's own share: "erk", "uniform", a function (params, sparsity, where=) -> tree, or a tree
-        of shares that come to `sparsity` in all; None for the same share of each.
+      sparsity: fraction of the weights that is pruned throughout the training, in [0, 1).
+      until: fraction of the training after which the masks no longer move.
+      updates: number of moves until then.
+      fraction: fraction of the kept weights that is dropped and regrown at first.
+      allocation: a sparsity for each layer: "erk", "uniform", a function (params, sparsity, where=) -> tree, or a
+        tree whose total is `sparsity`; None for the same sparsity in each.
 
     Example:
       >>> import jaxprune as jp
@@ -43,7 +43,7 @@ def rigl(
         structure       Unstructured()
         scoring         magnitude to drop, |gradient| to grow, by layer; ERK allocation
         scheduling      sparse from the start; 20 moves of up to 0.3 over the first 0.75 of the training
-        initialization  random masks on the initial weights; what grows starts at 0
+        initialization  random masks on the initial weights; grown weights start at 0
 
     References:
       Evci et al., Rigging the Lottery: Making All Tickets Winners, 2019, arXiv:1911.11134.
@@ -61,7 +61,7 @@ def set(
     fraction: float = 0.3,
     allocation: Allocation = "erk",
 ) -> Recipe:
-    """SET: the smallest weights make room for others at random.
+    """SET: drops the smallest weights and grows others at random.
 
     Args:
       sparsity, until, updates, fraction, allocation: as for `rigl`.
@@ -113,7 +113,7 @@ def _moving(
             f"sparse from the start; {updates} moves of up to {fraction:g} over the first {until:g} "
             "of the training"
         ),
-        initialization="random masks on the initial weights; what grows starts at 0",
+        initialization="random masks on the initial weights; grown weights start at 0",
         make=make,
         needs=("key",),
     )

@@ -28,15 +28,15 @@ def gmp(
     structure: Structure = Unstructured(),
     allocation: Allocation = None,
 ) -> Recipe:
-    """Gradual magnitude pruning: the smallest weights go while training goes on.
+    """Gradual magnitude pruning: prunes more and more of the smallest weights during training.
 
     Args:
       sparsity: final sparsity, in [0, 1).
-      until: share of the training after which nothing more is pruned.
-      updates: how often masks are made until then.
+      until: fraction of the training after which nothing more is pruned.
+      updates: number of updates of the masks until then.
       scope, structure: as for `make_masks`.
-      allocation: each layer's own share instead of `scope`: a tree of shares that come to `sparsity` in all, a
-        function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
+      allocation: a sparsity for each layer instead of `scope`: a tree whose total is `sparsity`, a function
+        (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
 
     Example:
       >>> import jaxprune as jp
@@ -45,7 +45,7 @@ def gmp(
         structure       Unstructured()
         scoring         magnitude, global
         scheduling      cubic in 50 updates over the first 0.75 of the training
-        initialization  weights go on, none come back
+        initialization  the trained weights; pruned ones remain pruned
 
     References:
       Zhu, Gupta, To prune, or not to prune, 2017, arXiv:1710.01878.
@@ -65,7 +65,7 @@ def gmp(
         sparsity,
         scoring=f"magnitude, {compared_over(scope, allocation)}",
         scheduling=f"cubic in {updates} updates over the first {until:g} of the training",
-        initialization="weights go on, none come back",
+        initialization="the trained weights; pruned ones remain pruned",
         make=make,
         structure=structure,
     )

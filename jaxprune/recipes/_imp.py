@@ -27,7 +27,7 @@ from jaxprune.whole_numbers import check_whole
 
 @dataclasses.dataclass(frozen=True)
 class IMPRecipe:
-    """Several trainings instead of one, so an experiment and no optimizer; made by `jp.recipes.imp`."""
+    """A recipe of several trainings: it makes an experiment, not an optimizer. Made by `jp.recipes.imp`."""
 
     sparsity: float
     rounds: int
@@ -45,7 +45,7 @@ class IMPRecipe:
 
     @property
     def rate(self) -> float:
-        """Share of what is left that a round prunes: `1 - (1 - sparsity)^(1 / rounds)`."""
+        """Fraction of the remaining weights that a round prunes: `1 - (1 - sparsity)^(1 / rounds)`."""
         return 1 - (1 - self.sparsity) ** (1 / self.rounds)
 
     @property
@@ -54,7 +54,7 @@ class IMPRecipe:
 
     @property
     def scheduling(self) -> str:
-        return f"geometric: {self.rounds} rounds that prune {self.rate:.3g} of what is left"
+        return f"geometric: {self.rounds} rounds that each prune {self.rate:.3g} of the remaining weights"
 
     @property
     def initialization(self) -> str:
@@ -66,7 +66,7 @@ class IMPRecipe:
     __repr__ = __str__
 
     def check_steps(self, steps: int) -> None:
-        """Raises ValueError unless there is a step for each training."""
+        """Raises ValueError if there are fewer steps than trainings."""
         check_whole(steps=steps)
         if steps <= self.rounds:
             raise ValueError(
@@ -88,15 +88,16 @@ class IMPRecipe:
 
         Args:
           train_step, batch_fn, where, evaluate, keep_masks: as for `jp.imp`.
-          steps: training steps of all `rounds + 1` trainings together: each has
+          steps: number of training steps of all `rounds + 1` trainings together; each has
             `steps // (rounds + 1)`.
           params: the parameters, or their shapes, for a recipe with an `allocation`.
 
         Returns:
-          An `IMP`; `run(key, state)` does all of it.
+          An `IMP`; `run(key, state)` runs the whole experiment.
 
         Raises:
-          ValueError: as `jp.imp` does; fewer steps than trainings; an `allocation` and no `params`.
+          ValueError: as `jp.imp` does; if there are fewer steps than trainings, or an `allocation` and no
+            `params`.
         """
         self.check_steps(steps)
         rate: Any = self.rate
@@ -129,17 +130,17 @@ def imp(
     rewind: Initialization = Rewind(),
     allocation: Allocation = None,
 ) -> IMPRecipe:
-    """Iterative magnitude pruning: train, prune the smallest of what is left, rewind, and again.
+    """Iterative magnitude pruning: train, prune the smallest of the remaining weights, rewind, repeat.
 
     Args:
-      sparsity: after the last round, in [0, 1).
-      rounds: prunings; there is one training more.
+      sparsity: sparsity after the last round, in [0, 1).
+      rounds: number of prunings; there are `rounds + 1` trainings.
       scope, structure, rewind: as for `jp.imp`.
-      allocation: each layer's own share instead of `scope`: a tree of shares that come to `sparsity` in all, a
-        function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
+      allocation: a sparsity for each layer instead of `scope`: a tree whose total is `sparsity`, a function
+        (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
 
     Returns:
-      A recipe whose `experiment` gives the `jp.imp`.
+      A recipe whose `experiment` returns the `IMP` of `jp.imp`.
 
     Example:
       >>> import jaxprune as jp
@@ -147,7 +148,7 @@ def imp(
       IMP, sparsity 0.9375
         structure       Unstructured()
         scoring         magnitude, global
-        scheduling      geometric: 4 rounds that prune 0.5 of what is left
+        scheduling      geometric: 4 rounds that each prune 0.5 of the remaining weights
         initialization  Rewind(step=0)
 
     References:

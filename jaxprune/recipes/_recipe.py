@@ -16,13 +16,13 @@ from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.whole_numbers import check_whole
 
-# What `allocation=` takes: a tree of shares, a function (params, sparsity, where=) -> tree, the name of one.
+# What `allocation=` takes: a tree of sparsities, a function (params, sparsity, where=) -> tree, the name of one.
 Allocation = Any
 ALLOCATIONS = {"erk": erk, "uniform": uniform}
 
 
 class Task(NamedTuple):
-    """What a recipe is set up for: the arguments of `Recipe.transform`."""
+    """The training that a recipe is set up for: the arguments of `Recipe.transform`."""
 
     params: PyTree
     steps: int
@@ -36,17 +36,17 @@ class Task(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A named method; the functions of `jp.recipes` make it, printing it tells its four choices.
+    """A named method; the functions of `jp.recipes` make it, and printing it shows its four choices.
 
     Args:
-      name: the method's.
-      sparsity: share of the units that is pruned at the end, in [0, 1).
-      structure: what is removed together.
-      scoring: what goes first, and over what it is compared.
-      scheduling: when.
-      initialization: from which values training goes on.
+      name: name of the method.
+      sparsity: fraction of the units that is pruned at the end, in [0, 1).
+      structure: which weights are pruned together.
+      scoring: which units are pruned first, and across what they are ranked.
+      scheduling: when units are pruned.
+      initialization: from which values training continues.
       make: (inner, task) -> optax transformation.
-      needs: which fields of `Task` it can't do without.
+      needs: fields of `Task` that must be given.
     """
 
     name: str
@@ -79,28 +79,28 @@ class Recipe:
         inputs: Sequence[Any] | None = None,
         where: PyTree | None = None,
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that carries the recipe out: masks made, or their schedule set.
+        """The optimizer that carries out the recipe: with masks that are made here, or with their schedule.
 
-        Nothing else in the training loop changes, and `jp.get_masks(opt_state)` reads the masks. All of it
-        also runs under `jit`.
+        Nothing else in the training loop changes, and `jp.get_masks(opt_state)` reads the masks. This method also
+        runs under `jit`.
 
         Args:
           inner: any optax optimizer.
-          params: those that training starts from.
-          steps: training steps in all.
-          key: a `jax.random.key`, for what is drawn at random.
+          params: the parameters that training starts from.
+          steps: number of all training steps.
+          key: a `jax.random.key`, for random masks and random growth.
           loss_fn: (params, batch) -> loss, for scores from gradients.
-          batches: the batches that such scores are taken on.
+          batches: the batches for such scores.
           fn: (params, *inputs) -> outputs, for scores from the network alone.
-          inputs: what `fn` takes; only the shapes count.
-          where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(params)`.
+          inputs: the inputs of `fn`; only the shapes count.
+          where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+            one; None for `prunable(params)`.
 
         Returns:
           An optax transformation with masks in its state.
 
         Raises:
-          ValueError: something that the recipe needs is missing; fewer than one step.
+          ValueError: if an argument that the recipe needs is missing, or there is less than one step.
 
         Example:
           >>> import jax, jax.numpy as jnp, optax
@@ -135,13 +135,13 @@ def four_choices(recipe: Any) -> str:
 
 
 def check_final(sparsity: Any, structure: Structure, name: str) -> None:
-    """Raises unless a recipe can end at a sparsity: in [0, 1), and the pattern's own with N:M."""
+    """Raises if a recipe cannot end at this sparsity: it must be in [0, 1), and with N:M that of the pattern."""
     check_fraction("sparsity", sparsity)
     structure.check_sparsity(float(sparsity), name)
 
 
 def allocated(allocation: Allocation, sparsity: float, params: PyTree, where: PyTree | None) -> Any:
-    """The share for all leaves, or the tree of shares of an allocation, which must come to that share in all."""
+    """The sparsity of all leaves, or the tree of an allocation, whose total must be that sparsity."""
     if allocation is None:
         return sparsity
     check_allocation(allocation)
@@ -158,21 +158,23 @@ def allocated(allocation: Allocation, sparsity: float, params: PyTree, where: Py
     # Half a weight a leaf is rounding, half a percent is what a number with two digits hides.
     if abs(pruned - sparsity * sum(sizes)) > len(sizes) / 2 + 0.005 * sum(sizes):
         raise ValueError(
-            f"`allocation` must come to the recipe's sparsity of {sparsity:g}, but it prunes "
+            f"`allocation` must have the recipe's sparsity of {sparsity:g} in total, but it prunes "
             f"{pruned / max(sum(sizes), 1):.3g} of the weights."
         )
     return shares
 
 
 def check_allocation(allocation: Allocation) -> None:
-    """Raises for a name that is none, or a single number."""
+    """Raises for an unknown name, or a single number."""
     if isinstance(allocation, str) and allocation not in ALLOCATIONS:
         names = ", ".join(map(repr, ALLOCATIONS))
         raise ValueError(
-            f"`allocation` must be one of {names}, a function or a tree of shares, got {allocation!r}."
+            f"`allocation` must be one of {names}, a function or a tree of sparsities, got {allocation!r}."
         )
     if isinstance(allocation, bool | int | float):
-        raise TypeError(f"`allocation` must be a name, a function or a tree of shares, got {allocation!r}.")
+        raise TypeError(
+            f"`allocation` must be a name, a function or a tree of sparsities, got {allocation!r}."
+        )
 
 
 def compared_over(scope: str, allocation: Allocation) -> str:
@@ -189,6 +191,6 @@ def compared_over(scope: str, allocation: Allocation) -> str:
 
 
 def check_part(**parts: Any) -> None:
-    """Raises ValueError unless each is a part of the training, in [0, 1): nothing happens after its end."""
+    """Raises ValueError unless each is a fraction of the training, in [0, 1)."""
     for name, part in parts.items():
         check_fraction(name, part)

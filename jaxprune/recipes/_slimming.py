@@ -1,4 +1,4 @@
-"""Channels made small by a penalty, then pruned."""
+"""Channels that a penalty makes small and that are then pruned."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from jaxprune.transforms import gradual
 def slimming(
     sparsity: float, *, strength: float = 1e-4, at: float = 0.5, allocation: Allocation = None
 ) -> Recipe:
-    """Slimming: a group lasso makes output channels small, the smallest go at once, the others go on.
+    """Slimming: a group lasso makes output channels small; the smallest are pruned at once, the rest is fine-tuned.
 
-    Give `where` without the output layer: its channels are what the network is asked for.
+    Leave the output layer out of `where`: its channels are the outputs of the network.
 
     Args:
-      sparsity: share of the channels of each layer that is pruned, in [0, 1).
-      strength: of the penalty `sum_g sqrt(n_g) ||w_g||`, whose gradient is added to the loss's.
-      at: share of the training after which is pruned, in [0, 1).
-      allocation: each layer's own share: "erk", "uniform", a function (params, sparsity, where=) -> tree, or a tree
-        of shares that come to `sparsity` in all; None for the same share of each.
+      sparsity: fraction of the channels of each layer to prune, in [0, 1).
+      strength: factor of the penalty `sum_g sqrt(n_g) ||w_g||`, whose gradient is added to that of the loss.
+      at: fraction of the training before the pruning, in [0, 1).
+      allocation: a sparsity for each layer: "erk", "uniform", a function (params, sparsity, where=) -> tree, or a
+        tree whose total is `sparsity`; None for the same sparsity in each.
 
     Example:
       >>> import jaxprune as jp
@@ -35,7 +35,7 @@ def slimming(
         structure       Channels(axis=-1)
         scoring         L2 norm under a group lasso of 0.0001, local
         scheduling      at once, after 0.5 of the training
-        initialization  weights go on (fine-tuning)
+        initialization  the trained weights (fine-tuning)
 
     References:
       Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 2017, arXiv:1708.06519,
@@ -64,7 +64,7 @@ def slimming(
         sparsity,
         scoring=f"L2 norm under a group lasso of {strength:g}, {compared_over('local', allocation)}",
         scheduling=f"at once, after {at:g} of the training",
-        initialization="weights go on (fine-tuning)",
+        initialization="the trained weights (fine-tuning)",
         make=make,
         structure=Channels(),
     )

@@ -1,10 +1,10 @@
-"""Sparse training: masks that move, or weights that are pulled to zero, while the network trains.
+"""Sparse training: masks that change, or weights that are pulled towards zero, while the network trains.
 
 Every method is an optax wrapper whose state is a NamedTuple with a field `masks`, which `jp.get_masks` reads.
-`static`, `set`, `rigl`, `ac_dc`, `movement`, `slimming` and `group_lasso` hold their zeros in the parameters,
-and the model is called as ever. `ste`, `sr_ste` and `top_kast` (and `movement` with `regrow=True`) train dense
-weights: their loss must see `straight_through(params, jp.get_masks(opt_state))`, and what is deployed is
-`jp.apply_masks(params, jp.get_masks(opt_state))`. The gradual magnitude schedule is `jp.gradual`.
+`static`, `set`, `rigl`, `ac_dc`, `movement`, `slimming` and `group_lasso` keep pruned parameters at zero, and the
+model is called as usual. `ste`, `sr_ste` and `top_kast` (and `movement` with `regrow=True`) train dense weights:
+compute the loss at `straight_through(params, jp.get_masks(opt_state))`, and deploy
+`jp.apply_masks(params, jp.get_masks(opt_state))`. Gradual magnitude pruning is `jp.gradual`.
 """
 
 from jaxprune.sparse_training._ac_dc import ACDCState, ac_dc

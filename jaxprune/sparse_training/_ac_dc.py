@@ -23,7 +23,7 @@ from jaxprune.whole_numbers import check_whole
 
 
 class ACDCState(NamedTuple):
-    """count: steps so far; masks: all True in a dense phase; inner_state: the wrapped optimizer's."""
+    """count: steps so far; masks: all True in a dense phase; inner_state: that of the wrapped optimizer."""
 
     count: jax.Array
     masks: PyTree
@@ -42,31 +42,31 @@ def ac_dc(
     structure: Structure = Unstructured(),
     where: PyTree | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that it trains dense and sparse by turns, and sparse in the end.
+    """Wraps an optimizer so that dense and sparse phases of training alternate, and the last one is sparse.
 
-    Steps before `begin` are dense. From there on phases of `every` steps alternate, sparse ones first, and
-    from `end` on all steps are sparse. Where a sparse phase begins, new masks are made from the weights as
-    they are; where a dense one begins, all weights are free, pruned ones start at 0, and the optimizer's
-    memory of all weights, its moments, starts anew (step counts go on), as the paper has it for momentum.
-    The final phase keeps the masks of a sparse phase that `end` falls into.
+    Steps before `begin` are dense. After that phases of `every` steps alternate, a sparse one first. From `end`
+    on all steps are sparse. At the start of a sparse phase new masks are made from the present weights. At the
+    start of a dense phase pruned weights train again, from 0, and the optimizer's moments of all weights are
+    reset (step counts continue), as the paper does for momentum. If `end` falls into a sparse phase, the final
+    phase keeps the masks of that phase.
 
     Args:
       inner: any optax optimizer.
-      sparsity: share of the units to prune, in [0, 1), or a tree of shares (an allocation).
+      sparsity: fraction of the units to prune, in [0, 1), or a tree of them (an allocation).
       begin: first sparse step.
       end: first step of the final sparse phase, at least `begin`.
-      every: steps of a phase.
+      every: number of steps of a phase.
       scope: "global" or "local".
       score: params -> scores, larger = keep.
-      structure: what a unit is.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(params)`.
+      structure: how weights form units.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(params)`.
 
     Returns:
       A transformation whose state is an `ACDCState`.
 
     Raises:
-      ValueError: `end` before `begin`, or as `make_masks` does; no `params` at `update`.
+      ValueError: if `end` is before `begin`, or as `make_masks` does; if `params` is not passed to `update`.
 
     Example:
       >>> import jax.numpy as jnp, optax

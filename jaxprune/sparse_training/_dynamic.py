@@ -1,4 +1,4 @@
-"""What `set` and `rigl` share: weights are dropped and as many are grown, layer by layer."""
+"""The common part of `set` and `rigl`: in each layer as many weights are grown as are dropped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from jaxprune.whole_numbers import check_whole
 
 
 class DynamicState(NamedTuple):
-    """count: steps so far; masks; inner_state: the wrapped optimizer's."""
+    """count: steps so far; masks; inner_state: that of the wrapped optimizer."""
 
     count: jax.Array
     masks: PyTree
@@ -51,7 +51,7 @@ def dynamic(
     where: PyTree | None,
     key: jax.Array | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The wrapper of `set` and `rigl`; `grow(updates, params, step)` scores what may come, larger = grow."""
+    """The wrapper of `set` and `rigl`; `grow(updates, params, step)` scores pruned weights, larger = grow."""
     inner = optax.with_extra_args_support(inner)
     criterion = Criterion(structure, "local", where)
     check_whole(every=every)
@@ -60,17 +60,19 @@ def dynamic(
         raise ValueError(f"`fraction` must be in [0, 1], got {fraction}.")
     if structure.fixed_sparsity is not None:
         raise ValueError(
-            f"`structure` must leave a layer's units free to move, got {structure}: see `sr_ste`."
+            f"`structure` must let any unit of a layer be pruned, got {structure}: see `sr_ste`."
         )
     if (sparsity is None) == (masks is None):
-        raise ValueError("give either `sparsity`, for random masks, or `masks` to begin with.")
+        raise ValueError(
+            "pass either `sparsity`, for random initial masks, or initial `masks`, and not both."
+        )
     if masks is None and key is None:
-        raise ValueError("random masks need a `key`: pass `key=jax.random.key(...)`, or give `masks`.")
+        raise ValueError("random masks need a `key`: pass `key=jax.random.key(...)`, or `masks`.")
     if isinstance(sparsity, int | float | str):
         check_fraction("sparsity", sparsity)
 
     def moving(params: PyTree, masks: PyTree) -> Units:
-        """The units of the leaves whose masks move."""
+        """The units of the leaves whose masks change."""
         held = jax.tree.leaves(weights_of(masks))
         chosen = range(len(held)) if where is None else prunable_leaves(params, where)
         return criterion.units(params, [i for i in chosen if jnp.ndim(held[i])])
@@ -117,7 +119,7 @@ def dynamic(
 
 
 def _in_units(units: Units, masks: PyTree) -> PyTree:
-    """The masks in the shapes in which they move: one decision a unit, spread as the structure spreads it."""
+    """The masks in the shapes that updates return: one decision per unit, in the form that the structure makes."""
     kept = [~gone for gone in units.pruned(masks)]
     moving = [
         placed_like(mask, units.leaves[i].value)
@@ -129,9 +131,9 @@ def _in_units(units: Units, masks: PyTree) -> PyTree:
 def _moved(
     cut: Cut, masks: list[jax.Array], sizes: list[jax.Array], growth: list[jax.Array], share: jax.Array
 ) -> list[jax.Array]:
-    """The masks after the smallest kept units of each leaf were dropped and as many grown.
+    """The masks after the smallest kept units of each leaf have been dropped and as many have been grown.
 
-    Candidates to grow are all units that are not kept after the drop.
+    The candidates for growing are all units that are not kept after the drop.
     """
     pruned = pruned_units(cut, masks)
     drop, gain = ([comparable(u) for u in cut.scores(leaves)] for leaves in (sizes, growth))
@@ -148,7 +150,7 @@ def _moved(
 
 
 def _share_of(share: jax.Array, whole: Count) -> Count:
-    """`round(share * whole)`, to float32's accuracy: as many are grown as are dropped, whatever the number."""
+    """`round(share * whole)` with float32 accuracy: the same number is dropped and grown, whatever it is."""
     number = jnp.round(share * counts.as_float(whole))
     high = jnp.floor(number / 2.0**32)
     part = Count(high.astype(jnp.uint32), (number - high * 2.0**32).astype(jnp.uint32))
@@ -156,7 +158,7 @@ def _share_of(share: jax.Array, whole: Count) -> Count:
 
 
 def _either(condition: jax.Array, old: Any, new: Any) -> Any:
-    """`old` where the condition holds, else `new`, in the dtype of `new`."""
+    """`old` if the condition holds, else `new`, in the dtype of `new`."""
     chosen = jnp.where(condition, old, new)
     is_key = jnp.issubdtype(chosen.dtype, jax.dtypes.prng_key)
     return chosen if is_key else chosen.astype(jnp.asarray(new).dtype)

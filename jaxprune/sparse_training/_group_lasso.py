@@ -20,7 +20,7 @@ from jaxprune.transforms._placeholder import mappable
 
 
 class GroupLassoState(NamedTuple):
-    """count: steps so far; masks: False for units that the last step set to zero; inner_state."""
+    """count: steps so far; masks: False for the units that the last step set to zero; inner_state."""
 
     count: jax.Array
     masks: PyTree
@@ -34,20 +34,20 @@ def group_penalty(
 ) -> jax.Array:
     """Sum over units of the root of their size times their L2 norm: `sum_g sqrt(n_g) ||w_g||`.
 
-    To be added to a loss, or to be reported beside it; `group_lasso` needs neither. Its gradient at a unit of
-    zeros is 0.
+    Add it to a loss, or report it beside the loss; `group_lasso` needs neither. Its gradient at a unit of zeros
+    is 0.
 
     Args:
       params: pytree of arrays.
-      structure: what a unit is.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to penalise;
-        None for `prunable(params)`.
+      structure: how weights form units.
+      where: the leaves to penalise: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(params)`.
 
     Returns:
       float32 scalar.
 
     Raises:
-      ValueError: a leaf that the structure can't cut.
+      ValueError: if the structure can't cut a leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -76,26 +76,27 @@ def group_lasso(
     structure: LeafStructure = Channels(),
     where: PyTree | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that each step is followed by the proximal step of `strength * group_penalty`.
+    """Wraps an optimizer so that a proximal step of `strength * group_penalty` follows each step.
 
-    `w_g <- max(0, 1 - t sqrt(n_g) / ||w_g||) w_g` with `t = learning_rate * strength`, w the inner optimizer's
-    new weights: units of small norm become exactly zero, also with momentum, which a penalty in the loss never
-    achieves. With `Unstructured()` this is soft thresholding, on norm scales that of network slimming. The
-    masks in the state follow: a unit whose gradient lifts it above t comes back.
+    `w_g <- max(0, 1 - t sqrt(n_g) / ||w_g||) w_g` with `t = learning_rate * strength`; w are the new weights of
+    the inner optimizer. Units of small norm become exactly zero, with momentum too; a penalty in the loss never
+    achieves that. With `Unstructured()` it is soft thresholding; on norm scales, that of network slimming. The
+    masks in the state follow the weights: a unit whose gradient lifts it above t is kept again.
 
     Args:
       inner: any optax optimizer.
       strength: lambda, at least 0.
-      learning_rate: step size of the proximal step, a number or a schedule, step -> number: that of `inner`.
-      structure: what a unit is.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to penalise;
-        None for `prunable(params)`.
+      learning_rate: step size of the proximal step: a number or a schedule, step -> number. Use that of `inner`.
+      structure: how weights form units.
+      where: the leaves to penalise: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(params)`.
 
     Returns:
       A transformation whose state is a `GroupLassoState`.
 
     Raises:
-      ValueError: a negative strength; at `init`, a leaf that the structure can't cut; no `params` at `update`.
+      ValueError: if the strength is negative; at `init`, if the structure can't cut a leaf; if `params` is not
+        passed to `update`.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -146,5 +147,5 @@ def group_lasso(
 
 
 def _norm_and_size(w: jax.Array, structure: LeafStructure) -> tuple[jax.Array, jax.Array]:
-    """L2 norm of each unit, and the number of its weights."""
+    """The L2 norm of each unit and the number of its weights."""
     return l2_of_units(w, structure), jnp.asarray(structure.unit_sizes(w.shape), jnp.float32)

@@ -1,4 +1,4 @@
-"""Movement pruning: what moves towards zero goes."""
+"""Movement pruning: weights that move towards zero are pruned."""
 
 from __future__ import annotations
 
@@ -44,31 +44,32 @@ def movement(
     structure: Structure = Unstructured(),
     where: PyTree | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that it prunes, as it fine-tunes, the weights that moved towards zero: `-sum w g`.
+    """Wraps an optimizer so that fine-tuning prunes the weights that have moved towards zero: `-sum w g`.
 
-    Each step adds `-w dL/dw` to the score of every weight; the masks keep the largest scores, as many as the
-    schedule says. A step without a finite product adds nothing.
+    Each step adds `-w dL/dw` to the score of every weight. The masks keep the largest scores; the schedule gives
+    the sparsity. A product that is not finite adds nothing.
 
-    With `regrow=False` the masks are made where the schedule rises, what is pruned is 0 and stays so, and the
-    model is called as ever. With `regrow=True` masks are learned, as in the paper: the loss sees
-    `straight_through(params, jp.get_masks(opt_state))`, pruned weights keep their value and go on collecting
-    their score, and come back with it, every `every` steps; deploy `jp.apply_masks(params, masks)`.
+    With `regrow=False` masks are made where the schedule rises, pruned weights are 0 and remain pruned, and the
+    model is called as usual. With `regrow=True` masks are learned, as in the paper: compute the loss at
+    `straight_through(params, jp.get_masks(opt_state))`. Pruned weights then keep their values, their scores
+    continue to change, and every `every` steps those with high scores are kept again. Deploy
+    `jp.apply_masks(params, masks)`.
 
     Args:
       inner: any optax optimizer.
-      schedule: step -> sparsity, or a tree of shares, as for `jp.gradual`.
-      regrow: whether pruned weights may come back.
-      every: with `regrow`, steps from one update of the masks to the next.
+      schedule: step -> sparsity, or a tree of sparsities, as for `jp.gradual`.
+      regrow: whether pruned weights may be kept again.
+      every: with `regrow`, number of steps between two updates of the masks.
       scope: "global" or "local".
-      structure: what a unit is; its score is the mean over its weights.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(params)`.
+      structure: how weights form units; the score of a unit is the mean over its weights.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(params)`.
 
     Returns:
       A transformation whose state is a `MovementState`.
 
     Raises:
-      TypeError: a schedule that is not callable.
+      TypeError: if the schedule is not callable.
       ValueError: as `gradual` does.
 
     Example:

@@ -25,40 +25,40 @@ def rigl(
     where: PyTree | None = None,
     key: jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that it trains a fixed number of weights of each layer and moves them where it helps.
+    """Wraps an optimizer so that it trains a fixed number of weights of each layer and moves the masks to help it.
 
-    At the steps t = every, 2 every, ... before `end`, `round(f_t k)` of the k kept weights of each layer go,
-    those of smallest magnitude, and as many come, where `|dL/dw|` is largest:
-    `f_t = fraction / 2 (1 + cos(pi t / end))`.
+    At the steps t = every, 2 every, ... before `end`, each layer with k kept weights drops the `round(f_t k)` of
+    smallest magnitude and grows as many where `|dL/dw|` is largest: `f_t = fraction / 2 (1 + cos(pi t / end))`.
 
-    The gradient of the loss at masked parameters is dense as it comes in, pruned weights included, so no
-    other is asked for; it is looked at in the steps that move masks only. Give it unmasked, and put this
-    wrapper outermost.
+    The gradient of the loss at masked parameters is dense, pruned weights included, so no second gradient is
+    needed. It is used for growing only at the steps that move masks. Pass it unmasked, and put this wrapper
+    outermost.
 
-    As in the paper, a step that moves masks moves nothing else (the inner optimizer and its step count wait),
-    new weights start at 0 with their moments as the optimizer's `init` has them, and candidates are all
-    weights not kept after the drop: one that was just dropped may come back, and then keeps its value and
-    its moments. Memory that is no array of the parameter's shape (adafactor's rows and columns) is left.
+    As in the paper, a step that moves masks changes nothing else: the inner optimizer and its step count wait.
+    Grown weights start at 0, with their moments as after `init` of the optimizer. The candidates for growing are
+    all weights that are not kept after the drop. A weight that was just dropped may be grown again; it then
+    keeps its value and its moments. Memory that does not have the shape of the parameter (Adafactor's rows and
+    columns) is not reset.
 
     Args:
       inner: any optax optimizer.
-      sparsity: the share of each leaf to prune, in [0, 1), or a tree of shares (an allocation), for random
-        masks to begin with.
-      end: step from which on the masks stay; the paper takes three quarters of the training.
-      every: steps from one move to the next.
-      fraction: share of the kept weights that moves at first.
-      masks: masks to begin with, instead of `sparsity`: a tree, a prefix of one, or a function of the parameters.
-      structure: what a unit is; not `NM`. A unit's magnitude and gradient are the means over its weights.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves that move;
-        None for `prunable(params)`, or the leaves `masks` prune.
-      key: for the random masks; also a traced one: under `vmap` over replicates build the wrapper inside.
+      sparsity: fraction of each leaf to prune, in [0, 1), or a tree of them (an allocation), for random initial
+        masks.
+      end: step from which the masks no longer move; the paper uses three quarters of the training.
+      every: number of steps between two moves of the masks.
+      fraction: fraction of the kept weights that is dropped and regrown at first.
+      masks: initial masks instead of `sparsity`: a tree, a prefix of one, or a function of the parameters.
+      structure: how weights form units, but not `NM`. Magnitude and gradient of a unit are means over its weights.
+      where: the leaves whose masks move: a tree of bools, a prefix of one, or a function of the parameters that
+        returns one; None for `prunable(params)`, or for the leaves that `masks` prunes.
+      key: for the random masks; may be traced: under `vmap` over replicates build the wrapper inside.
 
     Returns:
       A transformation whose state is a `DynamicState`.
 
     Raises:
-      ValueError: neither or both of `sparsity` and `masks`; `sparsity` without a `key`; a fraction outside
-        [0, 1]; at `init`, as `make_masks` does; no `params` at `update`.
+      ValueError: if neither or both of `sparsity` and `masks` are given, `sparsity` is given without a `key`, or
+        the fraction is outside [0, 1]; at `init`, as `make_masks` does; if `params` is not passed to `update`.
 
     Example:
       >>> import jax.numpy as jnp, optax

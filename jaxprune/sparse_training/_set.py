@@ -26,31 +26,31 @@ def set(
     where: PyTree | None = None,
     key: jax.Array,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that it trains a fixed number of weights of each layer, at places that move.
+    """Wraps an optimizer so that it trains a fixed number of weights of each layer, at positions that change.
 
-    At the steps t = every, 2 every, ... before `end`, `round(f_t k)` of the k kept weights of each layer go,
-    those of smallest magnitude, and as many come, at random: `f_t = fraction / 2 (1 + cos(pi t / end))`. As
-    for `rigl`, such a step moves masks and nothing else.
+    At the steps t = every, 2 every, ... before `end`, each layer with k kept weights drops the `round(f_t k)` of
+    smallest magnitude and grows as many at random: `f_t = fraction / 2 (1 + cos(pi t / end))`. As in `rigl`,
+    such a step changes the masks and nothing else.
 
     Args:
       inner: any optax optimizer.
-      sparsity: the share of each leaf to prune, in [0, 1), or a tree of shares (an allocation), for random
-        masks to begin with.
-      end: step from which on the masks stay.
-      every: steps from one move to the next.
-      fraction: share of the kept weights that moves at first.
-      masks: masks to begin with, instead of `sparsity`: a tree, a prefix of one, or a function of the parameters.
-      structure: what a unit is; not `NM`.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves that move;
-        None for `prunable(params)`, or the leaves `masks` prune.
-      key: a `jax.random.key`, also a traced one: under `vmap` over replicates build the wrapper inside.
+      sparsity: fraction of each leaf to prune, in [0, 1), or a tree of them (an allocation), for random initial
+        masks.
+      end: step from which the masks no longer move.
+      every: number of steps between two moves of the masks.
+      fraction: fraction of the kept weights that is dropped and regrown at first.
+      masks: initial masks instead of `sparsity`: a tree, a prefix of one, or a function of the parameters.
+      structure: how weights form units, but not `NM`.
+      where: the leaves whose masks move: a tree of bools, a prefix of one, or a function of the parameters that
+        returns one; None for `prunable(params)`, or for the leaves that `masks` prunes.
+      key: a `jax.random.key`; may be traced: under `vmap` over replicates build the wrapper inside.
 
     Returns:
       A transformation whose state is a `DynamicState`.
 
     Raises:
-      ValueError: neither or both of `sparsity` and `masks`; a fraction outside [0, 1]; at `init`, as
-        `make_masks` does; no `params` at `update`.
+      ValueError: if neither or both of `sparsity` and `masks` are given, or the fraction is outside [0, 1]; at
+        `init`, as `make_masks` does; if `params` is not passed to `update`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

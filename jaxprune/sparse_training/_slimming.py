@@ -16,17 +16,17 @@ from jaxprune.transforms._placeholder import mappable
 
 
 class SlimmingState(NamedTuple):
-    """masks: all True, until `jp.replace_masks`; inner_state: the wrapped optimizer's."""
+    """masks: all True until `jp.replace_masks`; inner_state: that of the wrapped optimizer."""
 
     masks: PyTree
     inner_state: Any
 
 
 def norm_scales(params: PyTree) -> PyTree:
-    """Tree of Python bools: which leaves are called `scale` or `gamma`, as Flax and Haiku call norm scales.
+    """Tree of Python bools: which leaves are named `scale` or `gamma`, the names of norm scales in Flax and Haiku.
 
     Raises:
-      ValueError: there is none.
+      ValueError: if there is none.
 
     Example:
       >>> import jax.numpy as jnp
@@ -40,24 +40,25 @@ def norm_scales(params: PyTree) -> PyTree:
 def slimming(
     inner: optax.GradientTransformation, strength: float, *, where: PyTree | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that it trains with `strength * sum |gamma|` over the scales of norm layers.
+    """Wraps an optimizer so that it adds the penalty `strength * sum |gamma|` over the scales of norm layers.
 
-    The subgradient `strength * sign(gamma)` is added to the gradient, as in the paper; channels whose scale
-    has become small are then pruned. No scale becomes exactly zero by this: `group_lasso` with
-    `structure=jp.Unstructured(), where=norm_scales(params)` takes proximal steps, which do that.
+    The subgradient `strength * sign(gamma)` is added to the gradient, as in the paper. Channels whose scales
+    have become small are pruned afterwards. This penalty makes no scale exactly zero. The proximal steps of
+    `group_lasso` with `structure=jp.Unstructured(), where=norm_scales(params)` do.
 
     Args:
       inner: any optax optimizer.
-      strength: lambda, at least 0; the paper takes 1e-4 or 1e-5.
-      where: tree of bools (or a prefix of one, or a function that gives it), the scales;
-        None for `norm_scales(params)`.
+      strength: lambda, at least 0; the paper uses 1e-4 or 1e-5.
+      where: the scales: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `norm_scales(params)`.
 
     Returns:
-      A transformation whose state is a `SlimmingState`; its masks, one for each scale, prune nothing until
+      A transformation whose state is a `SlimmingState`. Its masks, one for each scale, prune nothing until
       `jp.replace_masks` sets them.
 
     Raises:
-      ValueError: a negative strength; at `init`, no scales; no `params` at `update`.
+      ValueError: if the strength is negative; at `init`, if there are no scales; if `params` is not passed to
+        `update`.
 
     Example:
       >>> import jax.numpy as jnp, optax

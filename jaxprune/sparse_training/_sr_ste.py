@@ -1,4 +1,4 @@
-"""N:M training from scratch: straight-through with sparse-refined decay."""
+"""N:M training from scratch: straight-through gradients with sparse-refined decay."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ def sr_ste(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that it trains all weights through their n:m pattern: `g + decay (1 - m) w`.
 
-    The loss sees `straight_through(params, jp.get_masks(opt_state))`, whose masks keep the n largest of every
-    m weights along the input axis as the weights are after each update. The decay pulls pruned weights to
-    zero, so that the pattern settles. It is added to the gradient, as in the paper, so it goes through the
-    optimizer's moments. Deploy `jp.apply_masks(params, jp.get_masks(opt_state))`.
+    Compute the loss at `straight_through(params, jp.get_masks(opt_state))`. The masks keep the n largest of every
+    m weights along the input axis, for the weights after each update. The decay pulls pruned weights to zero,
+    so that the pattern becomes stable. It is added to the gradient, as in the paper, and so enters the moments
+    of the optimizer. Deploy `jp.apply_masks(params, jp.get_masks(opt_state))`.
 
     Args:
       inner: any optax optimizer.
       structure: the pattern, such as `jp.NM(2, 4)`.
       decay: lambda_W of the paper, for pruned weights only.
-      every: steps from one update of the masks to the next.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(params)`.
+      every: number of steps between two updates of the masks.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(params)`.
 
     Returns:
       A transformation whose state is an `STEState`.
 
     Raises:
-      TypeError: a structure other than `NM`.
-      ValueError: at `init`, a leaf that m does not divide; no `params` at `update`.
+      TypeError: if the structure is not an `NM`.
+      ValueError: at `init`, if m does not divide the axis of a leaf; if `params` is not passed to `update`.
 
     Example:
       >>> import jax.numpy as jnp, optax

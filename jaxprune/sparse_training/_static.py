@@ -1,4 +1,4 @@
-"""Static random masks, the control of sparse training."""
+"""Static random masks: the control experiment of sparse training."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def random_masks(
     structure: Structure = Unstructured(),
     where: PyTree | None = None,
 ) -> PyTree:
-    """Masks with exactly `round(s_l * n_l)` of the n_l units of each leaf pruned, at random places.
+    """Masks that prune exactly `round(s_l * n_l)` of the n_l units of each leaf, at random positions.
 
     Args:
       key: a `jax.random.key`.
       params: pytree of arrays.
-      sparsity: the share s of every leaf, in [0, 1), or a tree of shares (an allocation).
-      structure: what a unit is.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(params)`.
+      sparsity: fraction s of every leaf to prune, in [0, 1), or a tree of them (an allocation).
+      structure: how weights form units.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(params)`.
 
     Returns:
       Tree like `params` of masks.
@@ -61,22 +61,22 @@ def static(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that it trains under random masks that never change.
 
-    What `set` and `rigl` must beat: the same number of weights in each layer, at places chosen by chance.
-    `jp.masked` is the same with masks of your own.
+    This is the baseline for `set` and `rigl`: the same number of weights in each layer, at random positions.
+    `jp.masked` does the same with masks of your own.
 
     Args:
       inner: any optax optimizer.
-      sparsity: the share of each leaf to prune, in [0, 1), or a tree of shares (an allocation).
-      structure: what a unit is.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(params)`.
-      key: a `jax.random.key`, also a traced one: under `vmap` over replicates build the wrapper inside.
+      sparsity: fraction of each leaf to prune, in [0, 1), or a tree of them (an allocation).
+      structure: how weights form units.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(params)`.
+      key: a `jax.random.key`; may be traced: under `vmap` over replicates build the wrapper inside.
 
     Returns:
       A transformation whose state is a `MaskedState`.
 
     Raises:
-      ValueError: as `make_masks` does, at `init`; no `params` at `update`.
+      ValueError: at `init`, as `make_masks` does; if `params` is not passed to `update`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

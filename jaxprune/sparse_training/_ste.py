@@ -1,4 +1,4 @@
-"""Dense weights trained through the masks of the largest of them."""
+"""Dense weights that are trained through masks of the largest ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jaxprune.whole_numbers import check_whole
 
 
 class STEState(NamedTuple):
-    """count: steps so far; masks: those of the weights as the last update left them; inner_state."""
+    """count: steps so far; masks: those of the weights after the last update; inner_state."""
 
     count: jax.Array
     masks: PyTree
@@ -44,27 +44,28 @@ def ste(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that it trains all weights through masks that keep the largest of them.
 
-    The loss sees `straight_through(params, jp.get_masks(opt_state))`; the gradient then goes to all weights,
-    and what grows large enough comes back. The masks in the state are those of the updated weights. The
-    weights stay dense: deploy `jp.apply_masks(params, jp.get_masks(opt_state))`.
+    Compute the loss at `straight_through(params, jp.get_masks(opt_state))`. The gradient then reaches all
+    weights, and pruned weights that become large enough are kept again. The masks in the state are those of the
+    updated weights. The weights remain dense: deploy `jp.apply_masks(params, jp.get_masks(opt_state))`.
 
     Args:
       inner: any optax optimizer.
-      sparsity: share of the units to prune, in [0, 1): a number, a tree of shares (an allocation), or a
-        schedule, step -> share.
+      sparsity: fraction of the units to prune, in [0, 1): a number, a tree of them (an allocation), or a
+        schedule, step -> sparsity.
       decay: adds `decay * w` to the gradient of pruned weights (see `sr_ste`).
-      every: steps from one update of the masks to the next.
+      every: number of steps between two updates of the masks.
       scope: "global" or "local".
       score: params -> scores, larger = keep.
-      structure: what a unit is.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(params)`.
+      structure: how weights form units.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(params)`.
 
     Returns:
       A transformation whose state is an `STEState`.
 
     Raises:
-      ValueError: a sparsity outside [0, 1); at `init`, as `make_masks` does; no `params` at `update`.
+      ValueError: if the sparsity is outside [0, 1); at `init`, as `make_masks` does; if `params` is not passed to
+        `update`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

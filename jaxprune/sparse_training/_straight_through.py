@@ -1,4 +1,4 @@
-"""The straight-through forward: what the loss of a method with dense weights must see."""
+"""The straight-through estimator: the parameters at which methods with dense weights compute their loss."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from jaxprune.params import PyTree, flatten_with_paths, is_float_array, is_kept_
 
 
 def straight_through(params: PyTree, masks: PyTree, backward: PyTree | None = None) -> PyTree:
-    """Masked parameters whose gradient reaches the pruned weights too: `where(m, w, 0)`, `dL/dw = dL/d(m w)`.
+    """Masked parameters whose gradient also reaches pruned weights: `where(m, w, 0)`, `dL/dw = dL/d(m w)`.
 
-    The gradient is that of the loss at the masked point, as if the mask were the identity. A pruned weight so
-    learns what it would do if it came back.
+    The gradient is that of the loss at the masked parameters, as if the mask were the identity. A pruned weight
+    thus gets the gradient that it would have if it were kept with value 0.
 
     Args:
       params: pytree of arrays.
-      masks: its masks, True = used in the forward pass.
+      masks: the masks of these parameters, True = used in the forward pass.
       backward: masks of the weights that get a gradient; None for all of them.
 
     Returns:

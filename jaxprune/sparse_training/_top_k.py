@@ -1,4 +1,4 @@
-"""Masks of the highest weights as they are now, whatever was pruned before."""
+"""Masks of the highest scores of the present weights, whatever was pruned before."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def top_k(params: PyTree, sparsity: Any, criterion: Criterion, score: Callable[.
 
 
 def check_sparsity(sparsity: Any, structure: Structure) -> None:
-    """Raises for what is known to be wrong before there are parameters."""
+    """Raises for a sparsity that is known to be wrong before there are parameters."""
     final = getattr(sparsity, "final", None) if callable(sparsity) else sparsity
     if isinstance(final, int | float | str):
         check_fraction("sparsity", final)

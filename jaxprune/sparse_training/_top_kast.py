@@ -1,4 +1,4 @@
-"""Top-KAST: the largest weights are used, a larger set of them learns."""
+"""Top-KAST: the forward pass uses the largest weights, a larger set of weights is trained."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jaxprune.whole_numbers import check_whole
 
 
 class TopKASTState(NamedTuple):
-    """count; masks: the set A that the forward pass uses; backward_masks: the set B that learns; inner_state."""
+    """count; masks: the set A that the forward pass uses; backward_masks: the trained set B; inner_state."""
 
     count: jax.Array
     masks: PyTree
@@ -44,33 +44,33 @@ def top_kast(
     structure: Structure = Unstructured(),
     where: PyTree | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that the loss sees the top D of the weights and the top D + M are updated.
+    """Wraps an optimizer so that the loss uses the top D of the weights and the top D + M are updated.
 
-    The loss sees `straight_through(params, masks, backward_masks)` of the state (without `backward_masks` the
-    updates are the same). Weights outside of the set B keep their value, and have no moments; those inside
-    get the exploration regularisation of the paper, an L2 penalty that is stronger on what is not used:
-    `g + decay w` for w in A, `g + decay w / D` for w in B but not in A, D the kept share of the layer. Deploy
-    `jp.apply_masks(params, jp.get_masks(opt_state))`.
+    Compute the loss at `straight_through(params, masks, backward_masks)` with the masks of the state (without
+    `backward_masks` the updates are the same). Weights outside of the set B keep their values and have no
+    moments. Weights in B get the exploration regularisation of the paper, an L2 penalty that is stronger on
+    weights that the forward pass does not use: `g + decay w` for w in A, `g + decay w / D` for w in B but not
+    in A, where D is the density of the layer. Deploy `jp.apply_masks(params, jp.get_masks(opt_state))`.
 
     Args:
       inner: any optax optimizer.
-      sparsity: share of the units that the forward pass does without, in [0, 1), or a tree of shares (an
+      sparsity: fraction of the units that the forward pass does not use, in [0, 1), or a tree of them (an
         allocation).
-      backward_sparsity: share of the units that don't learn, at most `sparsity`, or a tree of shares.
+      backward_sparsity: fraction of the units that are not trained, at most `sparsity`, or a tree of them.
       decay: strength of the regularisation.
-      every: steps from one update of the masks to the next.
-      scope: "global" or "local"; the paper takes the top of each layer.
+      every: number of steps between two updates of the masks.
+      scope: "global" or "local"; the paper uses the top weights of each layer.
       score: params -> scores, larger = keep.
-      structure: what a unit is.
-      where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
-        `prunable(params)`.
+      structure: how weights form units.
+      where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
+        one; None for `prunable(params)`.
 
     Returns:
       A transformation whose state is a `TopKASTState`.
 
     Raises:
-      ValueError: `backward_sparsity` above `sparsity`; at `init`, as `make_masks` does; no `params` at
-        `update`.
+      ValueError: if `backward_sparsity` is above `sparsity`; at `init`, as `make_masks` does; if `params` is not
+        passed to `update`.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -94,8 +94,8 @@ def top_kast(
     is_number = isinstance(sparsity, int | float) and isinstance(backward_sparsity, int | float)
     if is_number and float(backward_sparsity) > float(sparsity):
         raise ValueError(
-            f"`backward_sparsity` must be at most `sparsity`, {sparsity}: what is used also learns; "
-            f"got {backward_sparsity}."
+            f"`backward_sparsity` must be at most `sparsity`, {sparsity}, got {backward_sparsity}: every weight "
+            "that the forward pass uses is also trained."
         )
     if decay < 0:
         raise ValueError(f"`decay` must be at least 0, got {decay}.")

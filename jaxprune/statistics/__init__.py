@@ -1,4 +1,4 @@
-"""Statistics of what weights multiply, as data: `calibrate` makes them, scores and methods read them."""
+"""Statistics of the inputs of weights: `calibrate` makes them, scores and methods read them."""
 
 from jaxprune.statistics.moments import Kind, Moments
 from jaxprune.statistics.weights import Statistics, WeightStatistics

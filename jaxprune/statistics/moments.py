@@ -20,11 +20,11 @@ _SAFE = 2.0**-48, 2.0**48
 
 
 class Moments(NamedTuple):
-    """Sums over the rows x of activations X, each row times its weight (1 where there are none).
+    """Sums over the rows x of activations X, each row times its row weight (1 if there are none).
 
     total: number of rows, (); sums: sum of x / scale, (groups, inputs); second: X^T X of x / scale,
-    (groups, inputs, inputs), or its diagonal, (groups, inputs); scale: of each input, (groups, inputs): 1, or a
-    power of two where its squares pass the range of float32. All float32.
+    (groups, inputs, inputs), or its diagonal, (groups, inputs); scale: divisor of each input, (groups, inputs): 1,
+    or a power of two if the squares of the input leave the range of float32. All are float32.
     """
 
     total: jax.Array
@@ -48,19 +48,19 @@ class Moments(NamedTuple):
 
     @property
     def unseen(self) -> jax.Array:
-        """Which inputs are 0 in every row, (groups, inputs): nothing is known of their weights."""
+        """Which inputs are 0 in every row, (groups, inputs): the data say nothing about their weights."""
         return self.squares == 0
 
     @property
     def largest_scale(self) -> jax.Array:
-        """What the inputs of `xtx` are divided by, ()."""
+        """The number by which the inputs of `xtx` are divided, ()."""
         largest = jnp.max(jnp.where(self.unseen, 0.0, self.scale), initial=0.0)
         return jnp.where(largest > 0, largest, 1.0)
 
     def xtx(self, scale: jax.Array | None = None) -> jax.Array:
         """X^T X, or its diagonal, of x / scale; None for `largest_scale`.
 
-        Inputs so much smaller than the largest that float32 holds no square of theirs are 0 in it.
+        Inputs that are so much smaller than the largest that float32 cannot hold their squares are 0 in it.
         """
         return _in_one_scale(self.second, self.scale / (self.largest_scale if scale is None else scale))
 
@@ -107,9 +107,9 @@ def moments_of(
 
 
 def safe_scale(largest: np.ndarray) -> np.ndarray:
-    """1, or the power of two to divide numbers of this size by where their squares leave float32.
+    """1, or the power of two by which to divide numbers of this size if their squares leave the range of float32.
 
-    It is 1 too for 0 and for what is no finite number.
+    It is also 1 for 0 and for numbers that are not finite.
     """
     low, high = _SAFE
     unsafe = np.isfinite(largest) & (largest > 0) & ((largest < low) | (largest > high))
@@ -121,7 +121,7 @@ def safe_scale(largest: np.ndarray) -> np.ndarray:
 def _accumulate(
     rows: Rows, moments: Moments, largest: jax.Array, x: jax.Array, weights: jax.Array | None
 ) -> tuple[Moments, jax.Array]:
-    """Moments with one batch more, and the largest size of each input so far."""
+    """The moments with one more batch, and the largest magnitude of each input so far."""
     x = rows(x).astype(jnp.float32)
     total = jnp.asarray(x.shape[1], jnp.float32)
     each = None if weights is None else weights.astype(jnp.float32)[None, :, None]
@@ -174,7 +174,7 @@ def _in_scale(moments: Moments, scale: jax.Array) -> Moments:
 
 @jax.jit
 def _in_one_scale(second: jax.Array, ratio: jax.Array) -> jax.Array:
-    """X^T X, or its diagonal, of inputs times a ratio each."""
+    """X^T X, or its diagonal, of the inputs, each times its ratio."""
     if second.ndim == 2:
         return second * ratio * ratio
     second = second * ratio[:, :, None] * ratio[:, None, :]

@@ -14,12 +14,12 @@ from jaxprune.statistics.moments import Moments
 
 @dataclasses.dataclass(frozen=True)
 class WeightStatistics:
-    """Input statistics of one parameter: of each matrix that it holds (a stack of layers holds several).
+    """Input statistics of one parameter, for each matrix that it holds (a stack of layers holds several).
 
     Attributes:
-      shape: of the parameter.
+      shape: shape of the parameter.
       matrices: which entries of the parameter form (groups, inputs, outputs).
-      moments: of the inputs of each matrix: number of rows, sums, X^T X or its diagonal.
+      moments: for the inputs of each matrix: number of rows, sums, X^T X or its diagonal.
     """
 
     shape: tuple[int, ...]
@@ -28,21 +28,21 @@ class WeightStatistics:
 
     @property
     def input_norms(self) -> np.ndarray:
-        """||X_i||_2 of the input that each weight multiplies, in the parameter's shape; float32."""
+        """||X_i||_2 of the input that each weight multiplies, in the shape of the parameter; float32."""
         squares = [np.asarray(m.norms, np.float64)[:, :, None] ** 2 for m in self.moments]
         return np.sqrt(self.spread(squares)).astype(np.float32)
 
     @property
     def input_means(self) -> np.ndarray:
-        """Mean of the input that each weight multiplies, in the parameter's shape; float32."""
+        """Mean of the input that each weight multiplies, in the shape of the parameter; float32."""
         means = [np.asarray(m.sums * m.scale / m.total)[:, :, None] for m in self.moments]
         return self.spread(means).astype(np.float32)
 
     def output_moments(self, w: Any) -> list[tuple[Any, Any]]:
-        """Mean and second moment of each output, (groups, outputs), for the parameter's value `w`.
+        """Mean and second moment of each output, (groups, outputs), for the value `w` of the parameter.
 
         Raises:
-          ValueError: statistics of the diagonal only.
+          ValueError: if the statistics hold only the diagonal.
         """
         found = []
         for matrix, m in zip(self.matrices, self.moments, strict=True):
@@ -55,7 +55,7 @@ class WeightStatistics:
         return found
 
     def spread(self, values: list[Any]) -> np.ndarray:
-        """Values that broadcast to each matrix's (groups, inputs, outputs), summed in the parameter's shape."""
+        """Values that broadcast to (groups, inputs, outputs) of each matrix, summed in the shape of the parameter."""
         out = np.zeros(self.shape)
         for matrix, value in zip(self.matrices, values, strict=True):
             matrix.put(out, matrix.of(out) + value)
