@@ -46,6 +46,7 @@ class Sensitivity:
       units: units of each layer (weights, if unstructured).
       weights: weights of each layer.
       others: paths of the leaves that are never pruned.
+      tree: the tree that was measured, of the paths of its leaves; None in a table that was read from a file.
     """
 
     paths: tuple[str, ...]
@@ -55,6 +56,7 @@ class Sensitivity:
     units: tuple[int, ...]
     weights: tuple[int, ...]
     others: tuple[str, ...] = ()
+    tree: PyTree | None = dataclasses.field(default=None, repr=False)
 
     def __str__(self) -> str:
         table = rich.table.Table(box=rich.box.SIMPLE, show_footer=True, show_edge=False, pad_edge=False)
@@ -71,7 +73,11 @@ class Sensitivity:
 
     def to_json(self) -> str:
         """The table as JSON; a loss that is not finite is null."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "tree"
+        }
         fields["losses"] = [[x if math.isfinite(x) else None for x in row] for row in self.losses.tolist()]
         return json.dumps({"format": _FORMAT, **fields}, indent=1)
 
@@ -232,6 +238,7 @@ def sensitivity(
         tuple(units),
         tuple(math.prod(leaves[i].value.shape) for i in chosen),
         tuple(leaf.path for i, leaf in enumerate(leaves) if i not in chosen),
+        jax.tree.unflatten(jax.tree.structure(params), [leaf.path for leaf in leaves]),
     )
 
 
