@@ -31,3 +31,7 @@ __all__ = [
 ]
 
 __getattr__ = renamed_names(__name__, {"slimming": ("group_lasso", group_lasso)})
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
