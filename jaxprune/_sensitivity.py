@@ -21,13 +21,13 @@ from jaxprune.files import write_whole
 from jaxprune.masking import Criterion
 from jaxprune.masking.program import keep_masks
 from jaxprune.masking.rounds import counts_of_rounds
-from jaxprune.masking.table import as_text
 from jaxprune.params import PyTree, is_float_array
 from jaxprune.scores import magnitude
 from jaxprune.scores._gradients import checked_loss, split_floats
 from jaxprune.scores._scorer import call_score
 from jaxprune.selection import count_to_prune
 from jaxprune.structures import Structure, Unstructured
+from jaxprune.tables import as_text
 from jaxprune.whole_numbers import check_whole
 
 SPARSITIES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
