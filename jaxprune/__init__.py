@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-lazy.attach(__name__, "jaxprune.public")
+lazy.attach(__name__, "jaxprune.public", modules=("checkpoint", "plots"))

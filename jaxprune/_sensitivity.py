@@ -21,13 +21,13 @@ from jaxprune.files import write_whole
 from jaxprune.masking import Criterion
 from jaxprune.masking.program import keep_masks
 from jaxprune.masking.rounds import counts_of_rounds
-from jaxprune.masking.table import as_text
 from jaxprune.params import PyTree, is_float_array
 from jaxprune.scores import magnitude
 from jaxprune.scores._gradients import checked_loss, split_floats
 from jaxprune.scores._scorer import call_score
 from jaxprune.selection import count_to_prune
 from jaxprune.structures import Structure, Unstructured
+from jaxprune.tables import as_text
 from jaxprune.whole_numbers import check_whole
 
 SPARSITIES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -46,6 +46,7 @@ class Sensitivity:
       units: number of units of each layer (weights, if unstructured).
       weights: number of weights of each layer.
       others: paths of the leaves that are never pruned.
+      tree: the tree that was measured, of the paths of its leaves; None in a table that was read from a file.
     """
 
     paths: tuple[str, ...]
@@ -55,6 +56,7 @@ class Sensitivity:
     units: tuple[int, ...]
     weights: tuple[int, ...]
     others: tuple[str, ...] = ()
+    tree: PyTree | None = dataclasses.field(default=None, repr=False)
 
     def __str__(self) -> str:
         table = rich.table.Table(box=rich.box.SIMPLE, show_footer=True, show_edge=False, pad_edge=False)
@@ -70,8 +72,12 @@ class Sensitivity:
     __repr__ = __str__
 
     def to_json(self) -> str:
-        """The table as JSON; losses that are not finite are null."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """The table as JSON; a loss that is not finite is null."""
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "tree"
+        }
         fields["losses"] = [[x if math.isfinite(x) else None for x in row] for row in self.losses.tolist()]
         return json.dumps({"format": _FORMAT, **fields}, indent=1)
 
@@ -232,6 +238,7 @@ def sensitivity(
         tuple(units),
         tuple(math.prod(leaves[i].value.shape) for i in chosen),
         tuple(leaf.path for i, leaf in enumerate(leaves) if i not in chosen),
+        jax.tree.unflatten(jax.tree.structure(params), [leaf.path for leaf in leaves]),
     )
 
 

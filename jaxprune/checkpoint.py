@@ -21,6 +21,11 @@ from jaxprune.params import PyTree
 
 __all__ = ["check", "restore", "save"]
 
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 _KIND = "jaxprune"
 _DIGESTS = "digests.json"
 # Python's numbers, and how they are stored.

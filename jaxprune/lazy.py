@@ -10,15 +10,17 @@ import importlib
 import importlib.util
 import sys
 import types
+from collections.abc import Sequence
 from typing import Any
 
 
-def attach(package: str, source: str) -> None:
+def attach(package: str, source: str, modules: Sequence[str] = ()) -> None:
     """Lets a package offer all public names of a module, which is imported for the first of them.
 
     Args:
       package: its name; called in its `__init__.py`.
       source: the module, with `__all__`. None of its names is that of a submodule of the package.
+      modules: submodules that `dir()` names beside them; the others can be imported, but are not public.
     """
 
     class Package(types.ModuleType):
@@ -36,6 +38,6 @@ def attach(package: str, source: str) -> None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
         def __dir__(self) -> list[str]:
-            return sorted({*self.__dict__, *self.__getattr__("__all__")})
+            return sorted({"__version__", *modules, *self.__getattr__("__all__")})
 
     sys.modules[package].__class__ = Package

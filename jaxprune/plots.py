@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "plot_accuracy", "plot_sensitivity", "plot_tickets"]
 
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 _COLORS = ("#0072b2", "#d55e00", "#7f7f7f", "#009e73", "#cc79a7")
 _MARKERS = ("o", "s", "^", "D", "v")
 

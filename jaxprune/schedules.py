@@ -24,6 +24,22 @@ from jaxprune.params import PyTree, aligned, flatten_with_paths
 from jaxprune.selection import as_written
 from jaxprune.whole_numbers import check_whole
 
+__all__ = [
+    "Schedule",
+    "constant",
+    "cosine",
+    "cubic",
+    "exponential",
+    "geometric",
+    "iterative",
+    "linear",
+    "one_shot",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:

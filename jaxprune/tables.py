@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import rich.box
+import rich.console
 import rich.table
 import rich.text
-
-from jaxprune.masking.table import as_text
 
 _WIDTH = 100
 _REPEATS = 3  # two rows are as short as one and a number
@@ -97,7 +97,15 @@ def table_text(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: S
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(rich.text.Text, row))  # as they are: no markup, no emoji
-    return as_text(table, _WIDTH)
+    return as_text(table)
+
+
+def as_text(table: rich.table.Table, width: int = _WIDTH) -> str:
+    """The table as plain text of at most this many columns, the same in a terminal, a notebook and a log."""
+    file = io.StringIO()
+    # In a notebook rich would display the table by itself and write nothing into the file.
+    rich.console.Console(file=file, width=width, color_system=None, force_jupyter=False).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n")
 
 
 def _starred(row: Row, at: int) -> Row | None:

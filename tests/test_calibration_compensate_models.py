@@ -92,7 +92,7 @@ def test_grouped_convolutions_lose_channels_in_each_group():
     groups = jp.find_groups(fn, params, x)
     (name,) = [group.name for group in groups if group.size == 4]  # a unit is a channel of each group
     plan = plan_of(groups, name, [1])
-    assert plan.widths["second"] == (3, 3, 3, 6)
+    assert plan.small_shapes["second"] == (3, 3, 3, 6)
     new = jp.compensate(fn, params, plan, [x])
     masked = jp.apply_masks(params, plan.masks(params))
     error = lambda p: float(jnp.sum(jnp.square(fn(p, x) - fn(params, x))))  # noqa: E731

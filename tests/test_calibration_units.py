@@ -126,7 +126,7 @@ def test_plans_are_nested_and_dead_units_go_first():
         assert gone.sum() == round(share * 8) and (gone >= before).all()
         before = gone
     plan = jp.plan_removal(groups, params, 0.4, score=scores, budget="flops", round_to=4)
-    assert plan.widths["down"] == (4, 5)
+    assert plan.small_shapes["down"] == (4, 5)
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_global_scope_removes_up_to_one_relative_error():
     groups, stats = jp.find_groups(fn, params, x), jp.calibrate(fn, params, [x], moments="full")
     scores = obs_scores(groups, params, stats, damping=1e-4)
     plan = jp.plan_removal(groups, params, 0.25, "global", scores, budget="units", normalize="none")
-    assert plan.widths["b"] == (4, 8)
+    assert plan.small_shapes["b"] == (4, 8)
     assert sorted(np.flatnonzero(~plan.kept["b"][0]) % 4) == [0, 1, 2, 3]
 
 
@@ -202,7 +202,9 @@ def test_groups_that_feed_no_weight_must_be_excluded():
     assert list(scores.by_group) == ["out[0]"]
     with pytest.raises(ValueError, match=r"`score` has nothing for group '[kq]\[1\]'"):
         jp.plan_removal(groups, params, 0.5, score=scores)
-    assert jp.plan_removal(groups, params, 0.5, score=scores, budget="units", exclude="q").widths["out"] == (
+    assert jp.plan_removal(groups, params, 0.5, score=scores, budget="units", exclude="q").small_shapes[
+        "out"
+    ] == (
         3,
         2,
     )

@@ -1,9 +1,11 @@
 """What `import jaxprune` offers, and that it loads nothing before it is asked for."""
 
 import importlib
+import inspect
 import pkgutil
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -15,6 +17,38 @@ def test_every_public_name_is_there_and_listed():
     for name in jp.__all__:
         assert getattr(jp, name) is getattr(importlib.import_module("jaxprune.public"), name)
         assert name in dir(jp)
+
+
+PUBLIC = (
+    "allocate", "calibration", "checkpoint", "plots", "recipes", "schedules", "scores", "sparse_training",
+    "statistics", "structures", "surgery", "transforms",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_a_public_module_shows_is_what_it_offers(name):
+    module = importlib.import_module(f"jaxprune.{name}")
+    assert dir(module) == sorted(module.__all__) and len(set(module.__all__)) == len(module.__all__)
+    for public in module.__all__:
+        offered = getattr(module, public)
+        assert not public.startswith("_") and not isinstance(offered, types.ModuleType)
+        if inspect.isclass(offered) or inspect.isfunction(offered):
+            assert offered.__module__.startswith("jaxprune"), public
+
+
+def test_the_package_shows_what_it_offers_and_its_public_modules():
+    assert dir(jp) == sorted({*jp.__all__, "__version__", "checkpoint", "plots"})
+    assert {name for name in PUBLIC if name in dir(jp)} >= {"schedules", "surgery", "scores", "allocate"}
+
+
+def test_no_public_name_is_lost():
+    """Names that users build on; an old spelling that only warns still counts."""
+    assert set(jp.__all__) >= {
+        "ADMM", "Block", "Channels", "Finetune", "Layers", "MaskOnly", "NM", "Plan", "Reinitialize", "Rewind",
+        "RewindLearningRate", "SparseGPT", "Unstructured", "allocate", "apply_masks", "calibrate", "find_groups",
+        "get_masks", "gradual", "imp", "make_masks", "masked", "plan_removal", "prunable", "reconstruct",
+        "replace_masks", "schedules", "scores", "sensitivity", "sparsity", "summary", "swap_refine",
+    }  # fmt: skip
 
 
 def test_no_module_is_hidden_by_a_function_of_its_name():

@@ -152,7 +152,7 @@ def test_steps_must_be_a_whole_number():
 @pytest.mark.parametrize(
     ("name", "option"),
     [
-        ("one-shot", {"at": 1.0}), ("slimming", {"at": 1.0}), ("gmp", {"until": 1.0}), ("rigl", {"until": -0.5}),
+        ("one-shot", {"at": 1.0}), ("group-lasso", {"at": 1.0}), ("gmp", {"until": 1.0}), ("rigl", {"until": -0.5}),
         ("ac-dc", {"begin": 1.5}), ("gmp", {"updates": 0}), ("set", {"updates": 2.5}), ("synflow", {"rounds": 0}),
         ("ac-dc", {"phases": 0}), ("imp", {"rounds": True}), ("ac-dc", {"until": 0.05}),
     ],

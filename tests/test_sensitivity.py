@@ -183,9 +183,30 @@ def test_allocation_goes_into_make_masks_for_any_tree_with_its_paths():
     params = params_of()
     table = jp.sensitivity(loss_fn, params, X, GRID)
     shares = jp.allocate.from_sensitivity(table, 0.5)
-    assert set(shares) == {"activation", "down/kernel", "up/bias", "up/kernel"}
+    assert jax.tree.structure(shares) == jax.tree.structure(params)
+    assert shares["activation"] == shares["up"]["bias"] == 0
     for tree in (params, {"params": params}):
         assert jp.sparsity(tree, jp.make_masks(jp.scores.magnitude(tree), shares)) == 0.5
+    by_path = jp.allocate.from_sensitivity(jp.Sensitivity.from_json(table.to_json()), 0.5)
+    assert set(by_path) == {"activation", "down/kernel", "up/bias", "up/kernel"}
+    assert (
+        by_path["up/kernel"] == shares["up"]["kernel"] and by_path["down/kernel"] == shares["down"]["kernel"]
+    )
+    assert jp.sparsity(params, jp.make_masks(jp.scores.magnitude(params), by_path)) == 0.5
+
+
+def test_a_table_from_a_file_gives_the_tree_that_it_is_given():
+    table = table_of([[1.0, 1.0, 1.0], [2.0, 4.0, 9.0]], (60, 40))
+    flat = jp.allocate.from_sensitivity(table, 0.6)
+    assert flat == {"a": 0.9, "b": 0.15} == jp.allocate.from_sensitivity(table, 0.6, params={"a": X, "b": X})
+    nested = jp.allocate.from_sensitivity(table, 0.6, params={"params": {"b": X, "a": X}})
+    assert nested == {"params": flat}
+    for params, message in (
+        ({"a": X}, "only the table has 'b'"),
+        ({"a": X, "b": X, "c": X}, "only `params` has 'c'"),
+    ):
+        with pytest.raises(ValueError, match=f"`params` must have the paths of the table, but {message}"):
+            jp.allocate.from_sensitivity(table, 0.6, params=params)
 
 
 @pytest.mark.parametrize(

@@ -74,5 +74,10 @@ def test_long_cells_are_broken_and_shown_as_they_are():
     assert text.count("a/") == 70 and text.count("[bold]") == text.count(":smile:") == 12
 
 
+def test_a_table_is_text_in_a_notebook_too(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert table_text(("a", "b"), [("1", "2")]).splitlines()[-1] == "1   2"
+
+
 def test_shapes_read_alike_in_all_tables():
     assert [shape_text(s) for s in ((3, 8), (4,), ())] == ["3x8", "4", "scalar"]

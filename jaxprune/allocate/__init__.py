@@ -9,3 +9,7 @@ from jaxprune.allocate._same import uniform
 from jaxprune.allocate._weight_flops import weight_flops
 
 __all__ = ["erk", "flops", "from_scores", "from_sensitivity", "owl", "uniform", "weight_flops"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

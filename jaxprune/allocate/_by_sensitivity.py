@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import groupby, pairwise
 from typing import Literal
 
+import jax
 import numpy as np
 
 from jaxprune._sensitivity import Sensitivity
@@ -20,7 +21,9 @@ def from_sensitivity(
     sparsity: float,
     budget: Literal["params", "flops"] = "params",
     cost: PyTree | None = None,
-) -> dict[str, float]:
+    *,
+    params: PyTree | None = None,
+) -> PyTree:
     r"""Per-layer sparsities that raise a bound of the loss least, under a budget of weights or FLOPs.
 
     Minimises \(\sum_l \sqrt{\Delta_l(s_l)}\), where \(\Delta_l\) is the rise of the loss in the table for layer l.
@@ -35,15 +38,18 @@ def from_sensitivity(
       sparsity: fraction of the budget to remove, in [0, 1).
       budget: "params" counts prunable weights, "flops" the FLOPs of their products.
       cost: for "flops": tree with the FLOPs of each leaf, as from `weight_flops`.
+      params: tree whose structure the result takes, for a table that was read from a file: a file holds no
+        structure. None for the structure of the tree that was measured.
 
     Returns:
-      Path -> sparsity for every leaf, 0.0 for leaves that are not pruned. `make_masks` takes it for any pytree with
-      these paths. Under "params" exactly `round(sparsity * n)` weights are pruned (with units of several weights,
-      and under "flops", the count of each layer is rounded).
+      Tree like the parameters that were measured, or like `params`, of floats for `make_masks`, 0.0 for leaves that
+      are not pruned. For a table that was read from a file, without `params`: the dict path -> sparsity, which
+      `make_masks` takes too. Under "params" exactly `round(sparsity * n)` weights are pruned (with units of several
+      weights, and under "flops", the count of each layer is rounded).
 
     Raises:
       ValueError: if the sparsity is outside [0, 1) or more than the grid reaches, the budget is unknown, "flops"
-        is given without `cost`, or the cost lacks a layer.
+        is given without `cost`, the cost lacks a layer, or `params` has other paths than the table.
 
     Example:
       >>> import numpy as np
@@ -80,7 +86,15 @@ def from_sensitivity(
     else:
         counts = [min(round(w), n) for w, n in zip(wanted, table.units, strict=True)]
     found = {path: share_of_count(k, n) for path, k, n in zip(table.paths, counts, table.units, strict=True)}
-    return dict(sorted({**found, **dict.fromkeys(table.others, 0.0)}.items()))
+    shares = dict(sorted({**found, **dict.fromkeys(table.others, 0.0)}.items()))
+    if params is not None:
+        paths, _, treedef = flatten_with_paths(params)
+        other = sorted(set(paths) ^ set(shares))
+        if other:
+            has = "`params`" if other[0] in paths else "the table"
+            raise ValueError(f"`params` must have the paths of the table, but only {has} has {other[0]!r}.")
+        return jax.tree.unflatten(treedef, [shares[path] for path in paths])
+    return shares if table.tree is None else jax.tree.map(shares.__getitem__, table.tree)
 
 
 def _costs(table: Sensitivity, budget: str, cost: PyTree | None) -> list[float]:

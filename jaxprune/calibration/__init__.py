@@ -21,3 +21,7 @@ __all__ = [
     "reconstruct",
     "swap_refine",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

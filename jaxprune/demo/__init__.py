@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
+
+from jaxprune.deprecated import warn_renamed
 
 
 def __getattr__(name: str) -> Any:
@@ -11,9 +12,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from jaxprune._matmul_conv import matmul_conv
 
-    warnings.warn(
-        "`jaxprune.demo.matmul_conv` is deprecated: it is `jaxprune.matmul_conv` now.",
-        DeprecationWarning,
-        stacklevel=2,
-    )
+    warn_renamed("`jaxprune.demo.matmul_conv`", "`jaxprune.matmul_conv`")
     return matmul_conv

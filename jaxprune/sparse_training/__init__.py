@@ -43,3 +43,7 @@ __all__ = [
     "straight_through",
     "top_kast",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,3 +8,7 @@ from jaxprune.structures.structure import LeafStructure, Structure
 from jaxprune.structures.unstructured import Unstructured
 
 __all__ = ["NM", "Block", "Channels", "Layers", "LeafStructure", "Structure", "Unstructured"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -40,3 +40,7 @@ __all__ = [
     "taylor_scores",
     "unit_scores",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

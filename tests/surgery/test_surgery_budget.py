@@ -33,7 +33,7 @@ def branches(*widths):
 
 
 def left(plan, name="up"):
-    return plan.widths[name][1]
+    return plan.small_shapes[name][1]
 
 
 EVERY = list(itertools.product(("local", "global"), ("units", "params", "flops")))

@@ -136,7 +136,7 @@ def test_a_ragged_product_counts_each_row_once_in_budgets_and_scores():
     assert jp.allocate.weight_flops(experts, params, x) == {"up": 2 * 4 * 7 * 8, "down": 2 * 4 * 8 * 5}
     groups = jp.find_groups(experts, params, x)
     plan = jp.plan_removal(groups, params, 0.5, budget="flops")
-    assert plan.widths == {"up": (2, 7, 4), "down": (2, 4, 5)}
+    assert plan.small_shapes == {"up": (2, 7, 4), "down": (2, 4, 5)}
     (scores,) = jp.surgery.activation_scores(groups, params, [x]).by_group.values()
     hidden = np.abs(np.stack([row @ params["up"][e] for row, e in zip(x, (0, 1, 1, 1), strict=True)]))
     np.testing.assert_allclose(scores, hidden.mean(0), rtol=1e-5)

@@ -42,7 +42,7 @@ def test_params_budget_is_met(llama, scope):
 def test_units_budget_is_exact(mlp, scope):
     _, params, _, groups = mlp
     plan = jp.plan_removal(groups, params, 0.5, scope, budget="units")
-    b1, b2 = plan.widths["b1"][0], plan.widths["b2"][0]
+    b1, b2 = plan.small_shapes["b1"][0], plan.small_shapes["b2"][0]
     assert b1 + b2 == 7
     if scope == "local":
         assert (b1, b2) == (4, 3)
@@ -52,11 +52,11 @@ def test_global_scope_removes_the_lowest_scores_of_all_groups(mlp):
     _, params, _, groups = mlp
     score = {**dict.fromkeys(params), "b1": jnp.arange(8.0) + 1, "b2": 0.1 * (jnp.arange(6.0) + 1)}
     plan = jp.plan_removal(groups, params, 5 / 14, "global", score=score, budget="units", normalize="none")
-    assert plan.widths["b1"] == (8,) and plan.widths["b2"] == (1,)
+    assert plan.small_shapes["b1"] == (8,) and plan.small_shapes["b2"] == (1,)
     plan = jp.plan_removal(
         groups, params, 6 / 14, "global", score=score, budget="units", normalize="none", minimum=2
     )
-    assert plan.widths["b1"] == (6,) and plan.widths["b2"] == (2,)
+    assert plan.small_shapes["b1"] == (6,) and plan.small_shapes["b2"] == (2,)
 
 
 def test_flops_budget_counts_what_the_compiler_runs(mlp):
@@ -82,16 +82,18 @@ def test_round_to_and_minimum():
     )
     for scope in ("local", "global"):
         plan = jp.plan_removal(groups, params, 0.6, scope, round_to=16)
-        assert plan.widths["b"][0] % 16 == 0 and (plan.widths["b"][1] % 16 == 0 or plan.widths["b"][1] == 40)
-        assert min(jp.plan_removal(groups, params, 0.6, scope, minimum=20).widths["b"]) >= 20
+        assert plan.small_shapes["b"][0] % 16 == 0 and (
+            plan.small_shapes["b"][1] % 16 == 0 or plan.small_shapes["b"][1] == 40
+        )
+        assert min(jp.plan_removal(groups, params, 0.6, scope, minimum=20).small_shapes["b"]) >= 20
 
 
 def test_overrides_and_exclude_take_groups_out_of_the_budget(mlp):
     _, params, _, groups = mlp
     plan = jp.plan_removal(groups, params, 0.25, budget="units", exclude="b1")
-    assert plan.widths["b1"] == (8,) and plan.widths["b2"] == (4,)
+    assert plan.small_shapes["b1"] == (8,) and plan.small_shapes["b2"] == (4,)
     plan = jp.plan_removal(groups, params, 0.1, overrides={"b2[0]": 0.5, "w1": 0.75})
-    assert plan.widths["b1"] == (2,) and plan.widths["b2"] == (3,)
+    assert plan.small_shapes["b1"] == (2,) and plan.small_shapes["b2"] == (3,)
 
 
 def test_ties_remove_the_first_units(mlp):
@@ -169,7 +171,7 @@ def test_plan_survives_saving(llama, tmp_path):
     plan = random_plan(groups)
     plan.save(tmp_path / "plan.npz")
     loaded = jp.Plan.load(tmp_path / "plan.npz")
-    assert loaded.shapes == plan.shapes and loaded.widths == plan.widths
+    assert loaded.shapes == plan.shapes and loaded.small_shapes == plan.small_shapes
     out = jax.jit(loaded.compact(fn))(loaded.shrink(params), *inputs)
     assert difference(out, jax.jit(plan.compact(fn))(plan.shrink(params), *inputs)) == 0
     np.savez(tmp_path / "other.npz", header=np.array("{}"))
@@ -222,7 +224,7 @@ def test_bfloat16_and_abstract_parameters(mlp):
     fn, params, inputs, groups = mlp
     plan = random_plan(groups)
     shapes = jax.eval_shape(lambda: params)
-    assert jax.tree.map(lambda x: x.shape, plan.shrink(shapes)) == plan.widths
+    assert jax.tree.map(lambda x: x.shape, plan.shrink(shapes)) == plan.small_shapes
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     assert plan.compact(fn)(plan.shrink(half), inputs[0].astype(jnp.bfloat16)).dtype == jnp.bfloat16
     assert [g.size for g in jp.find_groups(fn, shapes, *inputs)] == [g.size for g in groups]

@@ -91,8 +91,8 @@ def test_a_file_that_is_no_plan_is_named(name, tmp_path):
 def test_no_cut_and_no_flipped_byte_gives_another_plan(tmp_path):
     path = tmp_path / "plan.npz"
     plan().save(path)
-    good, wanted = path.read_bytes(), plan().widths
-    assert jp.Plan.load(path).widths == wanted
+    good, wanted = path.read_bytes(), plan().small_shapes
+    assert jp.Plan.load(path).small_shapes == wanted
     numbers = np.random.default_rng(0)
     damaged = [good[:end] for end in range(0, len(good), 7)]
     for _ in range(200):
@@ -110,7 +110,7 @@ def test_no_cut_and_no_flipped_byte_gives_another_plan(tmp_path):
 
 def widths_or_error(path):
     try:
-        return jp.Plan.load(path).widths
+        return jp.Plan.load(path).small_shapes
     except ValueError as error:
         return str(error)
 

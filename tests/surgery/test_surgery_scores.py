@@ -119,7 +119,7 @@ def test_groups_without_a_scale_must_be_excluded():
     with pytest.raises(ValueError, match=r"nothing for group 'down\[0\]' \(1 in all\): pass exclude="):
         jp.plan_removal(groups, params, 0.3, score=scores)
     plan = jp.plan_removal(groups, params, 0.3, score=scores, exclude="down")
-    assert plan.widths["down"] == (5, 2) and plan.widths["up"][1] < 4
+    assert plan.small_shapes["down"] == (5, 2) and plan.small_shapes["up"][1] < 4
     assert plan.kept["up"][1][int(jnp.argmin(jnp.abs(params["bn_scale"])))] == np.False_
 
 

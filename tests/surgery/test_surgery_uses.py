@@ -53,7 +53,7 @@ def test_layers_that_share_a_table_prune_other_pairs(table):
     pairs = [group for group in groups if group.size == 4]
     keep = {pairs[0].name: [True, False, True, False], pairs[1].name: [False, False, False, True]}
     plan = plan_units(groups, keep)
-    assert (plan.widths["q0"], plan.widths["q1"]) == ((5, 8), (6, 4))
+    assert (plan.small_shapes["q0"], plan.small_shapes["q1"]) == ((5, 8), (6, 4))
     report = plan.verify(fn, params, *inputs)
     assert report.masked < 1e-5 and report.zeroed < 1e-5
 
@@ -227,7 +227,7 @@ def test_numbers_integers_and_bools_among_the_parameters():
     assert small["alive"].dtype == bool and small["order"].dtype == jnp.int32 and small["host"].shape == (4,)
     folded = plan.fold_constants(fn, {**params, "w": jnp.zeros((3, 8))}, data(4, 3))
     assert folded["rate"] == 0.25 and folded["order"] is params["order"]
-    assert jp.plan_removal(groups, params, 0.5, budget="units").widths["w"] == (3, 4)
+    assert jp.plan_removal(groups, params, 0.5, budget="units").small_shapes["w"] == (3, 4)
 
 
 @pytest.mark.slow_beyond(1)
@@ -271,7 +271,7 @@ def test_parameters_on_eight_devices(axis_type):
     specs = {"w1": P(None, "model"), "b1": P("model"), "w2": P("model", None), "b2": P(), "w3": P()}
     sharded = {name: jax.device_put(a, NamedSharding(mesh, specs[name])) for name, a in params.items()}
     small = plan.shrink(sharded)
-    assert jax.tree.map(jnp.shape, small) == plan.widths
+    assert jax.tree.map(jnp.shape, small) == plan.small_shapes
     for name, array in small.items():
         np.testing.assert_array_equal(array, plan.shrink(params)[name])
         if axis_type == AxisType.Explicit:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxprune import recipes
-from jaxprune.experiments.compare.settings import Name
 
-MAKE: dict[Name, Callable[[float], Any]] = {
+MAKE: dict[str, Callable[[float], Any]] = {
     "imp": recipes.imp,
     "gmp": recipes.gmp,
     "one-shot": recipes.one_shot,
@@ -22,5 +21,5 @@ MAKE: dict[Name, Callable[[float], Any]] = {
     "snip": recipes.snip,
     "grasp": recipes.grasp,
     "synflow": recipes.synflow,
-    "slimming": recipes.slimming,
+    "group-lasso": recipes.group_lasso,
 }

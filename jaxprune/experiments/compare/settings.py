@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from jaxprune.deprecated import warn_renamed
 from jaxprune.experiments.settings import check_common, check_share, of_the_result
 
 Name = Literal[
     "imp", "gmp", "one-shot", "lamp", "minimum-keep", "rigl", "set", "static", "ac-dc",
-    "magnitude-at-init", "snip", "grasp", "synflow", "slimming",
+    "magnitude-at-init", "snip", "grasp", "synflow", "group-lasso",
+    "slimming",
 ]  # fmt: skip
 
 _DEFAULT: tuple[Name, ...] = ("one-shot", "lamp", "gmp", "rigl", "static", "synflow")
@@ -64,6 +66,12 @@ class CompareSettings:
 
     overwrite: bool = False
     """Replace the run that is in --out."""
+
+    def __post_init__(self):
+        if "slimming" in self.recipes:
+            warn_renamed("The recipe 'slimming'", "'group-lasso'", stacklevel=4)
+            names = tuple("group-lasso" if name == "slimming" else name for name in self.recipes)
+            object.__setattr__(self, "recipes", names)
 
     def of_the_result(self) -> dict[str, Any]:
         """Those that the results depend on, as JSON has them."""

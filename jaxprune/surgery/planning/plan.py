@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.deprecated import warn_renamed
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.evaluation.compact import compact
@@ -43,12 +44,18 @@ class Plan:
     inputs: tuple[Any, ...] | None = field(default=None, repr=False)
 
     @property
-    def widths(self) -> dict[str, tuple[int, ...]]:
+    def small_shapes(self) -> dict[str, tuple[int, ...]]:
         """Path -> shape of the small parameter: the sizes to build the small model with."""
         return {
             path: tuple(n if m is None else int(m.sum()) for n, m in zip(shape, self.kept[path], strict=True))
             for path, shape in self.shapes.items()
         }
+
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """The old name of `small_shapes`."""
+        warn_renamed("`Plan.widths`", "`Plan.small_shapes`")
+        return self.small_shapes
 
     def shrink(self, params: PyTree) -> PyTree:
         """Removes the units from a tree like the parameters: values, gradients, averages, masks or scores.
@@ -217,7 +224,7 @@ class Plan:
         Raises:
           ValueError: `later` was made for other shapes.
         """
-        if dict(later.shapes) != self.widths:
+        if dict(later.shapes) != self.small_shapes:
             raise ValueError(
                 "`later` must be a plan for the small parameters of this plan; its shapes differ."
             )
@@ -268,7 +275,7 @@ class Plan:
         return Plan(*read_plan(path), state)
 
     def __str__(self) -> str:
-        small = self.widths
+        small = self.small_shapes
         changed = [(path, shape, small[path]) for path, shape in self.shapes.items() if small[path] != shape]
         rows = folded(Row((path,), (shape_text(old), shape_text(new))) for path, old, new in changed)
         cells = [(times(row.paths[0], count), *row.cells) for row, count in rows]

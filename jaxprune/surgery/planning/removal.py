@@ -157,7 +157,7 @@ def plan_units(groups: Groups, keep: Mapping[str, Any]) -> Plan:
       >>> import jaxprune as jp
       >>> params = {"up": jnp.ones((2, 4)), "down": jnp.ones((4, 1))}
       >>> groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 2)))
-      >>> jp.surgery.plan_units(groups, {"down[0]": [True, False, False, True]}).widths
+      >>> jp.surgery.plan_units(groups, {"down[0]": [True, False, False, True]}).small_shapes
       {'down': (2, 1), 'up': (2, 2)}
     """
     masks = {}

@@ -14,12 +14,14 @@ from jaxprune.structures import Channels
 from jaxprune.transforms import gradual
 
 
-def slimming(
+def group_lasso(
     sparsity: float, *, strength: float = 1e-4, at: float = 0.5, allocation: Allocation = None
 ) -> Recipe:
-    """Slimming: a group lasso makes output channels small; the smallest are pruned at once, the rest is fine-tuned.
+    """Structured sparsity learning: a group lasso makes output channels small; the smallest are pruned at once.
 
-    Leave the output layer out of `where`: its channels are the outputs of the network.
+    The pruned channels are those of the smallest L2 norm in each layer; the others are trained on. Leave the output
+    layer out of `where`: its channels are the outputs of the network. Network slimming, which penalises and ranks
+    the scales of norm layers, is `jp.sparse_training.slimming` with `jp.scores.batch_norm_scale`.
 
     Args:
       sparsity: fraction of the channels of each layer to prune, in [0, 1).
@@ -30,19 +32,16 @@ def slimming(
 
     Example:
       >>> import jaxprune as jp
-      >>> jp.recipes.slimming(0.5)
-      slimming, sparsity 0.5
+      >>> jp.recipes.group_lasso(0.5)
+      group lasso, sparsity 0.5
         structure       Channels(axis=-1)
         scoring         L2 norm under a group lasso of 0.0001, local
         scheduling      at once, after 0.5 of the training
         initialization  the trained weights (fine-tuning)
 
     References:
-      Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 2017, arXiv:1708.06519,
-      with the group lasso of Wen et al., Learning Structured Sparsity in Deep Neural Networks, 2016,
-      arXiv:1608.03665, so that it needs no norm layers.
+      Wen et al., Learning Structured Sparsity in Deep Neural Networks, 2016, arXiv:1608.03665.
     """
-
     check_part(at=at)
 
     def make(inner: optax.GradientTransformation, task: Task) -> optax.GradientTransformationExtraArgs:
@@ -60,7 +59,7 @@ def slimming(
         )
 
     return Recipe(
-        "slimming",
+        "group lasso",
         sparsity,
         scoring=f"L2 norm under a group lasso of {strength:g}, {compared_over('local', allocation)}",
         scheduling=f"at once, after {at:g} of the training",
