@@ -48,8 +48,8 @@ def select(
         others, and stay pruned even if they are more than `k`.
 
     Returns:
-      For each leaf a bool array of its shape and sharding (NumPy's for a NumPy array), True = keep. Exactly `k` entries are False. Of
-      equal scores the first ones go, by leaf and then by row-major index.
+      For each leaf a bool array of its shape and sharding (NumPy's for a NumPy array), True = keep. Exactly `k`
+      entries are False. Of equal scores the first are pruned, by leaf and then by row-major index.
 
     Raises:
       ValueError: `k` outside [0, number of scores], or `pruned` that does not match the scores.
