@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune.params import PyTree
-from jaxprune.scores._gradients import checked_loss, mean_gradients, mean_over_batches, split_floats
+from jaxprune.scores._gradients import (
+    batches_of,
+    checked_loss,
+    mean_gradients,
+    mean_over_batches,
+    split_floats,
+)
 from jaxprune.scores._unit_sum import over_units
 from jaxprune.structures import LeafStructure, Unstructured
 
@@ -17,7 +23,8 @@ from jaxprune.structures import LeafStructure, Unstructured
 def taylor(
     loss_fn: Callable[[PyTree, Any], Any],
     params: PyTree,
-    *batches: Any,
+    *batch: Any,
+    batches: Iterable[Any] | None = None,
     structure: LeafStructure = Unstructured(),
 ) -> PyTree:
     r"""Squared first-order change of the loss when a unit goes: \((\sum w\,g)^2\), \((w\,g)^2\) for one weight.
@@ -27,15 +34,16 @@ def taylor(
     Args:
       loss_fn: (params, batch) -> scalar, the mean over the batch.
       params: pytree of arrays; leaves that are not floating-point arrays pass through unscored.
-      *batches: one batch or more. A batch gives one importance, the score is their mean: the paper
+      *batch: one batch or more. A batch gives one importance, the score is their mean: the paper
         accumulates squares over mini-batches.
+      batches: the same as one iterable of batches, as `jp.calibrate` takes it: pass one of the two.
       structure: what a unit is.
 
     Returns:
       Tree like `params` of float32 scores; a unit's at every one of its weights.
 
     Raises:
-      ValueError: no batch, or a loss that is no scalar.
+      ValueError: no batch, batches in both places, or a loss that is no scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,4 +66,4 @@ def taylor(
         products = [w.astype(jnp.float32) * g for w, g in zip(floats, grads, strict=True)]
         return over_units(params, products, structure, jnp.square)
 
-    return join(mean_over_batches(importances, batches))
+    return join(mean_over_batches(importances, batches_of(batch, batches)))
