@@ -62,7 +62,7 @@ def batches(using: Any, pairs: stsb.Pairs, size: int, seed: int = 0) -> list[Bat
 def taylor(groups: Groups, params: Any, data: list[Batch]) -> UnitScores:
     """Mean over batches of the squared first-order change of the loss."""
     grads = jax.jit(jax.grad(lambda p, batch: loss_fn(model.embed, p, batch)))
-    scores = [taylor_scores(groups, params, grads(params, batch)) for batch in data]
+    scores = [taylor_scores(groups, params=params, gradients=grads(params, batch)) for batch in data]
     return UnitScores({g.name: np.mean([s[g.name] for s in scores], axis=0) for g in groups})
 
 

@@ -21,7 +21,7 @@ from jaxprune.files import write_whole
 from jaxprune.masking import Criterion
 from jaxprune.masking.program import keep_masks
 from jaxprune.masking.rounds import counts_of_rounds
-from jaxprune.params import PyTree, is_float_array
+from jaxprune.params import PyTree, aligned, is_float_array
 from jaxprune.scores import magnitude
 from jaxprune.scores._gradients import checked_loss, split_floats
 from jaxprune.scores._scorer import call_score
@@ -142,7 +142,7 @@ def sensitivity(
     batch: Any,
     sparsities: Sequence[float] = SPARSITIES,
     *,
-    score: Callable[[PyTree], PyTree] = magnitude,
+    score: Callable[[PyTree], PyTree] | PyTree = magnitude,
     structure: Structure = Unstructured(),
     where: PyTree | None = None,
     chunk: int = 1,
@@ -156,7 +156,7 @@ def sensitivity(
       params: pytree of arrays: the trained network.
       batch: pytree of arrays on which the loss is measured; better not data that the network was trained on.
       sparsities: grid of fractions of the units of a layer, each in (0, 1).
-      score: params -> scores, larger = keep.
+      score: params -> scores, larger = keep, or a tree of such scores.
       structure, where: as for `make_masks`.
       chunk: number of sparsities to evaluate at once (by `vmap`). Memory grows in proportion. It is faster on an
         accelerator; convolutions on a CPU are faster one by one.
@@ -189,7 +189,11 @@ def sensitivity(
     whole = criterion.units(params)
     leaves, chosen, paths = whole.leaves, whole.chosen, whole.paths
     layers = [criterion.units(params, [i]) for i in chosen]  # each leaf by itself
-    scores = jax.tree.leaves(call_score(score, params, None))
+    scores = (
+        jax.tree.leaves(call_score(score, params, None))
+        if callable(score)
+        else aligned(params, score, "score")
+    )
     floats, join = split_floats(params)
     loss = checked_loss(loss_fn, join)
     position = {i: n for n, i in enumerate(i for i, leaf in enumerate(leaves) if is_float_array(leaf.value))}

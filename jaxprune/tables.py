@@ -13,6 +13,7 @@ import rich.table
 import rich.text
 
 _WIDTH = 100
+_GAP = 3  # columns between two cells
 _REPEATS = 3  # two rows are as short as one and a number
 _NUMBERED = re.compile(r"(|.*_)(\d+)((?:[\[#].*)?)", re.DOTALL)  # 3, layers_3, 3[1], layers_3[0]#2
 
@@ -95,8 +96,13 @@ def table_text(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: S
     table = rich.table.Table(box=rich.box.SIMPLE, show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(rich.text.Text, row))  # as they are: no markup, no emoji
+    cells = [tuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    while sum(widths) > _WIDTH - _GAP * (len(columns) - 1):
+        widths[widths.index(max(widths))] -= 1
+    for row in cells:
+        broken = (_broken(cell, width) for cell, width in zip(row, widths, strict=True))
+        table.add_row(*map(rich.text.Text, broken))  # as they are: no markup, no emoji
     return as_text(table)
 
 
@@ -106,6 +112,25 @@ def as_text(table: rich.table.Table, width: int = _WIDTH) -> str:
     # In a notebook rich would display the table by itself and write nothing into the file.
     rich.console.Console(file=file, width=width, color_system=None, force_jupyter=False).print(table)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n")
+
+
+def _broken(text: str, width: int) -> str:
+    """The text in lines of at most this width, broken after spaces, else after slashes, else anywhere."""
+    if len(text) <= width:
+        return text
+    lines = [""]
+    for word in text.split():
+        while len(word) > width:
+            at = word.rfind("/", 0, width) + 1 or width
+            lines.append(word[:at])
+            word = word[at:]
+            lines.append("")
+        joined = f"{lines[-1]} {word}".strip()
+        if len(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(word)
+    return "\n".join(filter(None, lines))
 
 
 def _starred(row: Row, at: int) -> Row | None:

@@ -231,3 +231,27 @@ def test_bad_input_is_named():
         jp.allocate.flops({"w": jnp.ones((2, 2))}, 0.5, {"v": 0})
     with pytest.raises(ValueError, match="nothing to prune"):
         jp.allocate.uniform({"bias": jnp.ones(3)}, 0.5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_that_the_input_picks_from_an_embedding_are_activations(tied):
+    params = {
+        "embed": jnp.ones((10, 4)),
+        "up": jnp.ones((4, 8)),
+        "down": jnp.ones((8, 4)),
+        "out": jnp.ones((4, 10)),
+    }
+
+    def fn(params, tokens):
+        hidden = params["embed"][tokens] * 2
+        hidden = jax.nn.relu(hidden @ params["up"]) @ params["down"]
+        return hidden @ (params["embed"].T if tied else params["out"])
+
+    flops = jp.allocate.weight_flops(fn, params, jnp.zeros((2, 3), jnp.int32))
+    of_output = 2 * 6 * 4 * 10
+    assert flops == {
+        "embed": of_output if tied else 0,
+        "up": 2 * 6 * 4 * 8,
+        "down": 2 * 6 * 8 * 4,
+        "out": 0 if tied else of_output,
+    }

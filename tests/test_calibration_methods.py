@@ -110,6 +110,35 @@ def test_swaps_with_dense_values_by_hand():
     assert after.ravel().tolist() == [0, 2] and mask.ravel().tolist() == [False, True]
 
 
+@pytest.mark.parametrize("structure", [jp.Unstructured(), jp.NM(2, 4)], ids=str)
+def test_masks_by_a_function_of_the_weights(structure):
+    """`scores.magnitude` as a function gives what it gives by name; any other function as `make_masks` does."""
+    w, x = draw(0, 8, 6), draw(1, 20, 8)
+    by_name = prune(w, x, 0.5, structure, jp.MaskOnly("magnitude"))
+    for score in (jp.scores.magnitude, jnp.square):
+        jax.tree.map(np.testing.assert_array_equal, prune(w, x, 0.5, structure, jp.MaskOnly(score)), by_name)
+    signed = lambda params: params  # noqa: E731  # of both signs: the most negative weights are pruned
+    _, mask = prune(w, x, 0.5, structure, jp.MaskOnly(signed))
+    want = jp.make_masks({"w": w}, 0.5, structure=structure, where={"w": True})["w"]
+    np.testing.assert_array_equal(mask, want)
+
+
+def test_masks_by_a_function_compare_the_weights_of_each_output_where_asked():
+    w, x = draw(0, 8, 6), draw(1, 20, 8)
+    _, mask = prune(w, x, 0.5, method=jp.MaskOnly(jp.scores.magnitude, per_output=True))
+    assert mask.sum(0).tolist() == [4] * 6
+
+
+def test_a_score_of_another_shape_is_an_error():
+    message = (
+        r"MaskOnly `score` must give an array of the shape of each weight matrix, \(8, 6\) here, got \(6,\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        prune(draw(0, 8, 6), draw(1, 20, 8), 0.5, method=jp.MaskOnly(lambda w: w.sum(0)))
+    with pytest.raises(TypeError, match=r"`score` must take \(params\)"):
+        prune(draw(0, 8, 6), draw(1, 20, 8), 0.5, method=jp.MaskOnly(lambda w, x, y: w))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("score", ["magnitude", "wanda", "ria"])
 def test_masks_by_a_score_need_the_diagonal_only(score):

@@ -307,6 +307,7 @@ def test_mistakes_are_named(change, kind, message):
         (lambda: jp.ADMM(rounds=3), "ramp"),
         (lambda: jp.ADMM(rho=0.0), "rho"),
         (lambda: jp.MaskOnly("wand"), "'wand'"),
+        (lambda: jp.MaskOnly(None), "or a function of parameters, got None"),  # type: ignore[arg-type]
         (lambda: jp.LeastSquares(0), "steps"),
         (lambda: jp.Swaps(0), "steps"),
     ],

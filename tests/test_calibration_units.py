@@ -141,7 +141,7 @@ def test_global_scope_removes_up_to_one_relative_error():
     x = draw(3, 80, 3)
     groups, stats = jp.find_groups(fn, params, x), jp.calibrate(fn, params, [x], moments="full")
     scores = obs_scores(groups, params, stats, damping=1e-4)
-    plan = jp.plan_removal(groups, params, 0.25, "global", scores, budget="units", normalize="none")
+    plan = jp.plan_removal(groups, params, 0.25, "global", scores, budget="units", normalize=None)
     assert plan.small_shapes["b"] == (4, 8)
     assert sorted(np.flatnonzero(~plan.kept["b"][0]) % 4) == [0, 1, 2, 3]
 

@@ -291,6 +291,18 @@ def test_sharded_parameters_give_the_same_scores(kind, structure):
             jp.apply_masks(sharded, masks)
 
 
+@pytest.mark.parametrize("name", ["snip", "grasp", "taylor", "fisher"])
+def test_batches_are_given_one_by_one_or_as_one_iterable(name):
+    score, params = getattr(jp.scores, name), params_of()
+    want = score(loss_fn, params, *BATCHES)
+    for batches in (BATCHES, iter(BATCHES)):
+        jax.tree.map(np.testing.assert_array_equal, score(loss_fn, params, batches=batches), want)
+    with pytest.raises(ValueError, match="`batches` must hold all batches"):
+        score(loss_fn, params, *BATCHES, batches=BATCHES)
+    with pytest.raises(ValueError, match="`batches` is empty"):
+        score(loss_fn, params, batches=[])
+
+
 # Bad input
 
 

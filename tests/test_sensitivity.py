@@ -59,6 +59,17 @@ def test_one_program_for_all_layers_and_sparsities():
     assert len(traces) == 1
 
 
+def test_scores_are_a_function_or_a_tree():
+    params = {"a": jnp.array([[1.0, 2.0]]), "c": jnp.array([[3.0, 10.0]])}
+    loss = lambda p, x: x * (13 - p["a"].sum() - p["c"].sum())  # noqa: E731
+    turned = jax.tree.map(jnp.negative, params)
+    by_function = jp.sensitivity(loss, params, 1.0, [0.5], score=lambda p: jax.tree.map(jnp.negative, p))
+    by_tree = jp.sensitivity(loss, params, 1.0, [0.5], score=turned)
+    assert by_tree.losses.tolist() == by_function.losses.tolist() == [[-1], [7]]
+    with pytest.raises(ValueError, match="`score` must have the tree structure"):
+        jp.sensitivity(loss, params, 1.0, [0.5], score={"a": turned["a"]})
+
+
 @pytest.mark.slow
 def test_bfloat16_and_patterns():
     params = {"w": jnp.ones((4, 4), jnp.bfloat16)}

@@ -74,6 +74,13 @@ def test_long_cells_are_broken_and_shown_as_they_are():
     assert text.count("a/") == 70 and text.count("[bold]") == text.count(":smile:") == 12
 
 
+def test_paths_are_broken_after_slashes():
+    path = "/".join(["a_rather_long_name_of_a_module"] * 4) + "/kernel[0]"
+    lines = table_text(("path", "also"), [(path, path)]).splitlines()[2:]
+    assert all(line.split()[0].endswith("/") for line in lines[:-1])
+    assert "".join(line.split()[0] for line in lines) == path
+
+
 def test_a_table_is_text_in_a_notebook_too(monkeypatch):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     assert table_text(("a", "b"), [("1", "2")]).splitlines()[-1] == "1   2"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from jax.extend.core import Jaxpr, JaxprEqn
 
@@ -13,12 +13,24 @@ from jaxprune.jaxprs.equations import shape_of, walk
 from jaxprune.jaxprs.tracing import Traced
 
 PRODUCTS = frozenset(("dot_general", "ragged_dot_general", "conv_general_dilated"))
-_PICKS = frozenset(("gather", "dynamic_slice"))  # a weight picked by the input, an expert's, is a weight
+_PICKS = frozenset(("gather", "dynamic_slice"))
 
 N = TypeVar("N", int, float)
 
-# Where a value comes from: the numbers of the parameters it is made of, or None if an input has a part in it.
-Origin = frozenset[int] | None
+
+class Made(NamedTuple):
+    """A value that is made of parameters alone.
+
+    of: their numbers; picked: whether an input picked parts of them. What an input picks is a weight (an expert's
+    matrix), unless another weight multiplies it: then it is an activation (rows of an embedding).
+    """
+
+    of: frozenset[int] = frozenset()
+    picked: bool = False
+
+
+# Where a value comes from: the parameters that it is made of, or None if an input has a part in it.
+Origin = Made | None
 
 
 def product_flops(
@@ -63,8 +75,8 @@ def flops_by_parameter(traced: Traced) -> list[float]:
     A product counts for the parameter that its operand is made of; one made of several counts for each by its
     size, and products of two activations count for none.
     """
-    weights: list[Origin] = [frozenset({i}) for i in range(len(traced.paths))]
-    ins = [*[frozenset()] * len(traced.consts), *weights, *[None] * len(traced.input_paths)]
+    weights: list[Origin] = [Made(frozenset({i})) for i in range(len(traced.paths))]
+    ins = [*[Made()] * len(traced.consts), *weights, *[None] * len(traced.input_paths)]
     flops, _ = _of_jaxpr(traced.jaxpr, ins, [math.prod(aval.shape) for aval in traced.avals])
     return flops
 
@@ -79,7 +91,7 @@ def _of_jaxpr(jaxpr: Jaxpr, ins: Sequence[Origin], sizes: Sequence[int]) -> tupl
         flops[:] = [a + b for a, b in zip(flops, found, strict=True)]
         return outs
 
-    outs = walk(jaxpr, [frozenset()] * len(jaxpr.constvars), ins, lambda literal: frozenset(), equation)
+    outs = walk(jaxpr, [Made()] * len(jaxpr.constvars), ins, lambda literal: Made(), equation)
     return flops, outs
 
 
@@ -104,16 +116,25 @@ def _of_equation(eqn: JaxprEqn, ins: list[Origin], sizes: Sequence[int]) -> tupl
     if is_inline(eqn):
         return _of_jaxpr(bodies[0].jaxpr, ins, sizes)
     flops = [0.0] * len(sizes)
-    made_of = [o for o in ins[:2] if o] if eqn.primitive.name in PRODUCTS else []
-    if len(made_of) == 1:
-        left, right = map(shape_of, eqn.invars[:2])
-        whole, product = (
-            sum(sizes[i] for i in made_of[0]),
-            product_flops(eqn, left, right, shape_of(eqn.outvars[0])),
-        )
-        for i in made_of[0]:
-            flops[i] = product * sizes[i] / max(whole, 1)
-    return flops, [ins[0] if eqn.primitive.name in _PICKS else _join(ins)] * len(eqn.outvars)
+    if eqn.primitive.name in PRODUCTS:
+        weights = [origin for origin in ins[:2] if origin is not None and origin.of]
+        if len(weights) == 2 and weights[0].picked != weights[1].picked:
+            weights = [origin for origin in weights if not origin.picked]
+            ins = [None]
+        if len(weights) == 1:
+            left, right = map(shape_of, eqn.invars[:2])
+            product = product_flops(eqn, left, right, shape_of(eqn.outvars[0]))
+            whole = sum(sizes[i] for i in weights[0].of)
+            for i in weights[0].of:
+                flops[i] = product * sizes[i] / max(whole, 1)
+    return flops, [_picked(ins) if eqn.primitive.name in _PICKS else _join(ins)] * len(eqn.outvars)
+
+
+def _picked(ins: Sequence[Origin]) -> Origin:
+    """Where parts of the first operand come from, at places that the others tell."""
+    array, *places = ins
+    by_input = any(place is None for place in places)
+    return None if array is None else array._replace(picked=array.picked or by_input)
 
 
 def _of_loop(
@@ -132,7 +153,9 @@ def _of_loop(
 
 def _join(origins: Sequence[Origin]) -> Origin:
     known = [o for o in origins if o is not None]
-    return None if len(known) < len(origins) else frozenset().union(*known)
+    if len(known) < len(origins):
+        return None
+    return Made(frozenset().union(*(o.of for o in known)), any(o.picked for o in known))
 
 
 def _contracted(eqn: JaxprEqn) -> tuple[tuple[int, ...], int]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune.params import PyTree
-from jaxprune.scores._gradients import check_batches, checked_loss, split_floats
+from jaxprune.scores._gradients import batches_of, checked_loss, split_floats
 from jaxprune.scores._unit_sum import float_paths, spread, unit_sum
 from jaxprune.structures import LeafStructure, Unstructured
 from jaxprune.whole_numbers import check_whole
@@ -19,7 +19,8 @@ from jaxprune.whole_numbers import check_whole
 def fisher(
     loss_fn: Callable[[PyTree, Any], Any],
     params: PyTree,
-    *batches: Any,
+    *batch: Any,
+    batches: Iterable[Any] | None = None,
     structure: LeafStructure = Unstructured(),
     chunk: int = 32,
 ) -> PyTree:
@@ -33,7 +34,8 @@ def fisher(
       loss_fn: (params, batch) -> scalar, the mean over the batch. It is called with one sample at a time, as a
         batch of one, so it must not depend on other samples (no BatchNorm in training mode).
       params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged.
-      *batches: pytrees of arrays whose first axis is the sample. All samples have equal weight.
+      *batch: pytrees of arrays whose first axis is the sample. All samples have equal weight.
+      batches: the same as one iterable of batches, as `jp.calibrate` takes it: pass one of the two.
       structure: how weights form units.
       chunk: number of samples whose gradients are in memory at once (by `vmap`); a loop goes over the chunks.
 
@@ -41,8 +43,8 @@ def fisher(
       Tree like `params` of float32 scores. Every weight has the score of its unit.
 
     Raises:
-      ValueError: if there is no batch or no sample, the leaves of a batch differ in the length of their first
-        axis, `chunk` is below 1, or the loss is not a scalar.
+      ValueError: if there is no batch or no sample, batches are in both places, the leaves of a batch differ in
+        the length of their first axis, `chunk` is below 1, or the loss is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,7 +60,7 @@ def fisher(
       arXiv:1801.05787.
     """
     check_whole(chunk=chunk)
-    check_batches(batches)
+    given = batches_of(batch, batches)
     floats, join = split_floats(params)
     loss, paths = checked_loss(loss_fn, join), float_paths(params)
     weights = [w.astype(jnp.float32) for w in floats]
@@ -72,15 +74,15 @@ def fisher(
         return [jnp.sum(x, axis=0) for x in jax.vmap(squares)(samples)]
 
     parts, count = [], 0
-    for batch in batches:
-        n = _samples(batch)
+    for samples in given:
+        n = _samples(samples)
         whole = n // chunk * chunk
         if whole:
-            chunks = jax.tree.map(lambda x, m=whole: x[:m].reshape(-1, chunk, *x.shape[1:]), batch)
+            chunks = jax.tree.map(lambda x, m=whole: x[:m].reshape(-1, chunk, *x.shape[1:]), samples)
             zeros = [jnp.zeros_like(unit_sum(p, w, structure)) for p, w in zip(paths, weights, strict=True)]
             parts.append(jax.lax.scan(lambda sums, c: (_add(sums, sums_over(c)), None), zeros, chunks)[0])
         if whole < n:
-            parts.append(sums_over(jax.tree.map(lambda x, m=whole: x[m:], batch)))
+            parts.append(sums_over(jax.tree.map(lambda x, m=whole: x[m:], samples)))
         count += n
     means = [total / count for total in functools.reduce(_add, parts)]
     scores = [spread(p, m, w.shape, structure) for p, m, w in zip(paths, means, floats, strict=True)]

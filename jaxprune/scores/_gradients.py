@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -42,17 +42,24 @@ def checked_loss(loss_fn: Callable[[PyTree, Any], Any], join: Join) -> Callable[
     return loss
 
 
-def check_batches(batches: Sequence[Any]) -> None:
-    """Raises ValueError if there is no batch."""
-    if not batches:
-        raise ValueError("`batches` is empty: pass at least one batch after `params`.")
+def batches_of(each: Sequence[Any], together: Iterable[Any] | None) -> list[Any]:
+    """The batches of a score: one an argument, or all in `batches=`; ValueError if there is none, or both are given."""
+    if each and together is not None:
+        raise ValueError(
+            "`batches` must hold all batches, but others are passed after `params`: pass them in one place."
+        )
+    found = list(each if together is None else together)
+    if not found:
+        raise ValueError(
+            "`batches` is empty: pass at least one batch after `params`, or batches=[batch, ...]."
+        )
+    return found
 
 
 def mean_over_batches(
     tree_of: Callable[[Any], Sequence[jax.Array]], batches: Sequence[Any]
 ) -> list[jax.Array]:
     """Mean of `tree_of(batch)` in float32."""
-    check_batches(batches)
     total = None
     for batch in batches:
         found = [x.astype(jnp.float32) for x in tree_of(batch)]

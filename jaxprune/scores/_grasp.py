@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune.params import PyTree
-from jaxprune.scores._gradients import checked_loss, mean_gradients, mean_over_batches, split_floats
+from jaxprune.scores._gradients import (
+    batches_of,
+    checked_loss,
+    mean_gradients,
+    mean_over_batches,
+    split_floats,
+)
 from jaxprune.scores._unit_sum import over_units
 from jaxprune.structures import LeafStructure, Unstructured
 
@@ -17,7 +23,8 @@ from jaxprune.structures import LeafStructure, Unstructured
 def grasp(
     loss_fn: Callable[[PyTree, Any], Any],
     params: PyTree,
-    *batches: Any,
+    *batch: Any,
+    batches: Iterable[Any] | None = None,
     structure: LeafStructure = Unstructured(),
 ) -> PyTree:
     r"""Signed contribution of a weight to the gradient norm: \(w\,(H g)\); of a unit: \(\sum w\,(H g)\).
@@ -30,14 +37,15 @@ def grasp(
     Args:
       loss_fn: (params, batch) -> scalar, the mean over the batch.
       params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged.
-      *batches: one or more batches; g and H are the derivatives of the mean loss over them.
+      *batch: one or more batches; g and H are the derivatives of the mean loss over them.
+      batches: the same as one iterable of batches, as `jp.calibrate` takes it: pass one of the two.
       structure: how weights form units.
 
     Returns:
       Tree like `params` of float32 scores of both signs. Every weight has the score of its unit.
 
     Raises:
-      ValueError: if there is no batch, or the loss is not a scalar.
+      ValueError: if there is no batch, batches are in both places, or the loss is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -53,12 +61,13 @@ def grasp(
     """
     floats, join = split_floats(params)
     loss = checked_loss(loss_fn, join)
-    grads = mean_gradients(loss, floats, batches)
+    given = batches_of(batch, batches)
+    grads = mean_gradients(loss, floats, given)
     direction = [g.astype(w.dtype) for w, g in zip(floats, grads, strict=True)]
 
     def hessian_times_direction(batch: Any) -> list[jax.Array]:
         return jax.jvp(lambda ws: jax.grad(loss)(ws, batch), (floats,), (direction,))[1]
 
-    products = mean_over_batches(hessian_times_direction, batches)
+    products = mean_over_batches(hessian_times_direction, given)
     scores = [w.astype(jnp.float32) * hg for w, hg in zip(floats, products, strict=True)]
     return join(over_units(params, scores, structure))

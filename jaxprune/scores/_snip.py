@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
 
 from jaxprune.params import PyTree
-from jaxprune.scores._gradients import checked_loss, mean_gradients, split_floats
+from jaxprune.scores._gradients import batches_of, checked_loss, mean_gradients, split_floats
 from jaxprune.scores._unit_sum import over_units
 from jaxprune.structures import LeafStructure, Unstructured
 
@@ -16,7 +16,8 @@ from jaxprune.structures import LeafStructure, Unstructured
 def snip(
     loss_fn: Callable[[PyTree, Any], Any],
     params: PyTree,
-    *batches: Any,
+    *batch: Any,
+    batches: Iterable[Any] | None = None,
     structure: LeafStructure = Unstructured(),
 ) -> PyTree:
     r"""Sensitivity of the loss to a gate on each weight: \(|w\,g|\), \(g = \partial L/\partial w\).
@@ -27,14 +28,15 @@ def snip(
     Args:
       loss_fn: (params, batch) -> scalar, the mean over the batch.
       params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged.
-      *batches: one or more batches; g is the mean over them.
+      *batch: one or more batches; g is the mean over them.
+      batches: the same as one iterable of batches, as `jp.calibrate` takes it: pass one of the two.
       structure: how weights form units.
 
     Returns:
       Tree like `params` of float32 scores. Every weight has the score of its unit.
 
     Raises:
-      ValueError: if there is no batch, or the loss is not a scalar.
+      ValueError: if there is no batch, batches are in both places, or the loss is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,6 +51,6 @@ def snip(
       arXiv:1810.02340.
     """
     floats, join = split_floats(params)
-    grads = mean_gradients(checked_loss(loss_fn, join), floats, batches)
+    grads = mean_gradients(checked_loss(loss_fn, join), floats, batches_of(batch, batches))
     products = [w.astype(jnp.float32) * g for w, g in zip(floats, grads, strict=True)]
     return join(over_units(params, products, structure, jnp.abs))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune.params import PyTree
-from jaxprune.scores._gradients import checked_loss, mean_gradients, mean_over_batches, split_floats
+from jaxprune.scores._gradients import (
+    batches_of,
+    checked_loss,
+    mean_gradients,
+    mean_over_batches,
+    split_floats,
+)
 from jaxprune.scores._unit_sum import over_units
 from jaxprune.structures import LeafStructure, Unstructured
 
@@ -17,7 +23,8 @@ from jaxprune.structures import LeafStructure, Unstructured
 def taylor(
     loss_fn: Callable[[PyTree, Any], Any],
     params: PyTree,
-    *batches: Any,
+    *batch: Any,
+    batches: Iterable[Any] | None = None,
     structure: LeafStructure = Unstructured(),
 ) -> PyTree:
     r"""Squared first-order change of the loss when a unit is pruned: \((\sum w\,g)^2\); \((w\,g)^2\) for one weight.
@@ -27,15 +34,16 @@ def taylor(
     Args:
       loss_fn: (params, batch) -> scalar, the mean over the batch.
       params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged.
-      *batches: one or more batches. The score is the mean of the squares of all batches, as the paper
+      *batch: one or more batches. The score is the mean of the squares of all batches, as the paper
         accumulates squares over mini-batches.
+      batches: the same as one iterable of batches, as `jp.calibrate` takes it: pass one of the two.
       structure: how weights form units.
 
     Returns:
       Tree like `params` of float32 scores. Every weight has the score of its unit.
 
     Raises:
-      ValueError: if there is no batch, or the loss is not a scalar.
+      ValueError: if there is no batch, batches are in both places, or the loss is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,4 +66,4 @@ def taylor(
         products = [w.astype(jnp.float32) * g for w, g in zip(floats, grads, strict=True)]
         return over_units(params, products, structure, jnp.square)
 
-    return join(mean_over_batches(importances, batches))
+    return join(mean_over_batches(importances, batches_of(batch, batches)))

@@ -80,7 +80,7 @@ def dynamic(
     def init_fn(params: PyTree) -> DynamicState:
         first = masks
         if first is None:
-            first = random_masks(key, params, sparsity, structure, where)  # pyright: ignore
+            first = random_masks(params, sparsity, structure, where, key=key)  # pyright: ignore
         held = stored_masks(params, first)
         held = _in_units(moving(params, held), held)
         return DynamicState(jnp.zeros([], jnp.int32), held, inner.init(apply_masks(params, held)))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxprune.deprecated import key_was_first
 from jaxprune.masking import make_masks
 from jaxprune.meshes import placed_like
 from jaxprune.params import PyTree, is_float_array
@@ -15,22 +16,24 @@ from jaxprune.structures import Structure, Unstructured
 from jaxprune.transforms._masked import masked
 
 
+@key_was_first
 def random_masks(
-    key: jax.Array,
     params: PyTree,
     sparsity: Any,
     structure: Structure = Unstructured(),
     where: PyTree | None = None,
+    *,
+    key: jax.Array,
 ) -> PyTree:
     """Masks that prune exactly `round(s_l * n_l)` of the n_l units of each leaf, at random positions.
 
     Args:
-      key: a `jax.random.key`.
       params: pytree of arrays.
       sparsity: fraction s of every leaf to prune, in [0, 1), or a tree of them (an allocation).
       structure: how weights form units.
       where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
         one; None for `prunable(params)`.
+      key: a `jax.random.key`.
 
     Returns:
       Tree like `params` of masks.
@@ -41,7 +44,7 @@ def random_masks(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import jaxprune as jp
-      >>> masks = jp.sparse_training.random_masks(jax.random.key(0), {"w": jnp.ones((4, 5))}, 0.75)
+      >>> masks = jp.sparse_training.random_masks({"w": jnp.ones((4, 5))}, 0.75, key=jax.random.key(0))
       >>> int(masks["w"].sum())
       5
     """
@@ -89,4 +92,4 @@ def static(
       Mocanu et al., A topological insight into restricted Boltzmann machines, 2016, arXiv:1604.05978.
       Liu et al., The Unreasonable Effectiveness of Random Pruning, 2022, arXiv:2202.02643.
     """
-    return masked(inner, lambda params: random_masks(key, params, sparsity, structure, where))
+    return masked(inner, lambda params: random_masks(params, sparsity, structure, where, key=key))

@@ -119,8 +119,9 @@ class Groups:
         rows = []
         for row, count in folded(map(_row, self.groups)):
             (name, *members), (size, *_) = row.paths, row.cells
-            rows.append((times(name, count), size, listed(members), row.source))
-        text = table_text(("group", "units", "members", "summed at"), rows, numbers=("units",))
+            summed = f"  (summed at {row.source})" if row.source else ""
+            rows.append((times(name, count), size, listed(members) + summed))
+        text = table_text(("group", "units", "members"), rows, numbers=("units",))
         if not self.frozen:
             return text
         reasons = [(listed(tuple(map(str, members))), reason) for reason, members in self.frozen]
@@ -166,9 +167,9 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
       >>> def mlp(params, x):
       ...     return jax.nn.relu(x @ params["up"] + params["bias"]) @ params["down"]
       >>> jp.find_groups(mlp, params, jnp.ones((1, 3)))
-      group     units   members                   summed at
+      group     units   members
       ...
-      bias[0]       8   bias[0], down[0], up[1]   ...
+      bias[0]       8   bias[0], down[0], up[1]  (summed at ...)
       <BLANKLINE>
       frozen    because
       ...

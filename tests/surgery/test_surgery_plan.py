@@ -51,10 +51,10 @@ def test_units_budget_is_exact(mlp, scope):
 def test_global_scope_removes_the_lowest_scores_of_all_groups(mlp):
     _, params, _, groups = mlp
     score = {**dict.fromkeys(params), "b1": jnp.arange(8.0) + 1, "b2": 0.1 * (jnp.arange(6.0) + 1)}
-    plan = jp.plan_removal(groups, params, 5 / 14, "global", score=score, budget="units", normalize="none")
+    plan = jp.plan_removal(groups, params, 5 / 14, "global", score=score, budget="units", normalize=None)
     assert plan.small_shapes["b1"] == (8,) and plan.small_shapes["b2"] == (1,)
     plan = jp.plan_removal(
-        groups, params, 6 / 14, "global", score=score, budget="units", normalize="none", minimum=2
+        groups, params, 6 / 14, "global", score=score, budget="units", normalize=None, minimum=2
     )
     assert plan.small_shapes["b1"] == (6,) and plan.small_shapes["b2"] == (2,)
 

@@ -37,10 +37,35 @@ def test_taylor_sums_over_the_unit_before_it_squares(hand):
         "down": jnp.array([[0.5], [-1.0]]),
     }
     # 3 - 4 + 0 + 6 = 5;  1 + 1 + 2 - 4 = 0
-    np.testing.assert_allclose(taylor_scores(groups, params, gradients)["b[0]"], [25.0, 0.0])
+    np.testing.assert_allclose(taylor_scores(groups, params=params, gradients=gradients)["b[0]"], [25.0, 0.0])
     np.testing.assert_allclose(
-        taylor_scores(groups, params, {**gradients, "down": None})["b[0]"], [1.0, 16.0]
+        taylor_scores(groups, params=params, gradients={**gradients, "down": None})["b[0]"], [1.0, 16.0]
     )
+
+
+def test_taylor_averages_the_scores_of_batches(hand):
+    params, groups = hand
+
+    def loss_fn(p, batch):  # the gradient of each parameter is the batch times its index from 1
+        return batch * sum(jnp.sum(x * (1 + jnp.arange(x.size)).reshape(x.shape)) for x in jax.tree.leaves(p))
+
+    batches = [jnp.float32(2.0), jnp.float32(-1.0)]
+    gradients = [jax.grad(loss_fn)(params, batch) for batch in batches]
+    each = [taylor_scores(groups, params=params, gradients=g)["b[0]"] for g in gradients]
+    scores = taylor_scores(groups, loss_fn, params, iter(batches))
+    np.testing.assert_allclose(scores["b[0]"], (each[0] + each[1]) / 2, rtol=1e-6)
+    assert taylor_scores(groups, loss_fn=loss_fn, params=params, batches=batches) == scores
+    with pytest.raises(ValueError, match="`batches` must hold at least one batch"):
+        taylor_scores(groups, loss_fn, params, [])
+    with pytest.raises(ValueError, match="`loss_fn` must give one floating-point number"):
+        taylor_scores(groups, lambda p, batch: p["up"], params, batches)
+    for given in (
+        {"params": params},
+        {"params": params, "batches": batches},
+        {"loss_fn": loss_fn, "params": params, "batches": batches, "gradients": gradients[0]},
+    ):
+        with pytest.raises(ValueError, match="needs `loss_fn` and `batches`, or `gradients`"):
+            taylor_scores(groups, **given)
 
 
 @pytest.mark.slow
@@ -51,7 +76,7 @@ def test_taylor_is_the_first_order_change_of_the_loss_when_a_unit_vanishes():
     def loss(p):
         return jnp.sum(jnp.sin(fn(p, *inputs)))
 
-    scores = taylor_scores(groups, params, jax.grad(loss)(params))
+    scores = taylor_scores(groups, params=params, gradients=jax.grad(loss)(params))
 
     def towards(t, gone):
         return loss(jax.tree.map(lambda a, b: a + t * (b - a), params, gone))
@@ -134,7 +159,7 @@ def test_every_score_is_finite_and_tells_units_apart(name):
     for scores in (
         l2_scores(groups, params),
         fpgm_scores(groups, params),
-        taylor_scores(groups, params, jax.tree.map(jnp.cos, params)),
+        taylor_scores(groups, params=params, gradients=jax.tree.map(jnp.cos, params)),
         activation_scores(groups, params, [inputs]),
     ):
         assert set(scores.by_group) == {group.name for group in groups}
@@ -177,10 +202,10 @@ def test_normalize_applies_to_unit_scores():
     first, second = (group.name for group in groups)
     scores = UnitScores({first: np.array([1.0, 2.0]), second: np.array([3.0, 30.0])})
     kept = {}
-    for how in ("none", "mean", "max"):
+    for how in (None, "mean", "max"):
         plan = jp.plan_removal(groups, params, 0.25, "global", scores, budget="units", normalize=how)
         kept[how] = [int(plan.kept[name[0]][int(name[2])] is None) for name in (first, second)]
-    assert kept == {"none": [0, 1], "mean": [1, 0], "max": [1, 0]}
+    assert kept == {None: [0, 1], "mean": [1, 0], "max": [1, 0]}
 
 
 class Net(eqx.Module):

@@ -111,8 +111,8 @@ def test_groups_print_a_table_in_a_notebook_too():
     text = str(GROUPS)
     assert repr(GROUPS) == text
     first, second = text.split("\n\n")
-    assert first.splitlines()[0] == "group   units   members      summed at"
-    assert first.splitlines()[2].startswith("a[1]        8   a[1], b[0]   test_surgery_tables.py:")
+    assert first.splitlines()[0] == "group   units   members"
+    assert first.splitlines()[2].startswith("a[1]        8   a[1], b[0]  (summed at test_surgery_tables.py:")
     assert second.splitlines()[0] == "frozen   because"
     assert second.splitlines()[2:] == ["a[0]     axis 1 of input 0", "c[1]     axis 1 of the output"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxprune.calibration.methods.keep import keep_units, unit_costs
 from jaxprune.scores._ria import relative_importance
+from jaxprune.scores._scorer import call_score
 from jaxprune.scores._wanda import weighted
 from jaxprune.selection import select
 from jaxprune.statistics.moments import Kind
@@ -24,27 +26,39 @@ class MaskOnly:
     """Prunes the lowest scores of each layer and leaves the other weights as they are.
 
     Args:
-      score: "magnitude", "wanda" or "ria".
+      score: "magnitude", "wanda" or "ria", or a function of parameters that gives scores, larger = keep, as in
+        `jp.gradual`. It is called with each weight as a matrix (inputs, outputs), in float32, and gives an array of
+        this shape; it must be traceable.
       per_output: whether weights are compared with those of the same output only, each output pruned alike;
         None for what the score's authors do (Wanda alone does). Without structure only: N:M groups and
         blocks are compared as always.
 
     Raises:
-      ValueError: an unknown `score`.
+      ValueError: an unknown `score`; in `jp.reconstruct`, scores of another shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params, x = {"w": jnp.array([[3.0, 1.0], [1.0, 2.0]])}, jnp.ones((4, 2))
+      >>> method = jp.MaskOnly(lambda w: -jp.scores.magnitude(w))  # prunes the largest
+      >>> jp.reconstruct(lambda p, x: x @ p["w"], params, [x], 0.5, method=method)[0]["w"]
+      Array([[0., 1.],
+             [1., 0.]], dtype=float32)
 
     References:
       Sun et al., A Simple and Effective Pruning Approach for Large Language Models, 2023, arXiv:2306.11695.
       Zhang et al., Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models, 2024.
     """
 
-    score: Score = "wanda"
+    score: Score | Callable[[jax.Array], jax.Array] = "wanda"
     per_output: bool | None = None
     moments: ClassVar[Kind] = "diagonal"
 
     def __post_init__(self):
-        if self.score not in get_args(Score):
+        if not callable(self.score) and self.score not in get_args(Score):
             raise ValueError(
-                f"MaskOnly `score` must be one of {', '.join(map(repr, get_args(Score)))}, got {self.score!r}."
+                f"MaskOnly `score` must be one of {', '.join(map(repr, get_args(Score)))}, or a function of "
+                f"parameters, got {self.score!r}."
             )
 
     def check(self, structure: MatrixStructure) -> None:
@@ -73,6 +87,8 @@ def _solve(
             score = unit_costs(weighted(jnp.abs(w), norms), w, norms == 0, structure)
         case "ria":
             score = unit_costs(weighted(relative_importance(w), norms, 0.5), w, norms == 0, structure)
+        case given:
+            score = structure.unit_scores(_scored(given, w))
     units = structure.matrix_units()
     per_output = method.score == "wanda" if method.per_output is None else method.per_output
     if per_output and units.are_weights and units.kept is None:
@@ -80,6 +96,16 @@ def _solve(
     else:
         mask = keep_units(score, n_pruned, structure, w.shape)
     return jnp.where(mask, w, 0.0), mask
+
+
+def _scored(score: Callable[..., Any], w: jax.Array) -> jax.Array:
+    found = call_score(score, w, None)
+    if jnp.shape(found) != w.shape:
+        raise ValueError(
+            f"MaskOnly `score` must give an array of the shape of each weight matrix, {w.shape} here, "
+            f"got {jnp.shape(found) if hasattr(found, 'shape') else type(found).__name__}."
+        )
+    return jnp.asarray(found, jnp.float32)
 
 
 def keep_highest_per_output(scores: jax.Array, n_pruned: Any) -> jax.Array:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxprune.deprecated import warn_renamed
 from jaxprune.params import PyTree
 from jaxprune.surgery.groups import Group, Groups
 from jaxprune.surgery.inference.kept import Keep
@@ -27,7 +28,7 @@ def plan_removal(
     round_to: int = 1,
     minimum: int = 1,
     budget: Literal["params", "flops", "units"] = "params",
-    normalize: Literal["mean", "max", "none"] = "mean",
+    normalize: Literal["mean", "max"] | None = "mean",
     overrides: Mapping[str, float] | None = None,
     exclude: str | Iterable[str] = (),
 ) -> Plan:
@@ -50,7 +51,7 @@ def plan_removal(
       minimum: units that every group keeps.
       budget: what `sparsity` is a share of: "params" (entries of all parameters), "flops" (of contractions
         and convolutions at the traced shapes) or "units".
-      normalize: what unit scores are divided by: the "mean" or "max" of their group, or "none".
+      normalize: what unit scores are divided by: the "mean" or "max" of their group; None for nothing.
       overrides: group name, or regular expression that matches a whole path of one of its members (or a
         leading part of it, up to a slash) -> share of its units to remove, outside the search for the budget.
       exclude: names or path patterns as in `overrides`, of groups that lose nothing.
@@ -77,6 +78,9 @@ def plan_removal(
     References:
       Li et al., Pruning Filters for Efficient ConvNets, 2016, arXiv:1608.08710.
     """
+    if normalize == "none":
+        warn_renamed("`normalize='none'`", "`normalize=None`")
+        normalize = None
     _check(sparsity, scope, round_to, minimum, budget, normalize)
     fixed = {**dict.fromkeys(_named(groups, exclude, "exclude"), 0.0)}
     for pattern, share in (overrides or {}).items():
@@ -173,10 +177,10 @@ def plan_units(groups: Groups, keep: Mapping[str, Any]) -> Plan:
     return _plan(groups, Keep(masks))
 
 
-def _normalized(scores: np.ndarray, how: str) -> np.ndarray:
-    if not scores.size:
+def _normalized(scores: np.ndarray, how: str | None) -> np.ndarray:
+    if not scores.size or how is None:
         return scores
-    by = {"mean": scores.mean, "max": scores.max, "none": lambda: 1.0}[how]()
+    by = {"mean": scores.mean, "max": scores.max}[how]()
     return scores / by if by > 0 else scores
 
 
@@ -210,7 +214,7 @@ def _named(groups: Groups, patterns: str | Iterable[str], argument: str) -> list
     return names
 
 
-def _check(sparsity: Any, scope: str, round_to: int, minimum: int, budget: str, normalize: str) -> None:
+def _check(sparsity: Any, scope: str, round_to: int, minimum: int, budget: str, normalize: Any) -> None:
     if not 0 <= sparsity < 1:
         raise ValueError(
             f"`sparsity` must be in [0, 1), got {sparsity!r}. It is a fraction: pass 0.9 for 90 %."
@@ -218,7 +222,7 @@ def _check(sparsity: Any, scope: str, round_to: int, minimum: int, budget: str, 
     for name, value, allowed in (
         ("scope", scope, ("local", "global")),
         ("budget", budget, ("params", "flops", "units")),
-        ("normalize", normalize, ("mean", "max", "none")),
+        ("normalize", normalize, ("mean", "max", None)),
     ):
         if value not in allowed:
             raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")

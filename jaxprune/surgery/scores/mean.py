@@ -43,7 +43,7 @@ def mean_scores(
       >>> loss = lambda p, x, y: jnp.mean(fn(p, x) - y)
       >>> groups = jp.find_groups(fn, params, jnp.ones((1, 1)))
       >>> def score(x, y):
-      ...     return jp.surgery.taylor_scores(groups, params, jax.grad(loss)(params, x, y))
+      ...     return jp.surgery.taylor_scores(groups, params=params, gradients=jax.grad(loss)(params, x, y))
       >>> batches = [(jnp.ones((1, 1)), jnp.zeros((1, 1))), (jnp.zeros((2, 1)), jnp.zeros((2, 1)))]
       >>> jp.surgery.mean_scores(score, batches)["down[0]"]  # (36, 4) and (0, 0)
       array([18.,  2.])

@@ -34,7 +34,7 @@ def obs_scores(groups: Groups, params: PyTree, stats: Statistics, damping: float
     removal, so a plan removes at any sparsity what the search removed up to there. `jp.compensate` then does the refit.
     Inputs that are always 0 go first.
 
-    With `scope="global"` pass `normalize="none"` to `plan_removal`: all groups then lose units up to the same
+    With `scope="global"` pass `normalize=None` to `plan_removal`: all groups then lose units up to the same
     relative error.
 
     Args:

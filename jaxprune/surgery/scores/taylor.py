@@ -2,53 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.deprecated import warn_renamed
 from jaxprune.params import PyTree, aligned, flatten_with_paths, is_float_array
+from jaxprune.scores._gradients import checked_loss, split_floats
 from jaxprune.surgery.groups import Groups
 from jaxprune.surgery.scores._unit_scores import UnitScores
 from jaxprune.surgery.scores.entries import arrays_of, summed_over_units
+from jaxprune.surgery.scores.mean import mean_scores
 
 
-def taylor_scores(groups: Groups, params: PyTree, gradients: PyTree) -> UnitScores:
+def taylor_scores(
+    groups: Groups,
+    loss_fn: Callable[[PyTree, Any], Any] | None = None,
+    params: PyTree | None = None,
+    batches: Iterable[Any] | None = None,
+    *,
+    gradients: PyTree | None = None,
+) -> UnitScores:
     r"""Squared first-order change of the loss: \( s_i = (\sum_w w \, \partial L / \partial w)^2 \).
 
     The sum runs over the entries w of all member slices of unit i and is squared afterwards: to first order this is the
     (squared) change of the loss when all of the unit's parameters go to zero together. Over several batches
-    `mean_scores` averages the scores: gradients cancel near a minimum. Weights in front of a normalisation
+    the scores are averaged, not the gradients, which cancel near a minimum. Weights in front of a normalisation
     add nothing: the loss does not change with their scale.
 
     Args:
       groups: what `find_groups` found.
+      loss_fn: (params, batch) -> scalar, as for `jp.scores.taylor`.
       params: the parameters that were analysed, as arrays.
-      gradients: tree like `params` of the gradients of the loss; leaves that are None or no floats (such as
-        the float0 gradients of integers) do not count.
+      batches: one batch or more, any iterable; each counts alike.
+      gradients: instead of `loss_fn` and `batches`, the gradients of the loss on one batch: a tree like `params`;
+        leaves that are None or no floats (such as the float0 gradients of integers) do not count.
 
     Returns:
       For each group a float64 array of shape (group.size,).
 
     Raises:
       ValueError: `params` has other paths or shapes than the groups were found with, or `gradients` is not
-        like `params`.
+        like `params`; no batch; a loss that is no scalar; neither batches nor gradients, or both.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import jaxprune as jp
       >>> params = {"up": jnp.array([[1.0, 2.0]]), "down": jnp.array([[3.0], [0.5]])}
       >>> fn = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
-      >>> gradients = jax.grad(lambda p: fn(p, jnp.ones((1, 1))).sum())(params)
       >>> groups = jp.find_groups(fn, params, jnp.ones((1, 1)))
-      >>> jp.surgery.taylor_scores(groups, params, gradients)["down[0]"]  # (1 * 3 + 3 * 1)^2, (2 * 0.5 + 0.5 * 2)^2
+      >>> loss_fn = lambda p, x: fn(p, x).sum()
+      >>> jp.surgery.taylor_scores(groups, loss_fn, params, [jnp.ones((1, 1))])["down[0]"]  # (1 * 3 + 3 * 1)^2, ...
+      array([36.,  4.])
+      >>> gradients = jax.grad(loss_fn)(params, jnp.ones((1, 1)))
+      >>> jp.surgery.taylor_scores(groups, params=params, gradients=gradients)["down[0]"]
       array([36.,  4.])
 
     References:
       Molchanov et al., Importance Estimation for Neural Network Pruning, 2019, arXiv:1906.10771 (the
       gate formulation: the square of the sum over a unit).
     """
+    if loss_fn is not None and batches is None:  # taylor_scores(groups, params, gradients), as it once was
+        warn_renamed(
+            "`taylor_scores(groups, params, gradients)`",
+            "`taylor_scores(groups, params=params, gradients=gradients)`",
+        )
+        loss_fn, params, gradients = None, loss_fn, params if gradients is None else gradients
+    if gradients is not None and loss_fn is None and batches is None:
+        return _of_gradients(groups, params, gradients)
+    if gradients is not None or loss_fn is None or batches is None:
+        raise ValueError("taylor_scores needs `loss_fn` and `batches`, or `gradients`, beside `params`.")
+    floats, join = split_floats(params)
+    gradient = jax.jit(jax.grad(checked_loss(loss_fn, join)))
+
+    def of_batch(batch: Any) -> UnitScores:
+        return _of_gradients(groups, params, join(gradient(floats, batch)))
+
+    return mean_scores(of_batch, ((batch,) for batch in batches))
+
+
+def _of_gradients(groups: Groups, params: PyTree, gradients: PyTree) -> UnitScores:
     arrays = arrays_of(groups, params)
     try:
         leaves = jax.tree.structure(params).flatten_up_to(gradients)
