@@ -31,26 +31,27 @@ def matmul_conv(
     For a kernel of K positions and C input channels: patches (N, *out, K C) times kernel (K C, O).
 
     On a CPU, XLA runs `conv_general_dilated` inside a loop (`scan`, `fori_loop`) several times slower than
-    outside, and a whole training under `jit` is such a loop. This form has no such trap. It takes K times the
-    memory of the input. On a GPU or TPU keep the native convolution.
+    outside, and a whole training under `jit` is such a loop. This form is not slower in a loop. It needs K times
+    the memory of the input. On a GPU or TPU use the native convolution.
 
     Args:
       lhs: input (N, *spatial, C), channels last.
-      rhs: kernel (*spatial, C, O), as Flax keeps it.
+      rhs: kernel (*spatial, C, O), the layout of Flax.
       window_strides: stride of each spatial axis.
       padding: "SAME", "SAME_LOWER", "VALID", or (low, high) for each spatial axis.
-      lhs_dilation: zeros between the entries of the input: its factor for each spatial axis; needs
-        a padding in numbers.
+      lhs_dilation: factor by which the input is spread with zeros between its entries, for each spatial axis;
+        needs a padding in numbers.
       rhs_dilation: the same for the kernel.
-      dimension_numbers: must say channels last, as Flax passes it.
+      dimension_numbers: must be channels last, as Flax passes it.
       feature_group_count, batch_group_count: must be 1.
       precision, preferred_element_type, out_sharding: as for `lax.dot_general`.
 
     Returns:
-      (N, *out, O), equal to `lax.conv_general_dilated`'s up to rounding.
+      (N, *out, O), equal to that of `lax.conv_general_dilated` up to rounding.
 
     Raises:
-      ValueError: another layout, groups, a kernel for other channels, strides or pads of the wrong length.
+      ValueError: if the layout is another one, there are groups, the kernel has other input channels, or strides
+        or pads have the wrong length.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -118,7 +119,7 @@ def _check(lhs: jax.Array, rhs: jax.Array, numbers: Any, features: int, batches:
     specs = lax.conv_dimension_numbers(lhs.shape, rhs.shape, numbers)
     if (specs.lhs_spec, specs.rhs_spec, specs.out_spec) != (last, of_kernel, last):
         raise ValueError(
-            "matmul_conv wants channels last and kernels (*spatial, in, out), such as `dimension_numbers`="
+            "matmul_conv needs channels last and kernels (*spatial, in, out), such as `dimension_numbers`="
             f"('NHWC', 'HWIO', 'NHWC'), got {numbers!r}."
         )
     if lhs.shape[-1] != rhs.shape[-2]:
@@ -137,7 +138,7 @@ def _pads(
 ) -> list[tuple[int, int]]:
     if isinstance(padding, str):
         if any(s != 1 for s in stretch):
-            raise ValueError(f"`padding` must be numbers where `lhs_dilation` is used, got {padding!r}.")
+            raise ValueError(f"`padding` must be numbers if `lhs_dilation` is given, got {padding!r}.")
         return [(int(a), int(b)) for a, b in lax.padtype_to_pads(spatial, extent, strides, padding)]
     pads = [tuple(int(p) for p in np.atleast_1d(pair)) for pair in padding]
     if len(pads) != len(spatial) or any(len(pair) != 2 for pair in pads):

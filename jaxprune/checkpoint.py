@@ -1,4 +1,4 @@
-"""Checkpoints: any pytree of arrays on disk, whole or not there at all."""
+"""Checkpoints: any pytree of arrays on disk, either complete or not there at all."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ _NUMBERS = {"bool": np.bool_, "int": np.int64, "float": np.float64, "complex": n
 def save(path: str | os.PathLike[str], tree: PyTree) -> None:
     """Writes a pytree to a new folder.
 
-    Orbax writes beside `path` and renames at the end: a process that is killed leaves no folder `path`, and
-    one that is there is complete. A digest of each file is kept with them: `restore` gives no value that
-    was changed on the disk. Plain Orbax reads the folder too, as a dict from leaf names such as
-    `params/Dense_0/kernel` to arrays.
+    Orbax writes beside `path` and renames at the end: a killed process leaves no folder `path`, and an existing
+    folder is complete. A digest of each file is stored too, so that `restore` returns no value that was changed
+    on the disk. Plain Orbax can also read the folder, as a dict from leaf names such as `params/Dense_0/kernel`
+    to arrays.
 
     Args:
-      path: the folder to make; its parents are made as needed.
+      path: the folder to make; missing parents are made too.
       tree: pytree of arrays of any dtype, typed PRNG keys and Python numbers.
 
     Raises:
-      FileExistsError: something is at `path` already.
-      ValueError: no leaves, two leaves of one name, or a Python int beyond 64 bits.
-      TypeError: a leaf that is no array and no number (it is named).
-      OSError: the disk is full, or can't be written; nothing is left at `path`.
-      ImportError: Orbax is missing.
+      FileExistsError: if `path` exists.
+      ValueError: if there are no leaves, two leaves have the same name, or a Python int exceeds 64 bits.
+      TypeError: if a leaf is neither an array nor a number (the message names it).
+      OSError: if the disk is full or can't be written; nothing is left at `path`.
+      ImportError: if Orbax is missing.
 
     Example:
       >>> import tempfile, jax, jax.numpy as jnp
@@ -94,23 +94,24 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
 
 
 def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
-    """Reads what `save` wrote.
+    """Reads a checkpoint that `save` wrote.
 
     Args:
       path: the folder.
-      like: tree with the structure, shapes and dtypes of the saved one: arrays (each sharding is taken over),
+      like: tree with the structure, shapes and dtypes of the saved one: arrays (values get their shardings),
         `jax.ShapeDtypeStruct`s, typed keys, numbers. `jax.eval_shape` makes one without computing it.
 
     Returns:
-      A tree like `like` with the saved values, bit for bit, NumPy arrays and Python numbers as such. Where one
+      A tree like `like` with the saved values, bit for bit; NumPy arrays and Python numbers remain such. If one
       side has a Python number and the other an array of its kind, such as TrainState's `step`, the value is
-      taken over if the wanted dtype holds it (a float is rounded).
+      converted if the wanted dtype holds it (a float is rounded).
 
     Raises:
-      FileNotFoundError: no folder at `path`.
-      ValueError: not written by `save`; leaves, shapes, dtypes or key types differ, or a number does not fit the
-        wanted dtype (the leaf is named); a file is damaged or missing (it is named). Nothing is restored then.
-      ImportError: Orbax is missing.
+      FileNotFoundError: if there is no folder at `path`.
+      ValueError: if `save` did not write the folder; if leaves, shapes, dtypes or key types differ, or a number
+        does not fit the wanted dtype (the message names the leaf); if a file is damaged or missing (the message
+        names it). Nothing is restored then.
+      ImportError: if Orbax is missing.
     """
     path = Path(path).absolute()
     if not path.is_dir():
@@ -143,10 +144,10 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError unless every file of a checkpoint is as `save` left it; the file is named.
+    """Raises ValueError, naming the file, unless every file of a checkpoint is as `save` left it.
 
     Args:
-      path: the folder. One without digests, as Orbax itself writes it, passes.
+      path: the folder. A folder without digests, as Orbax itself writes it, passes.
     """
     path = Path(path)
     listed = path / _DIGESTS
@@ -179,7 +180,7 @@ def _digest(file: Path) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Orbax logs: what fails is raised."""
+    """Silences the logs of Orbax: failures are raised as errors."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -206,7 +207,7 @@ def _named(tree: PyTree, argument: str) -> tuple[list[str], list[Any], jax.tree_
     names = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in found]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"`{argument}` has two leaves of the name {name!r}: rename one.")
+            raise ValueError(f"`{argument}` has two leaves of the same name {name!r}: rename one.")
     return names, [leaf for _, leaf in found], treedef
 
 
@@ -216,7 +217,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _impl(key: Any) -> Any:
-    """The implementation of a key, which may be abstract: only a traced one tells it in public."""
+    """The implementation of a key, which may be abstract: public functions tell it for traced keys only."""
     found = []
     jax.eval_shape(lambda traced: found.append(jax.random.key_impl(traced)), key)
     return found[0]
@@ -229,10 +230,10 @@ def _array(leaf: Any) -> Any:
 def _describe(name: str, leaf: Any) -> dict[str, Any]:
     if isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic):
         if isinstance(leaf, int) and not -(2**63) <= leaf < 2**63:
-            raise ValueError(f"a checkpoint holds integers of 64 bits, got {leaf} at {name!r}.")
+            raise ValueError(f"a checkpoint holds integers of at most 64 bits, got {leaf} at {name!r}.")
         return {"shape": [], "dtype": type(leaf).__name__}
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-        raise TypeError(f"a checkpoint holds arrays and numbers, got {type(leaf).__name__} at {name!r}.")
+        raise TypeError(f"a checkpoint holds only arrays and numbers, got {type(leaf).__name__} at {name!r}.")
     return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
@@ -260,7 +261,7 @@ def _check_same(path: Path, saved: dict[str, dict[str, Any]], wanted: dict[str, 
 
 
 def _same_number(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether they differ only in that one is a Python number, such as TrainState's first `step`."""
+    """Whether the two differ only in that one is a Python number, such as TrainState's first `step`."""
     dtypes = [str(d["dtype"]).rstrip("0123456789") for d in (one, other)]
     is_python = one["dtype"] in _NUMBERS or other["dtype"] in _NUMBERS
     return is_python and dtypes[0] == dtypes[1] and one["shape"] == other["shape"] == []
@@ -275,7 +276,7 @@ def _abstract(leaf: Any, described: dict[str, Any]) -> Any:
     if described["dtype"] in _NUMBERS:
         return np.zeros((), _NUMBERS[described["dtype"]])
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        # The abstract form of a key array is what its data looks like; keys are small and go anywhere.
+        # The abstract form of a key array is that of its data; keys are small and need no sharding.
         data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         return jax.ShapeDtypeStruct(
             data.shape, data.dtype, sharding=None if _is_key(leaf) else _sharding(leaf)
@@ -288,7 +289,7 @@ def _sharding(leaf: Any) -> Any:
 
 
 def _like(path: Path, name: str, leaf: Any, value: Any) -> Any:
-    """The value that was read, as an array or number of the kind of `leaf`."""
+    """The value as an array or number of the kind of `leaf`."""
     if _is_key(leaf):
         return jax.random.wrap_key_data(value, impl=_impl(leaf))
     if isinstance(leaf, np.generic):
@@ -302,7 +303,7 @@ def _like(path: Path, name: str, leaf: Any, value: Any) -> Any:
 
 
 def _in_dtype(path: Path, name: str, value: Any, dtype: Any) -> Any:
-    """The value in the wanted dtype; raises ValueError where that does not hold it."""
+    """The value in the wanted dtype; raises ValueError if the dtype does not hold it."""
     if value.dtype == dtype:
         return value
     with np.errstate(over="ignore", under="ignore"):

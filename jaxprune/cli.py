@@ -22,20 +22,20 @@ _NEEDED = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand.
 
-    What goes wrong is one line on stderr, never a traceback.
+    An error is one line on stderr, never a traceback.
 
     Args:
-      arguments: what follows `jaxprune` on the command line; None for `sys.argv`, which is the command itself: it
-        watches for SIGINT and SIGTERM, and they end the process at once.
+      arguments: the arguments after `jaxprune` on the command line. None for those of `sys.argv`: this is the
+        command itself, which SIGINT and SIGTERM end at once.
 
     Returns:
-      The exit code: 0; 1 where the machine stops the run (a missing extra, a full disk, too little memory); 2 for
-      options, data or a folder that can't be used; 130 when interrupted (Ctrl-C); 141 when nobody reads the
-      output any more; 143 when terminated (SIGTERM). A run that stopped goes on with --resume from the last
-      training that it saved.
+      The exit code: 0; 1 if the machine stops the run (a missing extra, a full disk, too little memory); 2 if
+      options, data or the folder can't be used; 130 if interrupted (Ctrl-C); 141 if the reader of the output is
+      gone; 143 if terminated (SIGTERM). A stopped run continues with --resume from the last training that it
+      saved.
 
     Raises:
-      SystemExit: after --help (code 0), and for options that can't be parsed (code 2).
+      SystemExit: after --help (code 0), and if options can't be parsed (code 2).
     """
     chosen = _Chosen()
     if arguments is None:
@@ -60,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _error(chosen.stopped(f"{where}{error.strerror or error}"), 1)
     except MemoryError:
-        return _error(chosen.stopped("out of memory: take fewer --seeds or a smaller --batch-size"), 1)
+        return _error(chosen.stopped("out of memory: use fewer --seeds or a smaller --batch-size"), 1)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's
             raise
-        return _error(chosen.stopped("out of memory: take fewer --seeds or a smaller --batch-size"), 1)
+        return _error(chosen.stopped("out of memory: use fewer --seeds or a smaller --batch-size"), 1)
 
 
 class _Chosen:
@@ -73,14 +73,14 @@ class _Chosen:
     settings: Any = None
 
     def stopped(self, why: str) -> str:
-        """What is told when a run stops before its end: why, and whether it can go on."""
+        """The message for a run that stops before its end: why it stopped, and whether it can continue."""
         settings = self.settings
         if settings is None or not _resumable(settings):
             return f"{why}; nothing was saved."
         if settings.resume:
-            return f"{why}; the same command goes on."
+            return f"{why}; the same command continues the run."
         instead = " instead of --overwrite" if settings.overwrite else ""
-        return f"{why}; the same command with --resume{instead} goes on."
+        return f"{why}; the same command with --resume{instead} continues the run."
 
 
 def _resumable(settings: Any) -> bool:
@@ -120,7 +120,7 @@ def _parse(arguments: list[str], commands: dict[str, type]) -> Any:
             return tyro.extras.subcommand_cli_from_dict(
                 commands,
                 prog="jaxprune",
-                description="Pruning experiments in JAX. `jaxprune --version` tells the versions.",
+                description="Pruning experiments in JAX. `jaxprune --version` prints the versions.",
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
@@ -131,14 +131,14 @@ def _parse(arguments: list[str], commands: dict[str, type]) -> Any:
 
 
 def _first_part(box: str) -> str:
-    """What the first part of a message in a frame says, as one line, and where to read more."""
+    """The first part of a framed message as one line, with a hint where to read more."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     first = " ".join(lines[: next((i for i, line in enumerate(lines) if line.startswith("──")), None)])
     return f"{first.rstrip('.')}; see jaxprune --help."
 
 
 def _commands() -> dict[str, tuple[type, Callable[[Any], None]]]:
-    """Subcommand -> (the dataclass of its options, what runs it)."""
+    """Subcommand -> (the dataclass of its options, the function that runs it)."""
     from jaxprune.experiments.compare.settings import CompareSettings
     from jaxprune.experiments.settings import Settings
 
@@ -168,7 +168,7 @@ def _console() -> Any:
 
 
 def _versions() -> str:
-    """Of jaxprune itself the version of this code, whatever else is installed."""
+    """The versions; for jaxprune that of this code, whatever is installed."""
     import contextlib
     import importlib.metadata
     import platform
@@ -198,7 +198,7 @@ def _watch(chosen: _Chosen) -> None:
     from jaxprune.commands.signals import watch
 
     def stop(number: int) -> None:
-        # All that is on the disk is whole at any time.
+        # All files on the disk are complete at any time.
         why, code = ("interrupted", 130) if number == signal.SIGINT else ("terminated", 143)
         try:
             if sys.stdout is not None and sys.stdout.isatty():
@@ -211,20 +211,20 @@ def _watch(chosen: _Chosen) -> None:
         finally:
             os._exit(code)
 
-    # Where a checkpoint can't be written, threads of Orbax fail after the error itself was raised.
+    # If a checkpoint can't be written, threads of Orbax fail after the error itself has been raised.
     sys.unraisablehook = lambda _: None
     watch(stop)
 
 
 def _write_anything(*streams: Any) -> None:
-    """Lets a terminal of another encoding show `?` for what it lacks."""
+    """Lets a terminal of another encoding show `?` for characters that it lacks."""
     for stream in streams:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
 def _drop_output() -> None:
-    """What is left in the buffer of a stdout that takes nothing more must not fail again at exit."""
+    """Drops the buffer of a closed stdout, so that flushing it at exit does not fail again."""
     import os
 
     try:

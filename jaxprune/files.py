@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then moved."""
+"""Files that are complete or not there: written beside their place, then renamed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import IO, Any
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any]) -> None:
-    """Lets `write` fill a new file, which then takes the place of `path`; a failure leaves that as it was."""
+    """Lets `write` fill a new file, which then replaces `path`; a failure leaves `path` as it was."""
     place = os.path.realpath(path)
     if os.path.exists(place) and not os.path.isfile(place):  # a device or a pipe can't be replaced
         with open(place, "wb") as file:

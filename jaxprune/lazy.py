@@ -1,7 +1,7 @@
-"""Packages that import what they offer only when it is asked for.
+"""Packages that import their public names only when one of them is used.
 
-The command line needs this: it answers `--help`, mistakes and Ctrl-C before JAX is imported, and importing one of
-its modules imports the packages around it first.
+The command line needs this: it answers `--help`, mistakes and Ctrl-C before JAX is imported, although importing one
+of its modules first imports the packages around it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 
 def attach(package: str, source: str, modules: Sequence[str] = ()) -> None:
-    """Lets a package offer all public names of a module, which is imported for the first of them.
+    """Gives a package all public names of a module, which is imported when the first of them is used.
 
     Args:
-      package: its name; called in its `__init__.py`.
-      source: the module, with `__all__`. None of its names is that of a submodule of the package.
+      package: name of the package; call this in its `__init__.py`.
+      source: the module, with `__all__`. None of its names may be that of a submodule of the package.
       modules: submodules that `dir()` names beside them; the others can be imported, but are not public.
     """
 

@@ -1,4 +1,4 @@
-"""Optimizer states: which parameter each of their arrays belongs to."""
+"""Optimizer states: the parameter that each of their arrays belongs to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Names = tuple[str, ...]
 
 
 class Owner(NamedTuple):
-    """path: of the parameter; axis: for a statistic of one of its axes (SM3), else None."""
+    """path: path of the parameter; axis: its axis for a statistic of one axis (SM3), else None."""
 
     path: str
     axis: int | None = None
@@ -24,14 +24,14 @@ class Owner(NamedTuple):
 def owners(opt_state: PyTree, paths: Sequence[str]) -> list[Owner | None]:
     """The parameter that each array of an optimizer state belongs to, in the order of `jax.tree.leaves`.
 
-    Moments, averages and accumulated gradients come in trees like the parameters. Such a tree is found by its
-    paths, whatever the optimizer and its fields are called: below its root lie the paths of all parameters
-    and no others. Holes that `optax.masked` and `optax.partition` leave stand for all that would lie below
-    them. The outermost such root counts, so that a module of the model may be called `mu`, or `trace`.
+    Moments, averages and accumulated gradients form trees like the parameters. Such a tree is found by its paths,
+    whatever the names of the optimizer and its fields: the paths of all parameters and no others lie below its
+    root. A hole of `optax.masked` or `optax.partition` stands for the whole subtree in its place. The outermost
+    such root counts, so that a module of the model may be called `mu`, or `trace`.
 
     Args:
       opt_state: state of any optimizer.
-      paths: those of the parameters, as `flatten_with_paths` has them.
+      paths: paths of the parameters, as from `flatten_with_paths`.
     """
     known = {_names(path): path for path in paths}
     entries, holes = _entries(opt_state)
@@ -48,14 +48,14 @@ def owners(opt_state: PyTree, paths: Sequence[str]) -> list[Owner | None]:
 
 
 def flat_arrays(opt_state: PyTree, found: Sequence[Owner | None], size: int) -> set[int]:
-    """Positions of arrays over all weights in one row, as `optax.flatten` has them: (size,) or (history, size).
+    """Positions of arrays with all weights in one row, as of `optax.flatten`: (size,) or (history, size).
 
-    Beside them lies nothing that belongs to one parameter.
+    Such an array counts only if its node of the state holds no array that belongs to a single parameter.
 
     Args:
       opt_state: state of any optimizer.
-      found: its `owners`.
-      size: number of weights in all.
+      found: the `owners` of the state.
+      size: number of all weights.
     """
     entries = [entry for entry in _entries(opt_state)[0] if entry.leaf is not None]
     owned = {
@@ -100,7 +100,7 @@ def _entries(opt_state: PyTree) -> tuple[list[_Entry], set[int]]:
 def _roots(
     entries: list[_Entry], known: dict[Names, str], found: list[Owner | None], complete: bool
 ) -> Iterator[tuple[int, list[_Entry]]]:
-    """Outermost nodes that mirror the parameters: how deep each lies, and what lies below it."""
+    """Outermost nodes that mirror the parameters: the depth of each and the entries below it."""
     stack = [(0, entries)]
     while stack:
         depth, below = stack.pop()
@@ -143,7 +143,7 @@ def _owner(names: Names, known: dict[Names, str]) -> Owner | None:
 
 
 def _canonical(names: Names) -> Names:
-    """Without the leading `params` of Linen's variables."""
+    """The names without the leading `params` of Linen variables."""
     return names[1:] if len(names) > 1 and names[0] == "params" else names
 
 

@@ -24,7 +24,7 @@ _MARKERS = ("o", "s", "^", "D", "v")
 
 
 class Line(NamedTuple):
-    """What one method did at several sparsities.
+    """The results of one method at several sparsities.
 
     kept: (points,) percent of the weights; accuracy: (points, seeds) percent; stop: (points, seeds) steps.
     """
@@ -35,20 +35,20 @@ class Line(NamedTuple):
 
 
 def plot_tickets(lines: Mapping[str, Line], title: str = "") -> Figure:
-    """Accuracy, and the step of minimum validation loss, against the share of weights kept.
+    """Plots accuracy, and the step of minimum validation loss, against the fraction of kept weights.
 
-    Points are means over seeds, bands one standard deviation (ddof 1; none for one seed) to both sides.
+    Points are means over seeds. Bands are one standard deviation to both sides (ddof 1; no band for one seed).
 
     Args:
       lines: name -> `Line`; the names are the legend.
-      title: over both panels.
+      title: title of the figure, above both panels.
 
     Returns:
       A `matplotlib.figure.Figure`; write it with `figure.savefig(path)`.
 
     Raises:
-      ValueError: no lines, or arrays of a line that don't fit together.
-      ImportError: matplotlib is missing.
+      ValueError: if there are no lines, or the arrays of a line don't fit together.
+      ImportError: if matplotlib is missing.
 
     Example:
       >>> import numpy as np
@@ -87,22 +87,22 @@ def plot_accuracy(
     level: tuple[str, float] | None = None,
     title: str = "",
 ) -> Figure:
-    """Accuracy against the share of weights kept, one line a method.
+    """Plots accuracy against the fraction of kept weights, one line for each method.
 
-    Points are means over seeds, bands one standard deviation (ddof 1; none for one seed) to both sides.
+    Points are means over seeds. Bands are one standard deviation to both sides (ddof 1; no band for one seed).
 
     Args:
       lines: name -> (kept, accuracy): percent of the weights (points,), percent of the images
         (points, seeds).
-      level: name and accuracy of a dashed line across, such as the dense network.
-      title: over the panel.
+      level: name and accuracy of a dashed horizontal line, such as that of the dense network.
+      title: title of the figure.
 
     Returns:
       A `matplotlib.figure.Figure`; write it with `figure.savefig(path)`.
 
     Raises:
-      ValueError: no lines, or arrays of a line that don't fit together.
-      ImportError: matplotlib is missing.
+      ValueError: if there are no lines, or the arrays of a line don't fit together.
+      ImportError: if matplotlib is missing.
 
     Example:
       >>> import numpy as np
@@ -134,17 +134,19 @@ def plot_accuracy(
 
 
 def plot_sensitivity(table: Sensitivity, title: str = "") -> Figure:
-    """The loss against the sparsity of one layer alone, a line a layer; dashed the loss with nothing pruned.
+    """Plots the loss against the sparsity of each layer alone, one line for each layer.
+
+    A dashed line is the loss with nothing pruned.
 
     Args:
-      table: what `jp.sensitivity` measured.
-      title: over the panel.
+      table: the result of `jp.sensitivity`.
+      title: title of the figure.
 
     Returns:
       A `matplotlib.figure.Figure`; write it with `figure.savefig(path)`.
 
     Raises:
-      ImportError: matplotlib is missing.
+      ImportError: if matplotlib is missing.
 
     Example:
       >>> import numpy as np
@@ -175,7 +177,7 @@ def plot_sensitivity(table: Sensitivity, title: str = "") -> Figure:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
+    """An empty figure of a size in inches."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -187,7 +189,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _draw(axes: Any, i: int, name: str, kept: np.ndarray, values: np.ndarray) -> None:
-    """Line `i`: the mean of values (points, seeds), and its band."""
+    """Draws line `i`: the mean of values (points, seeds), and its band."""
     # Beyond as many lines as there are colours the same colour has another marker and dashes.
     color, turn = _COLORS[i % len(_COLORS)], i // len(_COLORS)
     marker = _MARKERS[(i + turn) % len(_MARKERS)]
@@ -202,7 +204,7 @@ def _draw(axes: Any, i: int, name: str, kept: np.ndarray, values: np.ndarray) ->
 
 
 def _kept_axis(axes: Any, kept: np.ndarray, label: str) -> None:
-    """The share of weights kept on a logarithmic axis that falls to the right."""
+    """Makes the horizontal axis the percentage of kept weights, logarithmic and descending to the right."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     ticks = [

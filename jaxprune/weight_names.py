@@ -1,6 +1,6 @@
 """The default rule of `prunable`: which leaves hold the weights of a linear map.
 
-Arrays with two or more axes are weights unless their names, or the layers that hold them, say otherwise. Names
+Arrays with two or more axes are weights unless their names, or the layers that hold them, show the opposite. Names
 are read alike in all frameworks: `Dense_0/kernel`, `layers/0/weight` and `model.layers.0.mlp.up_proj.weight`.
 """
 
@@ -84,7 +84,7 @@ def is_weight(leaf: Leaf, by_path: Mapping[str, Leaf]) -> bool:
 
 
 def is_embedding(path: str) -> bool:
-    """Whether a path is that of an embedding's table."""
+    """Whether a path is that of the table of an embedding."""
     return any(_EMBEDDING.fullmatch(part) for part in re.split("[/.]", path)[-2:])
 
 
@@ -96,7 +96,7 @@ def is_output(path: str) -> bool:
 
 
 def _is_in_a_collection(leaf: Leaf, by_path: Mapping[str, Leaf]) -> bool:
-    """Whether a leaf is one of Linen's variables that are no parameters."""
+    """Whether a leaf is a Linen variable in a collection other than the parameters."""
     *parents, _ = re.split("[/.]", leaf.path)
     if "batch_stats" in parents:
         return True
@@ -105,7 +105,7 @@ def _is_in_a_collection(leaf: Leaf, by_path: Mapping[str, Leaf]) -> bool:
 
 
 def _has_a_bias(leaf: Leaf, by_path: Mapping[str, Leaf]) -> bool:
-    """Whether a matrix has a bias beside it: tables have none, and that of a stacked norm is a matrix too."""
+    """Whether a matrix has a bias beside it: tables have none, and the bias of stacked norms is a matrix too."""
     shape = leaf.value.shape
     cut = max(leaf.path.rfind("/"), leaf.path.rfind(".")) + 1
     if len(shape) != 2 or leaf.path[cut:] not in ("kernel", "w", "weight"):
@@ -116,7 +116,7 @@ def _has_a_bias(leaf: Leaf, by_path: Mapping[str, Leaf]) -> bool:
 
 
 def _holder_says(leaf: Leaf) -> bool | None:
-    """What the type of the node around a leaf tells; None for nothing."""
+    """Whether the type of the node around a leaf makes it a weight; None if the type does not tell."""
     if is_variable(leaf.holder):
         from flax import nnx
 
@@ -162,5 +162,5 @@ def _says_linear(name: str) -> bool:
 
 
 def _words(name: str) -> list[str]:
-    """`PatchEmbed_0` is patch, embed, 0."""
+    """The words of a name: `PatchEmbed_0` is patch, embed, 0."""
     return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+\d?d?|\d+", name) or [name]

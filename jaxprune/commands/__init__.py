@@ -1,1 +1,1 @@
-"""The run of a command: its folder, which one process has at a time, and the signals that end it."""
+"""The run of a command: its folder, which one process at a time may use, and the signals that end it."""

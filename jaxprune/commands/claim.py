@@ -1,4 +1,4 @@
-"""Whether a run may have its folder: one process at a time, nothing of somebody else's, room to write."""
+"""Whether a run may use its folder: it is writable, it holds no other files, and no other process uses it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ _OWNER = f"{os.getpid()}\n"
 
 @contextlib.contextmanager
 def claimed(settings: RunSettings) -> Iterator[RunFolder]:
-    """The folder `settings.out`, which no other run can have until the block ends.
+    """The folder `settings.out`, which no other run can use until the block ends.
 
-    A folder that is made here is removed again where the block leaves nothing in it. A finished run that is only
-    looked at needs no lock and may be on a disk that can't be written.
+    A folder that is made here is removed again if the block leaves it empty. A finished run that is only shown
+    needs no lock and may be on a read-only disk.
 
     Raises:
-      ValueError: the folder can't be made or written, is in use, or holds what `settings` don't allow for.
+      ValueError: if the folder can't be made or written, is in use, or holds a run or files that `settings` do
+        not allow.
     """
     path = _path(settings.out)
     folder = RunFolder(path)
@@ -44,7 +45,7 @@ def claimed(settings: RunSettings) -> Iterator[RunFolder]:
 
 
 def resumable(settings: RunSettings) -> bool:
-    """Whether something is saved of a run with these settings."""
+    """Whether a run with these settings has saved results or progress."""
     try:
         folder = RunFolder(_path(settings.out))
         if not (folder.is_finished or folder.has_progress):
@@ -56,7 +57,7 @@ def resumable(settings: RunSettings) -> bool:
 
 
 def unlock(settings: RunSettings) -> None:
-    """For a process that ends without leaving `claimed`: removes its lock, if it holds one."""
+    """Removes the lock of this process, if it holds one: for a process that ends inside `claimed`."""
     lock = Path(settings.out) / _LOCK
     with contextlib.suppress(OSError, ValueError):
         if lock.read_text() == _OWNER:
@@ -81,21 +82,21 @@ def _check_content(path: Path) -> None:
 
 
 def _check_run(folder: RunFolder, settings: RunSettings) -> None:
-    """Raises ValueError where what the folder holds and `resume` and `overwrite` don't go together."""
+    """Raises ValueError if `resume` and `overwrite` do not fit the run in the folder."""
     if settings.resume:
         if not folder.has_settings:
             raise ValueError(f"--resume found no run in --out {folder.path}.")
         folder.check_same(settings)
     elif not settings.overwrite and (folder.is_finished or folder.has_progress):
         state = "a finished run" if folder.is_finished else "an interrupted run"
-        goes_on = "" if folder.is_finished else "--resume goes on with it, "
+        resume = "" if folder.is_finished else "--resume continues it, "
         raise ValueError(
-            f"--out {folder.path} holds {state}: {goes_on}--overwrite replaces it, or choose another folder."
+            f"--out {folder.path} holds {state}: {resume}--overwrite replaces it, or choose another folder."
         )
 
 
 def _make(path: Path, made: list[Path]) -> None:
-    """Makes the folder and those around it; `made` gets them, outermost first."""
+    """Makes the folder and its parents, and appends those that were missing to `made`, outermost first."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir()
@@ -110,7 +111,7 @@ def _remove_empty(made: list[Path]) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the operating system takes back when the process ends in any way."""
+    """Holds the lock of the folder, which the operating system releases however the process ends."""
     lock = path / _LOCK
     with open(lock, "a+") as file:
         try:
@@ -119,15 +120,15 @@ def _locked(path: Path) -> Iterator[None]:
             raise _in_use(path, file) from None
         except OSError as error:
             warnings.warn(
-                f"--out {path}: its file system has no locks ({_reason(error)}); let no other run use it.",
+                f"--out {path}: its file system has no locks ({_reason(error)}); use this folder for one run only.",
                 stacklevel=2,
             )
         if not os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
             raise _in_use(
                 path, file
-            )  # the lock was another run's, which has just ended: a third may have come
+            )  # the lock belonged to another run, which has just ended: a third may have locked the folder
         try:
-            # Not only for people to read: on a full disk this fails, before anything was trained.
+            # Not only for people to read: on a full disk this fails before anything is trained.
             file.seek(0)
             file.truncate()
             file.write(_OWNER)

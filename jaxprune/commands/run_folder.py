@@ -1,8 +1,8 @@
-"""The folder of a run: nothing in it is ever half written, and an interrupted run goes on from it.
+"""The folder of a run: no file in it is ever half written, and an interrupted run continues from it.
 
-settings.json is there from the start. rounds/ has the row of each finished training of `jaxprune imp`, carry/
-what its next round starts from, trainings/ what each recipe of `jaxprune compare` came to; they go when
-results.json, written last, says that the run is finished.
+settings.json is written first. rounds/ has the row of each finished training of `jaxprune imp`, carry/ the state
+from which its next round starts, trainings/ the result of each recipe of `jaxprune compare`. They are removed once
+results.json, written last, marks the run as finished.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TEMPORARY = re.compile(r".*\.(partial|removed)|.*\.orbax-checkpoint-tmp.*")
 
 
 class RunSettings(Protocol):
-    """What the folder asks of a command's settings."""
+    """What the folder needs from the settings of a command."""
 
     @property
     def out(self) -> str: ...
@@ -44,7 +44,7 @@ class RunSettings(Protocol):
 
 
 class RunFolder:
-    """Reads and writes the folder; `claimed` gives one."""
+    """Reads and writes the folder; `claimed` makes it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -59,26 +59,26 @@ class RunFolder:
 
     @property
     def has_progress(self) -> bool:
-        """Whether a training is kept."""
+        """Whether a finished training is stored."""
         folders = (self.path / name for name in _PROGRESS)
         found = (entry for folder in folders if folder.is_dir() for entry in folder.iterdir())
         return any(not is_leftover(entry.name) for entry in found)
 
     def check_same(self, settings: RunSettings, **more: Any) -> None:
-        """Raises ValueError unless the run that is there has this version, these settings and `more`."""
+        """Raises ValueError unless the run in the folder has this version, these settings and `more`."""
         before = self._read_json(_SETTINGS)
         version = before.get("version")
         if version != jaxprune.__version__:
             began = "an unknown version of jaxprune" if version is None else f"jaxprune {version}"
             raise ValueError(
                 f"--resume needs the version that began the run in {self.path}: that was {began}, this is "
-                f"{jaxprune.__version__}. Install it, or start anew with --overwrite."
+                f"{jaxprune.__version__}. Install that version, or start again with --overwrite."
             )
         for name, value in {**settings.of_the_result(), **more}.items():
             if name not in before or before[name] != value:
                 if name == "data_fingerprint":
                     raise ValueError(
-                        "--resume needs the data of the interrupted run, but they are other images."
+                        "--resume needs the data of the interrupted run, but these are other images."
                     )
                 raise ValueError(
                     f"--resume needs the settings of the interrupted run: --{name.replace('_', '-')} was "
@@ -86,14 +86,14 @@ class RunFolder:
                 )
 
     def begin(self, settings: RunSettings, fingerprint: str) -> None:
-        """Goes on with the run that is there where `settings.resume` says so, or starts one in its place.
+        """Continues the run in the folder if `settings.resume` is set, else starts a new one in its place.
 
         Args:
-          settings: of this call.
-          fingerprint: of the data.
+          settings: the settings of this call.
+          fingerprint: the fingerprint of the data.
 
         Raises:
-          ValueError: the run to resume had other settings or data.
+          ValueError: if the run to resume had other settings or data.
         """
         if settings.resume:
             self.check_same(settings, data_fingerprint=fingerprint)
@@ -124,13 +124,13 @@ class RunFolder:
         return _restore(self.row_path(kind, round), like)
 
     def save_carry(self, round: int, carry: PyTree) -> None:
-        """Keeps the carry before `round`, which all rows before must be there for, and drops older ones."""
+        """Stores the carry before `round`, once all rows of earlier rounds are stored, and drops older carries."""
         _save(self.path / "carry" / f"{round:03d}", carry)
         for old in self._carries()[:-1]:
             _remove(self.path / "carry" / f"{old:03d}")
 
     def next_round(self) -> int:
-        """The round to go on with; 0 where no carry is kept."""
+        """The round to continue with; 0 if no carry is stored."""
         return max(self._carries(), default=0)
 
     def load_carry(self, like: PyTree) -> PyTree:
@@ -151,12 +151,12 @@ class RunFolder:
         return content["record"]
 
     def save_checkpoint(self, tree: PyTree) -> None:
-        """The result's parameters and masks."""
+        """Writes the parameters and masks of the result."""
         _remove(self.path / _CHECKPOINT)
         _save(self.path / _CHECKPOINT, tree)
 
     def write(self, name: str, write: Callable[[Path], None]) -> None:
-        """Lets `write` fill a file beside `name`, then moves it there."""
+        """Lets `write` fill a file beside `name`, then renames it to `name`."""
         path = self.path / name
         partial = path.with_name(f".{path.name}.partial")
         try:
@@ -167,22 +167,22 @@ class RunFolder:
             raise OSError(error.errno, error.strerror, str(path)) from None
 
     def finish(self, results: dict[str, Any]) -> None:
-        """Writes results.json and removes what only served to go on."""
+        """Writes results.json and removes the files that only resuming needs."""
         self.write(_RESULTS, lambda path: _write_json(path, results))
         for name in _PROGRESS:
             _remove(self.path / name)
 
     def show(self, table: Callable[[dict[str, Any]], Any]) -> tuple[Any, str]:
-        """What `table` makes of the results, and a line on what is in the folder.
+        """The `table` of the results, and a line with the files in the folder.
 
         Raises:
-          ValueError: the results or the checkpoint are damaged; the file is named.
+          ValueError: if the results or the checkpoint are damaged; the message names the file.
         """
         results = self._read_json(_RESULTS)
         try:
             shown = table(results)
         except (KeyError, TypeError, IndexError, ValueError, AttributeError):
-            raise _damaged(self.path / _RESULTS, "numbers are missing in it") from None
+            raise _damaged(self.path / _RESULTS, "it lacks numbers") from None
         if (self.path / _CHECKPOINT).exists():
             from jaxprune import checkpoint
 
@@ -202,16 +202,16 @@ class RunFolder:
         try:
             content = json.loads((self.path / name).read_bytes())
         except (ValueError, RecursionError):
-            raise _damaged(self.path / name, "it is no whole JSON file") from None
+            raise _damaged(self.path / name, "it is not a complete JSON file") from None
         except OSError as error:
             raise _damaged(self.path / name, str(error.strerror)) from None
         if not isinstance(content, dict):
-            raise _damaged(self.path / name, "it is no JSON object")
+            raise _damaged(self.path / name, "it is not a JSON object")
         return content
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a process that was killed may leave something of this name."""
+    """Whether a killed process may leave a file of this name."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
@@ -237,7 +237,7 @@ def _damaged(path: Path, why: str) -> ValueError:
 
 
 def _unusable(what: object) -> ValueError:
-    return ValueError(f"--resume can't use this run: {what} Start anew with --overwrite.")
+    return ValueError(f"--resume can't use this run: {what} Start again with --overwrite.")
 
 
 def _digest(record: Any) -> str:
@@ -249,7 +249,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file or a folder, which is gone at once and not piece by piece."""
+    """Removes a file or a folder in one step, not piece by piece."""
     if path.is_dir():
         away = path.with_name(f".{path.name}.removed")
         shutil.rmtree(away, ignore_errors=True)
@@ -260,7 +260,7 @@ def _remove(path: Path) -> None:
 
 
 def _clean(path: Path) -> None:
-    """What a killed process left behind."""
+    """Removes the files that a killed process left behind."""
     for folder in (path, path / "carry", path / "rounds", path / "trainings"):
         for entry in folder.iterdir() if folder.is_dir() else ():
             if _TEMPORARY.fullmatch(entry.name):

@@ -11,8 +11,9 @@ from collections.abc import Callable
 def watch(stop: Callable[[int], object]) -> None:
     """Lets SIGINT and SIGTERM call `stop` with their number, at once and in a thread of its own.
 
-    As an exception in the main thread, KeyboardInterrupt waits for the end of what XLA computes, is lost in
-    callbacks, and at the end Python waits for threads that compile. A signal that is ignored stays ignored.
+    KeyboardInterrupt, an exception in the main thread, would wait until XLA has finished its computation and
+    would be lost in callbacks; at the end Python would wait for threads that compile. A signal that is ignored
+    remains ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         return

@@ -1,4 +1,4 @@
-"""The old place of `jaxprune.matmul_conv`."""
+"""The former place of `jaxprune.matmul_conv`."""
 
 from __future__ import annotations
 

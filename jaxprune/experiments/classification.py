@@ -1,4 +1,4 @@
-"""Image classification: a network, its data, and the pure functions that train and measure it."""
+"""Image classification: a network, its data, and the pure functions that train and evaluate it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _MOST_AT_ONCE = 250  # images: more take no less time, and the patches of a conv
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classification:
-    """Made by `classification`; all methods are pure.
+    """An image classification task; made by `classification`. All methods are pure.
 
-    model: images -> logits; train, validation, test: on the device; batch_size: images a step.
+    model: images -> logits; train, validation, test: on the device; batch_size: images per step.
     """
 
     model: nn.Module
@@ -52,7 +52,7 @@ class Classification:
         return self.loss_and_accuracy(params, batch)[0]
 
     def train_step(self, state: TrainState, batch: Split) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One step of the state's optimizer."""
+        """One step of the optimizer in the state."""
         loss, grads = jax.value_and_grad(self.loss_fn)(state.params, batch)
         return state.apply_gradients(grads=grads), {"loss": loss}
 
@@ -61,12 +61,12 @@ class Classification:
         return self.draw(jax.random.fold_in(key, step), self.batch_size)
 
     def draw(self, key: jax.Array, count: int) -> Split:
-        """Training images, drawn with replacement."""
+        """Training images that are drawn with replacement."""
         drawn = jax.random.randint(key, (count,), 0, len(self.train.labels))
         return Split(self.train.images[drawn], self.train.labels[drawn])
 
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
-        """`measure` of the state's parameters."""
+        """`measure` of the parameters in the state."""
         return self.measure(state.params)
 
     def measure(self, params: PyTree) -> dict[str, jax.Array]:
@@ -79,13 +79,13 @@ class Classification:
 
 
 def classification(model: models.Name, data: Data, batch_size: int) -> Classification:
-    """The network of this name on this data."""
+    """The task of training the network of this name on this data."""
     train, validation, test = map(_on_device, data)
     return Classification(models.build(model), train, validation, test, batch_size)
 
 
 def _in_parts(split: Split) -> Split:
-    """With a leading axis of equal parts, as few as keep the memory small."""
+    """The array with a leading axis of equal parts, as few as keep the memory small."""
     count = len(split.labels)
     parts = next(k for k in range(-(-count // _MOST_AT_ONCE), count + 1) if count % k == 0)
     return Split(*(array.reshape(parts, count // parts, *array.shape[1:]) for array in split))

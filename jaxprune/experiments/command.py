@@ -1,4 +1,4 @@
-"""What the commands have in common: checks first, then what is left to train, then the results."""
+"""The common steps of the commands: checks, then the remaining trainings, then the results."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from jaxprune.experiments import data as datasets
 def run_command(
     settings: Any, console: Console, trainings: str, table: Callable[[dict[str, Any]], Any]
 ) -> None:
-    """Trains what is not in `settings.out` yet, writes the results there and shows them.
+    """Runs the trainings that are not yet in `settings.out`, writes the results there and shows them.
 
     Args:
-      settings: of the command.
-      console: where the results are shown.
-      trainings: the module with the command's `train(settings, data, folder, console)`. It needs JAX, so it is
-        imported only where all checks that can be done without it have passed.
-      table: of the results.
+      settings: the settings of the command.
+      console: where to show the results.
+      trainings: the module with `train(settings, data, folder, console)` of the command. It needs JAX, so it is
+        imported only after all checks without JAX have passed.
+      table: makes the table of the results.
 
     Raises:
-      ValueError: settings, data or folder that can't be used; nothing was changed then.
-      OSError: the disk is full; what was trained before is kept.
+      ValueError: if settings, data or folder can't be used; nothing is changed then.
+      OSError: if the disk is full; earlier trainings remain stored.
     """
     settings.check()
     with claimed(settings) as folder:

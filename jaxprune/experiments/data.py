@@ -48,13 +48,13 @@ class Data(NamedTuple):
 
 
 def load(name: Name, folder: str | None = None) -> Data:
-    """The data set of this name; `folder` holds MNIST's files."""
+    """The data set of this name; `folder` holds the files of MNIST."""
     if name == "digits":
         return digits()
     if not folder:
         raise ValueError(
             f"--data mnist needs --data-dir, a folder with the files {', '.join(MNIST_FILES)}; "
-            f"they can be had from {MNIST_ADDRESS}"
+            f"download them from {MNIST_ADDRESS}"
         )
     return mnist(folder)
 
@@ -62,7 +62,7 @@ def load(name: Name, folder: str | None = None) -> Data:
 def digits() -> Data:
     """scikit-learn's 1797 real digits of 8 x 8 pixels: 60 % train, 20 % validation, 20 % test.
 
-    The split is always the same and has each class in proportion.
+    The split is always the same, with the same proportions of classes.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -81,7 +81,7 @@ def mnist(folder: str | Path) -> Data:
     """Full MNIST: 55 000 training images, the last 5 000 of them for validation, 10 000 test images.
 
     Raises:
-      ValueError: no such folder, or a file that is missing or is not MNIST's; it is named.
+      ValueError: if there is no such folder, or a file is missing or is not that of MNIST; the message names it.
     """
     paths = [_find(Path(folder), name) for name in MNIST_FILES]
     arrays = [read_idx(path) for path in paths]
@@ -109,13 +109,14 @@ def read_idx(path: Path) -> np.ndarray:
     """A gzipped IDX file of unsigned bytes: magic number, extents (big-endian), then the bytes.
 
     Raises:
-      ValueError: it can't be read, is no gzip or IDX file, or holds more or fewer bytes than it says.
+      ValueError: if the file can't be read, is not a gzip or IDX file, or does not hold the number of bytes in its
+        header.
     """
     try:
         with gzip.open(path, "rb") as file:
             content = file.read()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is no whole gzip file: {error}.") from None
+        raise ValueError(f"{path} is not a complete gzip file: {error}.") from None
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}.") from None
     if not content:
@@ -124,7 +125,7 @@ def read_idx(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is not an IDX file of unsigned bytes.")
     start = 4 + 4 * content[3]
     if len(content) < start:
-        raise ValueError(f"{path} must say {content[3]} extents, but it is cut off.")
+        raise ValueError(f"{path} must hold {content[3]} extents, but it is cut off.")
     shape = struct.unpack(f">{content[3]}I", content[4:start])
     size = len(content) - start
     if size != math.prod(shape):
@@ -139,4 +140,4 @@ def _find(folder: Path, name: str) -> Path:
         if candidate.exists():
             return candidate
     why = "" if folder.is_dir() else " (there is no such folder)"
-    raise ValueError(f"--data-dir {folder} lacks {name}{why}; it can be had from {MNIST_ADDRESS}")
+    raise ValueError(f"--data-dir {folder} lacks {name}{why}; download it from {MNIST_ADDRESS}")

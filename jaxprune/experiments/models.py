@@ -1,4 +1,4 @@
-"""The demo's networks, in Flax Linen."""
+"""The networks of the experiments, in Flax Linen."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LeNet300100(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Two 3 x 3 convolutions, each halved by a maximum, and two dense layers: (N, H, W, C) -> (N, classes).
+    """Two 3 x 3 convolutions, each with a 2 x 2 max pooling, and two dense layers: (N, H, W, C) -> (N, classes).
 
     H and W must be multiples of 4. `conv` is the convolution: `matmul_conv` for training in a loop on a CPU.
     """
@@ -54,8 +54,8 @@ class SmallCNN(nn.Module):
 
 
 class SmallVGG(nn.Module):
-    """A small VGG: one 3 x 3 convolution, then blocks of two, each block halved by a maximum but the last, of
-    which the mean over all positions goes to one dense layer: (N, H, W, C) -> (N, classes).
+    """A small VGG: one 3 x 3 convolution, then blocks of two, each with a 2 x 2 max pooling. The last block has a
+    mean over all positions instead, which one dense layer takes: (N, H, W, C) -> (N, classes).
 
     H and W must be multiples of 4. `conv` is the convolution: `matmul_conv` for training in a loop on a CPU.
 
@@ -80,7 +80,7 @@ class SmallVGG(nn.Module):
 
 
 def halved(x: jax.Array) -> jax.Array:
-    """Maximum over 2 x 2 windows, by reshaping: windowed reductions are slow in a loop on a CPU too."""
+    """Maximum over 2 x 2 windows, by reshaping: windowed reductions, too, are slow in a loop on a CPU."""
     n, height, width, channels = x.shape
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
 

@@ -37,7 +37,7 @@ class Keys(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What the experiment calls; every argument and result has a leading axis of seeds.
+    """The functions of the experiment; every argument and result has a leading axis of seeds.
 
     first: () -> the carry before round 0. round: carry -> (carry, row). reinitialized, random: (masks, round)
     -> row of the control under these masks.
@@ -51,9 +51,9 @@ class Programs:
 
 
 class Traced(NamedTuple):
-    """What is known before anything is compiled.
+    """The traced programs, before anything is compiled.
 
-    carry, row, control: abstract, what a round and a control give; compile: () -> the programs.
+    carry, row, control: the abstract results of a round and of a control; compile: () -> the programs.
     """
 
     carry: Carry
@@ -63,7 +63,7 @@ class Traced(NamedTuple):
 
 
 def keys(settings: Settings) -> Keys:
-    """Streams of each seed; those of the first n seeds don't depend on how many there are."""
+    """The key streams of each seed; those of the first n seeds don't depend on the number of seeds."""
     root = jax.random.key(settings.seed)
     of_seed = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i), len(Keys._fields)))
     return Keys(*of_seed(jnp.arange(settings.seeds)).T)
@@ -75,7 +75,7 @@ def compile_programs(settings: Settings, data: Data) -> Programs:
 
 
 def trace_programs(settings: Settings, data: Data) -> Traced:
-    """Traces all of them; what the core finds wrong with the settings is raised here."""
+    """Traces all of them; the library raises its errors about the settings here."""
     imp, fresh = experiment(settings, data)
     streams = keys(settings)
     draw = jax.jit(jax.vmap(fresh))
@@ -116,7 +116,7 @@ def trace_programs(settings: Settings, data: Data) -> Traced:
 
 
 def experiment(settings: Settings, data: Data) -> tuple[IMP, Callable[[jax.Array], TrainState]]:
-    """The experiment of one seed, and the state it starts from: key -> state."""
+    """The experiment of one seed, and its initial state: key -> state."""
     task = classification(settings.model, data, settings.batch_size)
     tx = jp.masked(optax.adam(settings.learning_rate))
 

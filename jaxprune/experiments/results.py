@@ -1,4 +1,4 @@
-"""Rows of the experiment as numbers a person looks at: records, table, CSV."""
+"""Rows of the experiment as readable numbers: records, table, CSV."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Record = dict[str, Any]
 
 
 def record(kind: str, round: int, row: Round, curve_steps: tuple[int, ...]) -> Record:
-    """One training of all seeds, in plain numbers; lists have one entry a seed.
+    """One training of all seeds, in plain numbers; lists have one entry for each seed.
 
-    The early stop is the evaluation of minimum validation loss, and `test_accuracy` the one there;
-    `final_test_accuracy` is that after the last step. Accuracies are fractions.
+    The early stop is the evaluation of minimum validation loss. `test_accuracy` is the accuracy at the early stop,
+    `final_test_accuracy` that after the last step. Accuracies are fractions.
     """
     curve = {name: np.asarray(values) for name, values in row.curve.items()}
     loss = np.where(np.isnan(curve["validation_loss"]), np.inf, curve["validation_loss"])
@@ -48,7 +48,7 @@ def record(kind: str, round: int, row: Round, curve_steps: tuple[int, ...]) -> R
 
 
 def write_csv(path: Path, records: list[Record], of: tuple[str, ...] = ("kind", "round")) -> None:
-    """One line for each seed of each record; `of` are the fields that all seeds of a record share."""
+    """One line for each seed of each record; `of` names the fields that all seeds of a record share."""
     names = [name for name, value in records[0].items() if isinstance(value, list)]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -59,7 +59,7 @@ def write_csv(path: Path, records: list[Record], of: tuple[str, ...] = ("kind", 
 
 
 def table(results: dict[str, Any]) -> rich.table.Table:
-    """Kept share, accuracy and early-stop step of ticket and controls, by round."""
+    """Kept fraction, accuracy and early-stop step of ticket and controls, one row for each round."""
     settings, steps = results["settings"], results["curve_steps"]
     by = {(r["kind"], r["round"]): r for r in results["records"]}
     seeds = settings["seeds"]
@@ -69,7 +69,7 @@ def table(results: dict[str, Any]) -> rich.table.Table:
         title=f"Tickets: {settings['model']} on {settings['data']}, {settings['steps']} steps a round",
         caption=(
             "Test accuracy in % at the early stop, the step of minimum validation loss "
-            f"(looked at every {steps[0]} steps); {spread}."
+            f"(evaluated every {steps[0]} steps); {spread}."
             + (f" Runs that stop at {steps[-1]} were still improving." if still else "")
         ),
         box=rich.box.SIMPLE_HEAD,
@@ -97,7 +97,7 @@ def table(results: dict[str, Any]) -> rich.table.Table:
 
 
 def percent(values: list[float | None]) -> np.ndarray:
-    """Accuracies in percent; NaN where a training had none."""
+    """Accuracies in percent; NaN for a training without one."""
     return 100 * np.asarray([math.nan if v is None else v for v in values])
 
 
@@ -120,7 +120,7 @@ def _mean(values: list[float | None] | None) -> float:
 
 
 def plain(array: np.ndarray) -> Any:
-    """Nested lists of Python numbers; None for what JSON can't write."""
+    """Nested lists of Python numbers; None for numbers that JSON can't write."""
     if array.dtype.kind != "f":
         return array.tolist()
     plain = array.astype(object)

@@ -1,4 +1,4 @@
-"""Options of `jaxprune imp`, and which values they take."""
+"""Options of `jaxprune imp` and their valid values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jaxprune.experiments.data import TRAINING_IMAGES
 
-# Settings that say where and how, not what: they may differ between a run and its continuation.
+# Settings on which the results do not depend: they may differ between a run and its continuation.
 _NOT_OF_THE_RESULT = ("data_dir", "out", "resume", "overwrite")
 
 # Beyond these a run takes weeks, or more memory than a machine has; slips of the keyboard lie far beyond.
@@ -19,7 +19,7 @@ _MOST_ROUNDS, _MOST_SEEDS, _MOST_STEPS, _MOST_EVALUATIONS = 1000, 1000, 10_000_0
 class Settings:
     """Find lottery tickets by iterative magnitude pruning, and compare them with two controls.
 
-    A round trains a network, prunes the smallest weights of what is left and rewinds the others. Under the
+    A round trains a network, prunes the smallest of the remaining weights and rewinds the others. Under the
     masks of every round two controls are trained: the same masks with freshly drawn weights, and masks with
     the same number of weights in each layer at random places. All seeds run side by side in one program.
     """
@@ -29,61 +29,61 @@ class Settings:
 
     data_dir: str | None = None
     """Folder with MNIST's four files: train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz,
-    t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz. They can be had from
+    t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz. Download them from
     https://storage.googleapis.com/cvdf-datasets/mnist/ ."""
 
     model: Literal["mlp", "cnn"] = "mlp"
     """LeNet-300-100, or two small convolutions and two dense layers."""
 
     rounds: int = 14
-    """Prunings; with the dense network there is one training more."""
+    """Number of prunings; with the dense network there is one more training."""
 
     rate: float = 0.2
-    """Share of the remaining weights that a round prunes."""
+    """Fraction of the remaining weights that a round prunes."""
 
     output_rate: float | None = None
-    """The same for the output layer; only with --scope local. Default: half of --rate, as in the paper."""
+    """The rate of the output layer; only with --scope local. Default: half of --rate, as in the paper."""
 
     rewind: Literal["rewind", "lr", "finetune", "reinitialize"] = "rewind"
-    """What follows a pruning: weights and optimizer go back to --rewind-step; only the learning rate and the
-    optimizer go back; all goes on as it is; weights are drawn anew."""
+    """What follows a pruning. rewind: weights and optimizer return to --rewind-step; lr: only learning rate and
+    optimizer return to it; finetune: training continues unchanged; reinitialize: new weights are drawn."""
 
     rewind_step: int = 0
-    """Step of the dense training to go back to, for --rewind rewind or lr."""
+    """Step of the dense training to return to, for --rewind rewind or lr."""
 
     scope: Literal["local", "global"] = "local"
-    """Prune the same share of every layer, or the smallest weights of all layers together."""
+    """Prune the same fraction of every layer, or the smallest weights of all layers together."""
 
     structure: Literal["unstructured", "channels", "blocks", "2:4"] = "unstructured"
-    """What is pruned together: single weights, output channels (never those of the output layer), blocks of
+    """The units of pruning: single weights, output channels (never those of the output layer), blocks of
     4 x 4, or 2 of every 4 weights along the input axis."""
 
     seeds: int = 3
     """Replicates, each with its own weights and batches."""
 
     seed: int = 0
-    """Where all random numbers come from."""
+    """Seed of all random numbers."""
 
     steps: int = 400
-    """Training steps a round."""
+    """Training steps per round."""
 
     batch_size: int = 60
-    """Images a step, drawn with replacement."""
+    """Images per step, drawn with replacement."""
 
     learning_rate: float = 1.2e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
 
     every: int | None = None
-    """Evaluate every so many steps, to find the one of minimum validation loss. Default: 20 times a round."""
+    """Steps between two evaluations, for the minimum of the validation loss. Default: 20 evaluations per round."""
 
     out: str = "runs/imp"
     """Folder for the results: table (results.csv, results.json), plot.png and checkpoint/."""
 
     resume: bool = False
-    """Go on with the interrupted run in --out, with the same settings."""
+    """Continue the interrupted run in --out, with the same settings."""
 
     overwrite: bool = False
-    """Replace the run that is in --out."""
+    """Replace the run in --out."""
 
     @property
     def evaluate_every(self) -> int:
@@ -92,15 +92,15 @@ class Settings:
 
     @property
     def rate_of_output(self) -> float:
-        """Share that a round prunes of the output layer."""
+        """Fraction of the remaining weights of the output layer that a round prunes."""
         return self.rate / 2 if self.output_rate is None else self.output_rate
 
     def of_the_result(self) -> dict[str, Any]:
-        """Those that the results depend on."""
+        """The settings on which the results depend."""
         return of_the_result(self)
 
     def check(self) -> None:
-        """Raises ValueError for a value that makes no sense; the message is one line and names the option."""
+        """Raises ValueError for a value that is not valid; the message is one line and names the option."""
         check_common(self)
         check_between("--rounds", self.rounds, 1, _MOST_ROUNDS)
         check_between("--rewind-step", self.rewind_step, 0)
@@ -111,14 +111,14 @@ class Settings:
             raise ValueError(f"--every must be at most --steps {self.steps}, got {self.every}.")
         if self.steps // self.evaluate_every > _MOST_EVALUATIONS:
             raise ValueError(
-                f"--every {self.every} makes {self.steps // self.evaluate_every} evaluations a round: with "
-                f"--steps {self.steps} take at least {-(-self.steps // _MOST_EVALUATIONS)}."
+                f"--every {self.every} makes {self.steps // self.evaluate_every} evaluations per round: with "
+                f"--steps {self.steps} it must be at least {-(-self.steps // _MOST_EVALUATIONS)}."
             )
         if self.rewind_step >= self.steps:
             raise ValueError(f"--rewind-step must be below --steps {self.steps}, got {self.rewind_step}.")
         if self.rewind_step and self.rewind not in ("rewind", "lr"):
             raise ValueError(
-                f"--rewind-step goes with --rewind rewind or lr; {self.rewind} goes back to no step."
+                f"--rewind-step is for --rewind rewind or lr only: {self.rewind} does not return to a step."
             )
         if self.output_rate is not None and (self.scope == "global" or self.structure == "channels"):
             other = "--scope global" if self.scope == "global" else "--structure channels"
@@ -129,13 +129,13 @@ class Settings:
         if self.structure == "2:4" and final > 0.5 + 1e-6:
             most = int(math.log(0.5) / math.log(1 - self.rate) + 1e-6)
             raise ValueError(
-                f"--structure 2:4 keeps half of the weights: at --rate {self.rate:g} take at most "
-                f"--rounds {most}, got {self.rounds}."
+                f"--structure 2:4 keeps half of the weights: with --rate {self.rate:g}, --rounds must be at most "
+                f"{most}, got {self.rounds}."
             )
 
 
 def of_the_result(settings: Any) -> dict[str, Any]:
-    """Settings that the results depend on, as JSON has them: tuples are lists."""
+    """Settings on which the results depend, in their JSON form: tuples are lists."""
     found = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _NOT_OF_THE_RESULT}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
 
@@ -151,17 +151,15 @@ def check_common(settings: Any) -> None:
         raise ValueError(f"--learning-rate must be a positive number, got {settings.learning_rate:g}.")
     # Weights are float32.
     if not 1e-37 < settings.learning_rate < 1e37:
-        raise ValueError(
-            f"--learning-rate must be a number that float32 has, got {settings.learning_rate:g}."
-        )
+        raise ValueError(f"--learning-rate must be in the range of float32, got {settings.learning_rate:g}.")
     if settings.resume and settings.overwrite:
         raise ValueError("--resume and --overwrite exclude each other.")
     if settings.data_dir is not None and settings.data == "digits":
-        raise ValueError("--data-dir goes with --data mnist; the digits come with scikit-learn.")
+        raise ValueError("--data-dir is for --data mnist only; the digits come with scikit-learn.")
 
 
 def check_between(option: str, value: int, least: int, most: int | None = None, why: str = "") -> None:
-    """Raises ValueError for a smaller or a larger value; `why` tells where `most` comes from."""
+    """Raises ValueError for a smaller or larger value; `why` explains `most`."""
     if value < least:
         raise ValueError(f"{option} must be at least {least}, got {_short(value)}.")
     if most is not None and value > most:
@@ -169,12 +167,12 @@ def check_between(option: str, value: int, least: int, most: int | None = None, 
 
 
 def check_share(option: str, share: float) -> None:
-    """Raises ValueError unless it is between 0 and 1."""
+    """Raises ValueError unless the value is between 0 and 1."""
     if not 0 < share < 1:
         hint = f" It is a fraction: {share:g} % is {share / 100:g}." if 1 < share < 100 else ""
         raise ValueError(f"{option} must be between 0 and 1, got {share:g}.{hint}")
 
 
 def _short(value: int) -> str:
-    """In digits as long as these can be read."""
+    """The number in digits, if they are short enough to read."""
     return str(value) if abs(value) < 10**20 else f"a number of {len(str(abs(value)))} digits"

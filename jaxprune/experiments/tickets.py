@@ -23,10 +23,10 @@ Rows = dict[tuple[str, int], Round]
 
 
 def train(settings: Settings, data: Data, folder: RunFolder, console: Console) -> None:
-    """Every training that has no row in the folder yet, then the results.
+    """Runs every training that has no row in the folder yet, then writes the results.
 
     Raises:
-      ValueError: what the core finds wrong with the settings, or a damaged folder, before anything is compiled.
+      ValueError: before anything is compiled, if the library rejects the settings or the folder is damaged.
     """
     traced = trace_programs(settings, data)
     folder.begin(settings, data.fingerprint())
@@ -51,7 +51,7 @@ def _tickets(
     kept: Carry | None,
     console: Console,
 ) -> Any:
-    """Adds the rows of the rounds after the carry that was kept; gives the parameters after the last round."""
+    """Adds the rows of the rounds after the stored carry; returns the parameters after the last round."""
     done = folder.next_round()
     carry = programs.first() if kept is None else kept
     with progress_bar(console) as progress:
@@ -68,14 +68,14 @@ def _tickets(
 
 
 def _of_controls(settings: Settings) -> list[tuple[str, int]]:
-    """Kind and round of each; under the full masks of round 0 there is nothing to compare."""
+    """Kind and round of each control; under the full masks of round 0 there is nothing to compare."""
     return [(kind, r) for kind in (REINITIALIZED, RANDOM) for r in range(1, settings.rounds + 1)]
 
 
 def _controls(
     settings: Settings, programs: Programs, folder: RunFolder, rows: Rows, console: Console
 ) -> None:
-    """Adds the rows of the controls that are left."""
+    """Adds the rows of the remaining controls."""
     train = {REINITIALIZED: programs.reinitialized, RANDOM: programs.random}
     with progress_bar(console) as progress:
         tasks = {}

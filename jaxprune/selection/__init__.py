@@ -1,4 +1,4 @@
-"""Which entries go: the k smallest scores, exactly, without sorting, gathering or concatenating them."""
+"""Which entries are pruned: the k smallest scores, exactly, without sorting, gathering or concatenating them."""
 
 from jaxprune.selection.counts import Count, as_written, count_to_prune
 from jaxprune.selection.groups import nm_keep

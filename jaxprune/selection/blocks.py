@@ -1,7 +1,7 @@
 """The k smallest scores of many leaves, copied side by side so that one small program serves all of them.
 
-A program that treats each leaf by itself takes XLA a tenth of a second a leaf to compile. So the leaves are laid
-into one array of rows and searched there. It costs a copy, which is why the largest leaves stay where they are.
+A program that treats each leaf separately takes XLA a tenth of a second per leaf to compile. So the leaves are
+copied into one array of rows and searched there. The largest leaves are left in place, because of the copy.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def keep_in_blocks(
     k: jax.Array,
     dtype: jnp.dtype,
 ) -> list[jax.Array]:
-    r"""Keep-masks of leaves with fewer than 2^31 entries in all.
+    r"""Masks of leaves with fewer than 2^31 entries in total.
 
-    The entries are ordered by key and then by place. The search finds the last cut with no more than k entries
-    before it, digit by digit from the highest: each pass counts the entries below seven cuts, and so settles
-    three bits. It ends as soon as exactly k entries lie before the cut of every group.
+    The entries are ordered by key and then by position. The search finds the last cut with at most k entries
+    before it, digit by digit from the highest: each pass counts the entries below seven cuts, which determines
+    three bits. It ends once exactly k entries lie before the cut of every group.
 
     Args:
       scores, pruned: as for `select`.
@@ -44,7 +44,7 @@ def keep_in_blocks(
       dtype: the float type in which the scores are compared.
 
     Returns:
-      bool arrays of the leaves' shapes, True = keep.
+      bool arrays of the shapes of the leaves, True = keep.
     """
     sizes = np.array([score.size for score in scores])
     groups = sizes.reshape(k.size, -1)  # the leaves of each group
@@ -115,25 +115,25 @@ def keep_in_blocks(
 
 
 def as_dtype(score: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """A score in the type in which all are compared, its own or float32."""
+    """A score in the dtype in which all are compared: its own or float32."""
     return score if score.dtype == dtype else widened(score)
 
 
 def all_or_none(pruned: Sequence[jax.Array | None], scores: Sequence[jax.Array]) -> list[jax.Array] | None:
-    """What was pruned before as an array for each leaf; None if nothing was in any of them."""
+    """One array for each leaf of the entries that were pruned before; None if no leaf has any."""
     if all(mask is None for mask in pruned):
         return None
     return [jnp.zeros(s.shape, bool) if m is None else m for s, m in zip(scores, pruned, strict=True)]
 
 
 def parts_of(flat: jax.Array, begins: Sequence[int] | np.ndarray, sizes: Sequence[int]) -> list[jax.Array]:
-    """Parts of a flat array; those of one size share their compiled code."""
+    """Parts of a flat array; parts of equal size share their compiled code."""
     places = hidden([np.int32(begin) for begin in begins])
     return [lax.dynamic_slice(flat, (i,), (n,)) for i, n in zip(places, sizes, strict=True)]
 
 
 def _in_rows(leaves: Sequence[jax.Array], groups: int) -> jax.Array:
-    """The leaves one after the other, each group filled up to whole rows."""
+    """The leaves one after the other, each group padded to whole rows."""
     parts, each = [], len(leaves) // groups
     for i in range(groups):
         group = leaves[i * each : (i + 1) * each]
@@ -144,5 +144,5 @@ def _in_rows(leaves: Sequence[jax.Array], groups: int) -> jax.Array:
 
 
 def _shifts(bits: int) -> list[int]:
-    """Where each digit of three bits begins, the highest first."""
+    """The first bit of each digit of three bits, the highest digit first."""
     return [3 * i for i in reversed(range(math.ceil(bits / 3)))]

@@ -37,7 +37,7 @@ class Count(NamedTuple):
 
 
 def as_count(k) -> Count:
-    """`k` (int, integer scalar array or `Count`) as a `Count`; traced negative values become 0."""
+    """`k` (an int, an integer scalar array or a `Count`) as a `Count`; traced negative values become 0."""
     if isinstance(k, Count):
         return Count(jnp.asarray(k.high, jnp.uint32), jnp.asarray(k.low, jnp.uint32))
     if isinstance(k, int | np.integer):
@@ -58,7 +58,7 @@ def as_count(k) -> Count:
 
 
 def known_count(k: Any) -> int | None:
-    """A count as an int of at least 0 where it is known, None where it is traced."""
+    """A known count as an int of at least 0; None for a traced one."""
     if any(isinstance(part, Tracer) for part in jax.tree.leaves(k)):
         return None
     if isinstance(k, Count):
@@ -94,12 +94,12 @@ def minimum(a: Count, b: Count) -> Count:
 
 
 def where(condition: jax.Array, a: Count, b: Count) -> Count:
-    """`a` where the condition holds, else `b`."""
+    """`a` if the condition holds, else `b`."""
     return Count(jnp.where(condition, a.high, b.high), jnp.where(condition, a.low, b.low))
 
 
 def as_float(a: Count) -> jax.Array:
-    """float32 near the count: for guesses only, never for a decision."""
+    """A float32 near the count: for guesses only, never for a decision."""
     return a.high.astype(jnp.float32) * 2.0**32 + a.low.astype(jnp.float32)
 
 
@@ -119,7 +119,7 @@ def stack(parts: Sequence[Count]) -> Count:
 
 
 def total(parts: Count) -> Count:
-    """Exact sum of up to 2^24 counts: the bytes are summed apart, 2^24 of which fit in uint32."""
+    """Exact sum of up to 2^24 counts: each byte is summed separately, and 2^24 bytes sum to less than 2^32."""
     if parts.low.size > 1 << 24:
         raise ValueError(f"`parts` must have at most 2**24 entries, got {parts.low.size}.")
     if parts.low.ndim == 0:
@@ -141,7 +141,7 @@ def _carry(limbs: list[jax.Array]) -> list[jax.Array]:
 
 
 def as_written(share: Any) -> Fraction:
-    """A known number as it is written in decimals: 0.9 is 9/10, not the float below it.
+    """A known number as it is written in decimals: 0.9 is 9/10, not the nearest float.
 
     >>> as_written(0.07) * 100, as_written(np.float32(0.7))
     (Fraction(7, 1), Fraction(7, 10))
@@ -153,18 +153,18 @@ def count_to_prune(sparsity, n: int):
     r"""The number of entries to prune, exactly: $k = \operatorname{round}(s\,n)$, half to even.
 
     A Python or NumPy float is multiplied in float64, as `round(sparsity * n)`. A traced sparsity is split
-    into mantissa and exponent and multiplied in integers: exact for any `n`, without 64-bit mode.
+    into mantissa and exponent and multiplied in integers, which is exact for any `n`, without 64-bit mode.
 
     Args:
       sparsity: fraction in [0, 1]: a number, or a scalar float array (clipped to [0, 1], NaN counts as 0).
       n: number of entries, a Python int below 2^63.
 
     Returns:
-      A Python int for a number, else an int32 scalar where `n < 2**31` and a `Count` beyond.
+      A Python int for a number. For an array an int32 scalar if `n < 2**31`, else a `Count`.
 
     Raises:
-      ValueError: a number outside [0, 1], or a negative `n`.
-      TypeError: an array that is not a floating-point scalar.
+      ValueError: if a number is outside [0, 1], or `n` is negative.
+      TypeError: if an array is not a floating-point scalar.
 
     >>> count_to_prune(0.5, 5)
     2
@@ -213,7 +213,7 @@ def _round_product(sparsity: jax.Array, n: int) -> Count:
 
 
 def _split_float(sparsity: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-    """Limbs of the integer m and the shift s with sparsity = m / 2^s exactly."""
+    """The limbs of the integer m, and the shift s, such that sparsity = m / 2^s exactly."""
     if sparsity.dtype.itemsize < 4:
         sparsity = sparsity.astype(jnp.float32)
     # Comparisons are false for NaN, which so becomes 0.
@@ -229,7 +229,7 @@ def _split_float(sparsity: jax.Array) -> tuple[list[jax.Array], jax.Array]:
 
 
 def _shift_right(limbs: jax.Array, shift: jax.Array) -> jax.Array:
-    """The limbs of the integer divided by 2^shift, five of them."""
+    """The five limbs of the integer divided by 2^shift."""
     # Beyond all limbs the quotient is 0 whatever the shift, so the shift may be cut there.
     shift = jnp.minimum(shift, limbs.size * _LIMB)
     padded = jnp.concatenate([limbs, jnp.zeros(7, jnp.uint32)])

@@ -1,4 +1,4 @@
-"""Whether arrays may be spread over devices: known of arrays at once, inside `jit` only when it is compiled."""
+"""Whether arrays may be spread over devices. Inside `jit` that is known only when the program is compiled."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Function = Callable[..., list[jax.Array]]
 def by_placement(
     function: Function, shapes: Sequence[tuple[int, ...]], *arguments: jax.Array
 ) -> list[jax.Array]:
-    """`function(*arguments, partitioned=...)`, told whether its arguments may be spread over devices.
+    """`function(*arguments, partitioned=...)`, where `partitioned` is whether its arguments may be spread over devices.
 
-    While a function is traced, nobody knows where its arrays will lie. A program for one device may copy arrays
-    side by side; for several, that would gather them. So under `jit` this is one primitive whose body is chosen
-    when it is lowered, for the number of devices that the whole program runs on.
+    While a function is traced, the placement of its arrays is not known. A program for one device may copy arrays
+    side by side; on several devices such a copy would gather them. So under `jit` this is one primitive, whose
+    body is chosen when it is lowered, by the number of devices on which the whole program runs.
 
     Args:
       function: hashable, so that equal calls are traced once.
-      shapes: those of its results, bool arrays.
+      shapes: shapes of its results, bool arrays.
       arguments: arrays.
 
     Returns:
-      The results. No gradient goes through it.
+      The results. Gradients do not flow through it.
     """
     traced = [x for x in arguments if isinstance(x, jax.core.Tracer)]
     if not traced:

@@ -20,21 +20,21 @@ _PIECE = 1 << 16  # scores looked at together on the host
 def nm_keep(scores: jax.Array, n: int, m: int, axis: int, pruned: jax.Array | None = None) -> jax.Array:
     r"""Keep the `n` largest scores of every group of `m` consecutive entries along `axis`.
 
-    An entry is kept if at least $m - n$ of its group go before it. It takes $m$ comparisons an entry, which
-    XLA fuses into one pass: no sort, and no copy of the scores.
+    An entry is kept if at least $m - n$ entries of its group are pruned before it. This takes $m$ comparisons per
+    entry, which XLA fuses into one pass: no sort, and no copy of the scores.
 
     Args:
-      scores: float array; NaN goes first.
-      n: entries kept of each group, 1 <= n <= m.
+      scores: float array; NaN is pruned first.
+      n: number of entries to keep of each group, 1 <= n <= m.
       m: length of a group; it must divide the length of `axis`.
-      axis: the axis along which groups run: for N:M sparse matrix products the input axis.
-      pruned: bool array of the scores' shape: entries that go before all others, and never stay.
+      axis: the axis along which groups lie: for N:M sparse matrix products the input axis.
+      pruned: bool array of the shape of the scores: entries that are pruned before all others, and never kept.
 
     Returns:
-      bool array of the scores' shape, True = keep. Of equal scores the one with the lower index goes first.
+      bool array of the shape of the scores, True = keep. Of equal scores the lower index is pruned first.
 
     Raises:
-      ValueError: `n` outside [1, m], or `m` does not divide the axis (or, sharded explicitly, its shards).
+      ValueError: if `n` is outside [1, m], or `m` does not divide the axis (or, on an explicit mesh, its shards).
 
     >>> nm_keep(jnp.array([1.0, 4.0, 3.0, 2.0, 5.0, 5.0, 5.0, 5.0]), 2, 4, axis=0).astype(int)
     Array([0, 1, 1, 0, 0, 0, 1, 1], dtype=int32)
@@ -67,7 +67,7 @@ def nm_keep(scores: jax.Array, n: int, m: int, axis: int, pruned: jax.Array | No
 
 
 def _keep_on_host(scores: np.ndarray, n: int, m: int, axis: int, pruned: Any) -> Any:
-    """`nm_keep` by NumPy, piece by piece so that the keys of one stay in the cache."""
+    """`nm_keep` by NumPy, in pieces so small that the keys of one piece fit in the cache."""
     before, after = math.prod(scores.shape[:axis]), math.prod(scores.shape[axis + 1 :])
     shape = (before * scores.shape[axis] // m, m, after)
     dtype, grouped, keep = key_dtype([scores]), scores.reshape(shape), np.empty(shape, bool)

@@ -1,4 +1,4 @@
-"""Values that the compiler does not know."""
+"""Values that the compiler cannot see."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from jaxprune.meshes import steady
 
 
 def hidden(values: Sequence[jax.typing.ArrayLike]) -> list[jax.Array]:
-    """Arrays of one shape and type, as they are, but XLA can neither see their values nor how they were computed.
+    """The same arrays, of one shape and dtype, but XLA can see neither their values nor how they were computed.
 
-    XLA compiles a piece of a program once if it occurs several times, but a piece that works on leaf 3 is another
-    one than that for leaf 4 as soon as the number of the leaf stands in it, and so is one into which the
-    arithmetic before it was fused. Hidden values make them alike: leaves of one size share their compiled code.
-    The values come out of a loop that makes no turn.
+    XLA compiles a piece of a program once if it occurs several times. The pieces for leaf 3 and for leaf 4 differ
+    if the number of the leaf is a constant in them, or if the arithmetic before them is fused into them. Hidden
+    values make the pieces equal, so that leaves of one size share their compiled code. The values come out of a
+    loop without iterations.
 
     Example:
       >>> [int(number) for number in hidden([3, 5])]

@@ -1,4 +1,4 @@
-"""The k smallest scores of leaves that stay where they are: no copy, whatever their size and their sharding."""
+"""The k smallest scores of leaves that are left in place: no copy, whatever their size and their sharding."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _NEVER = 2**31 - 1  # above every index
 def keep_in_place(
     scores: list[jax.Array], pruned: list[jax.Array | None], k: Count, *, partitioned: bool
 ) -> list[jax.Array]:
-    """Keep-masks of all but the `k` smallest scores of all leaves together; of no scores, none.
+    """Masks that keep all but the `k` smallest scores of all leaves together; an empty list if there are no leaves.
 
     Args:
       scores, pruned: as for `select`.
       k: a scalar count.
-      partitioned: whether the leaves may be spread over devices. All that is sent are the sums of counts.
+      partitioned: whether the leaves may be spread over devices. Only sums of counts are sent between devices.
 
     Returns:
-      bool arrays of the leaves' shapes and shardings, True = keep.
+      bool arrays of the shapes and shardings of the leaves, True = keep.
     """
     if not scores:
         return []
@@ -67,11 +67,11 @@ def keep_in_place(
 def _cuts(
     keys_of, scores, pruned, edge: jax.Array, k: Count, tied: Count, partitioned: bool
 ) -> list[jax.Array]:
-    """Where the first `k` ties end: for each digit of an index and each leaf, the ties below it go.
+    """Where the first `k` ties end: for each digit of an index and each leaf, a cut below which ties are pruned.
 
-    The ties of the leaves before one leaf go, those of the leaves after it stay, and within it a search over
-    the index finds the k-th; it makes no pass if the ties of each leaf go together. An index beyond 2^31 is a
-    number of several digits, searched one after the other.
+    There is one leaf such that all ties of earlier leaves are pruned and all ties of later leaves are kept. Within
+    that leaf a search over the index finds the k-th tie; it makes no pass if all ties of each leaf have the same
+    fate. An index beyond 2^31 is a number of several digits, which are searched one after the other.
     """
     leaves = len(scores)
     up_to = counts.where(np.tri(leaves, dtype=bool), jax.tree.map(lambda part: part[None], tied), Count.of(0))
@@ -113,7 +113,7 @@ def _cuts(
 
 
 def _digits(shape: tuple[int, ...], base: int = 1 << 31) -> list[list[int]]:
-    """Consecutive axes in groups with fewer than `base` entries: one group but for the largest arrays."""
+    """Consecutive axes in groups with fewer than `base` entries: one group, except for the largest arrays."""
     groups, product = [[]], 1
     for axis, length in enumerate(shape):
         if product * length >= base:
@@ -125,7 +125,7 @@ def _digits(shape: tuple[int, ...], base: int = 1 << 31) -> list[list[int]]:
 
 
 def _index(shape: tuple[int, ...], axes: Sequence[int]) -> jax.Array:
-    """Row-major number of each entry along the axes; from iotas, which stay with the shards they describe."""
+    """Row-major index of each entry along the axes, from iotas, which each device computes for its own shards."""
     index, stride = jnp.zeros(shape, jnp.int32), 1
     for axis in reversed(axes):
         index += lax.broadcasted_iota(jnp.int32, shape, axis) * stride

@@ -1,4 +1,4 @@
-"""Scores as integers in the same order, so that a search can go over the bits."""
+"""Scores as integers in the same order, so that a search can go through the bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIGNED = {2: jnp.int16, 4: jnp.int32}
 
 
 def key_dtype(scores: Sequence[jax.Array]) -> jnp.dtype:
-    """The float type all leaves are compared in: their own if it is one 16-bit type for all, else float32."""
+    """The float type in which all leaves are compared: their own if all have the same 16-bit type, else float32."""
     dtypes = {score.dtype for score in scores}
     if len(dtypes) == 1 and dtypes <= {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)}:
         return dtypes.pop()
@@ -24,9 +24,9 @@ def key_dtype(scores: Sequence[jax.Array]) -> jnp.dtype:
 def order_keys(score: jax.Array, pruned: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
     """Integers in the order of the scores: pruned < NaN < -inf < ... < -0.0 = 0.0 < ... < inf.
 
-    The bits of a non-negative float, read as an integer, keep its order; a negative float of magnitude bits
-    m becomes -m, so that both zeros become 0. Nothing is computed in floats: denormals are safe where the
-    hardware flushes them. Signed, because vector units compare signed integers only.
+    The bits of non-negative floats, read as integers, have the order of the floats. A negative float of magnitude
+    bits m becomes -m, so that both zeros become 0. Nothing is computed in floats, so denormals are safe on
+    hardware that flushes them. The integers are signed, because vector units compare only signed integers.
 
     Args:
       score: float array, any shape.
@@ -34,7 +34,7 @@ def order_keys(score: jax.Array, pruned: jax.Array | None, dtype: jnp.dtype) -> 
       dtype: float32, bfloat16 or float16, in which the scores are compared.
 
     Returns:
-      int32 array of the score's shape, whose values lie in the range of the float's own width.
+      int32 array of the shape of the score, with values in the range of the width of `dtype`.
     """
     signed = _SIGNED[dtype.itemsize]
     lowest = jnp.iinfo(signed).min
@@ -55,7 +55,7 @@ def threshold_key(position: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def positions(dtype: jnp.dtype) -> int:
-    """A position that all keys are below."""
+    """A position above that of all keys."""
     return (1 << (8 * dtype.itemsize - 1)) + infinity(dtype) + 1
 
 

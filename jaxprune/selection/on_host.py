@@ -1,8 +1,8 @@
-"""The k smallest scores of arrays in the host's memory, by NumPy: nothing is compiled.
+"""The k smallest scores of arrays in host memory, by NumPy: nothing is compiled.
 
-For arrays at hand, compiling a program takes longer than running it. Here a sample of the scores says between
-which two values the k-th lies; one pass counts what lies below them and takes out what lies between, about one
-score in a hundred; a second writes the masks. Both go through the scores in pieces that stay in the cache.
+For arrays of known values, compiling a program takes longer than running it. Here a sample of the scores tells
+between which two values the k-th score lies. One pass counts the scores below them and extracts those between,
+about one in a hundred; a second pass writes the masks. Both process the scores in pieces that fit in the cache.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _Arrays = Sequence[np.ndarray]
 def keep_on_host(
     scores: _Arrays, pruned: Sequence[np.ndarray | None], k: int | list[int]
 ) -> list[np.ndarray]:
-    """Keep-masks of all but the `k` smallest scores, over all leaves or, for a list, in each of them.
+    """Masks that keep all but the `k` smallest scores, over all leaves or, for a list, in each of them.
 
     Args:
       scores, pruned: as for `select`.
-      k: at least 0; beyond the number of scores it means all of them.
+      k: at least 0; a number beyond that of the scores means all of them.
     """
     if isinstance(k, list):
         return [keep_on_host([s], [p], n)[0] for s, p, n in zip(scores, pruned, k, strict=True)]
@@ -65,7 +65,7 @@ def keep_on_host(
 class _Part:
     """A part of a flat leaf.
 
-    scores; pruned: what was pruned before, or None; keep: its mask, to be written; dtype: the float type in
+    scores; pruned: the entries that were pruned before, or None; keep: the mask to write; dtype: the float type in
     which the scores are compared.
     """
 
@@ -75,7 +75,7 @@ class _Part:
     dtype: np.dtype
 
     def keys(self, at: Any) -> np.ndarray:
-        """The keys at indices or a slice; perhaps a view of the scores, not to be written to."""
+        """The keys at indices or a slice; they may be a view of the scores, so do not write to them."""
         found = host_keys(self.scores[at], self.dtype)
         return found if self.pruned is None else lowered(found, self.pruned[at])
 
@@ -85,7 +85,7 @@ class _Part:
             yield at, self.keys(at)
 
     def count(self, first: int, last: int) -> tuple[int, int, list[np.ndarray]]:
-        """How many keys are below `first`, how many lie in [first, last], and these unless they are all the same."""
+        """The number of keys below `first`, that in [first, last], and the latter keys unless all are the same."""
         below, inside, found = 0, 0, []
         for _, keys in self.pieces():
             below += int(np.count_nonzero(keys < first))
@@ -99,7 +99,7 @@ class _Part:
         return below, inside, found
 
     def prune_below(self, edge: int) -> int:
-        """Prunes what lies below `edge`, and counts the keys there."""
+        """Prunes the entries below `edge`, and counts the keys at `edge`."""
         tied = 0
         for at, keys in self.pieces():
             tied += int(np.count_nonzero(keys == edge))
@@ -120,7 +120,7 @@ class _Part:
 
 
 def host_keys(scores: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """`order_keys` of NumPy scores in the width of `dtype`; perhaps a view of them, not to be written to."""
+    """`order_keys` of NumPy scores in the width of `dtype`; may be a view of them, so do not write to it."""
     if scores.dtype == dtype:
         bits = scores.view(f"i{dtype.itemsize}")
     elif scores.dtype == jnp.bfloat16:
@@ -150,13 +150,13 @@ def is_fine(scores: np.ndarray) -> bool:
 
 
 def lowered(keys: np.ndarray, pruned: np.ndarray) -> np.ndarray:
-    """Keys with the lowest of all where something was pruned. (By bits: `where` takes five times as long.)"""
+    """The keys, with the lowest of all at pruned entries. (By bits: `where` takes five times as long.)"""
     everywhere = -pruned.view(np.int8).astype(keys.dtype)
     return (keys & ~everywhere) | (everywhere & np.iinfo(keys.dtype).min)
 
 
 def _kth(parts: Sequence[_Part], k: int, total: int, run: Any) -> tuple[int, int]:
-    """The k-th smallest key, and how many keys are smaller."""
+    """The k-th smallest key, and the number of smaller keys."""
     if total <= _SMALL:
         return _kth_of(np.concatenate([part.keys(slice(None)) for part in parts]), k)
     sample = np.sort(_sample(parts, total))
@@ -195,7 +195,7 @@ def _sample(parts: Sequence[_Part], total: int) -> np.ndarray:
 
 
 def _bracket(sample: np.ndarray, low: int, high: int, wanted: float, entries: int) -> tuple[int, int]:
-    """Two keys in [low, high] that probably hold the quantile `wanted` of the entries there, and few of them."""
+    """Two keys in [low, high] that probably enclose the quantile `wanted` of the entries there, and few entries."""
     if entries <= _SMALL:
         return low, high
     inside = sample[np.searchsorted(sample, low) : np.searchsorted(sample, high, side="right")]

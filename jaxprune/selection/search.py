@@ -1,4 +1,4 @@
-"""A search over integers that looks at the data only through counts."""
+"""A search over integers that uses the data only through counts."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _SPREAD = np.array([-16, -4, -1, 0, 1, 4, 16], np.float32)
 def search(below: Callable[[jax.Array], Count], high: int, k: Count, at_high: Count):
     """Find the t in [0, high] with below(t) = k, or else the one with below(t) < k < below(t + 1).
 
-    A pass looks at seven thresholds. They divide the bracket evenly until its entries become fewer, then they
-    crowd around the place that interpolation promises, and divide evenly again after a promise not kept.
+    Each pass tests seven thresholds. They divide the bracket evenly until its entries become fewer. Then they lie
+    close to the point that interpolation predicts; after a wrong prediction they divide the bracket evenly again.
 
     Args:
       below: seven ascending uint32 thresholds -> how many entries of each part are smaller, a `Count` of
         shape (7, parts). It must rise from 0 at threshold 0.
-      high: a threshold that all entries are smaller than, at most 2^32 - 1.
+      high: a threshold above all entries, at most 2^32 - 1.
       k: the count to reach, at most the sum of `at_high`.
-      at_high: what `below` is at `high`, shape (parts,).
+      at_high: the value of `below` at `high`, shape (parts,).
 
     Returns:
-      t, the count still missing at t (k minus the sum of `below(t)`), and for each part how many of its
-      entries equal t; where nothing is missing, a bound of that instead.
+      t, the count that is missing at t (k minus the sum of `below(t)`), and for each part the number of its
+      entries that equal t, or an upper bound of that number if nothing is missing.
     """
 
     def reached(count: Count) -> jax.Array:
@@ -76,7 +76,7 @@ def search(below: Callable[[jax.Array], Count], high: int, k: Count, at_high: Co
 
 
 def _around(wanted: jax.Array, inside: jax.Array) -> jax.Array:
-    """Seven places around the wanted quantile: as near as chance allows, then 4 and 16 times as far."""
+    """Seven thresholds around the wanted quantile: within its random error, then 4 and 16 times as far away."""
     deviation = 2 * jnp.sqrt(wanted * (1 - wanted) / inside) + 0.5 / inside
     return jnp.clip(wanted + _SPREAD * deviation, 0, 1)
 
@@ -86,16 +86,16 @@ def _row(count: Count) -> Count:
 
 
 def count(predicates: Sequence[jax.Array], *, partitioned: bool, largest_sum: int = _LARGEST_SUM) -> Count:
-    """How many entries of each bool array hold, a `Count` of shape (len(predicates),).
+    """The number of True entries of each bool array, a `Count` of shape (len(predicates),).
 
-    The scores are read once for all of them, and sharded arrays stay where they are.
+    The scores are read once for all arrays, and sharded arrays are not moved.
 
     Args:
       predicates: bool arrays of one shape.
-      partitioned: whether the arrays may be spread over devices. XLA's partitioner makes one all-reduce of
-        all sums, but many small gathers of a reduction with several operands. Unpartitioned, that is the one
-        to have: XLA's CPU code for it uses vectors, and for integer sums it does not.
-      largest_sum: what partial sums must stay below.
+      partitioned: whether the arrays may be spread over devices. From separate sums XLA's partitioner makes one
+        all-reduce, but from a reduction with several operands many small gathers. Without partitioning that
+        reduction is the better form: XLA's CPU code for it is vectorized, and its code for integer sums is not.
+      largest_sum: bound of all partial sums.
     """
     shape = predicates[0].shape
     inner, product = [], 1
@@ -114,7 +114,7 @@ def count(predicates: Sequence[jax.Array], *, partitioned: bool, largest_sum: in
 
 
 def sums_of(parts: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
-    """Sums of uint32 arrays of one shape, all of them in one pass."""
+    """The sums of uint32 arrays of one shape, in one pass."""
     zero = jnp.zeros((), jnp.uint32)
     return list(
         lax.reduce(

@@ -40,20 +40,20 @@ def select(
 
     Args:
       scores: float32, bfloat16 or float16 arrays of any shapes and signs, larger = keep. Leaves of several
-        types are compared as float32. NaN goes first; -0.0 equals 0.0.
-      k: how many to prune: an int of any size, a traced integer scalar or a `Count`; or a list of these, one
-        for each leaf, which is then compared with itself only. A traced `k` beyond the number of scores means
-        all of them, a negative one none.
-      pruned: for each leaf None or a bool array of its shape, True = pruned before. These go before all
-        others, and stay pruned even if they are more than `k`.
+        dtypes are compared as float32. NaN is pruned first; -0.0 equals 0.0.
+      k: how many to prune: an int of any size, a traced integer scalar or a `Count`; or a list with one for each
+        leaf, whose scores are then ranked separately. A traced `k` beyond the number of scores means all of them,
+        a negative one none.
+      pruned: for each leaf None or a bool array of its shape, True = pruned before. These entries are pruned
+        before all others, and remain pruned even if they are more than `k`.
 
     Returns:
       For each leaf a bool array of its shape and sharding (NumPy's for a NumPy array), True = keep. Exactly `k`
       entries are False. Of equal scores the first are pruned, by leaf and then by row-major index.
 
     Raises:
-      ValueError: `k` outside [0, number of scores], or `pruned` that does not match the scores.
-      TypeError: scores or `k` of another type.
+      ValueError: if `k` is outside [0, number of scores], or `pruned` does not match the scores.
+      TypeError: if scores or `k` have another type.
 
     >>> select([jnp.array([3.0, -1.0, 2.0]), jnp.array([[2.0, 5.0]])], 2)
     [Array([ True, False, False], dtype=bool), Array([[ True,  True]], dtype=bool)]
@@ -106,7 +106,7 @@ def select(
 class _Selection:
     """`select` as a function of arrays only.
 
-    pruned: for each leaf, whether an array tells what was pruned before; each: whether each leaf has its count.
+    pruned: for each leaf, whether there is an array of entries pruned before; each: whether each leaf has a count.
     """
 
     pruned: tuple[bool, ...]
@@ -127,10 +127,10 @@ class _Selection:
 
 
 def _to_copy(sizes: list[int]) -> list[int]:
-    """Numbers of the leaves that are searched side by side in a copy: all but the large ones.
+    """Positions of the leaves that are searched side by side in a copy: all but the large ones.
 
-    Many large ones are copied too, unless that takes too much memory: a program that treats each of them by itself
-    compiles for seconds.
+    If there are many large ones they are copied too, unless that takes too much memory: a program that treats each
+    of them separately compiles for seconds.
     """
     small = [i for i, size in enumerate(sizes) if size < _LARGE]
     if len(sizes) - len(small) > _FEW and sum(sizes) <= _COPY:
@@ -139,7 +139,7 @@ def _to_copy(sizes: list[int]) -> list[int]:
 
 
 def _keep_each(scores: _Arrays, pruned: _Given, k: Count, copied: list[int], partitioned: bool) -> _Arrays:
-    """Each leaf compared with itself."""
+    """Masks from scores that are ranked within each leaf."""
     keeps: dict[int, jax.Array] = {}
     if copied:
         part, at = [scores[i] for i in copied], np.array(copied)
@@ -153,7 +153,7 @@ def _keep_each(scores: _Arrays, pruned: _Given, k: Count, copied: list[int], par
 
 
 def _keep_in_runs(scores: _Arrays, pruned: _Given, k: Count, copied: list[int], partitioned: bool) -> _Arrays:
-    """All leaves together, with neighbours that are copied as one leaf, so that ties go in the order of the leaves."""
+    """Masks for all leaves together. Copied neighbours are one leaf, so that ties are pruned in the order of leaves."""
     runs: list[list[int]] = []
     for i in range(len(scores)):
         if runs and i in copied and runs[-1][-1] in copied:
@@ -187,6 +187,6 @@ def _at(k: Count, i: int) -> Count:
 
 
 def _short(k: Count, scores: _Arrays, each: bool = False) -> jax.Array:
-    """Counts as uint32, those beyond it as the number of all scores, of which there are fewer."""
+    """Counts as uint32; counts beyond 2^32 as the number of all scores, which is smaller."""
     sizes = [score.size for score in scores]
     return jnp.where(k.high > 0, np.array(sizes if each else [sum(sizes)], np.uint32), k.low)

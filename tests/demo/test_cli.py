@@ -36,21 +36,24 @@ def errors(capsys, *arguments):
         (["--seeds", "1000000000"], "--seeds must be at most 1000"),
         (["--seed", "4294967296"], "--seed must be at most 4294967295"),
         (["--steps", "10000000000"], "--steps must be at most 10000000, got"),
-        (["--steps", "1000000", "--every", "1"], "--every 1 makes 1000000 evaluations a round: with --steps"),
+        (
+            ["--steps", "1000000", "--every", "1"],
+            "--every 1 makes 1000000 evaluations per round: with --steps",
+        ),
         (
             ["--batch-size", "1079"],
             "--batch-size must be at most 1078, the number of training images, got 1079.",
         ),
         (["--batch-size", "-1"], "--batch-size must be at least 1, got -1."),
-        (["--learning-rate", "1e300"], "--learning-rate must be a number that float32 has, got 1e+300."),
+        (["--learning-rate", "1e300"], "--learning-rate must be in the range of float32, got 1e+300."),
         (["--learning-rate", "-1"], "--learning-rate must be a positive number, got -1."),
         (["--learning-rate", "nan"], "--learning-rate must be a positive number, got nan."),
         (["--rate", "-inf"], "--rate must be between 0 and 1, got -inf."),
-        (["--rewind-step", "3", "--rewind", "finetune"], "finetune goes back to no step"),
+        (["--rewind-step", "3", "--rewind", "finetune"], "finetune does not return to a step"),
         (["--output-rate", "0.1", "--scope", "global"], "--output-rate can't be used with --scope global"),
-        (["--structure", "2:4"], "at --rate 0.2 take at most --rounds 3, got 14."),
+        (["--structure", "2:4"], "with --rate 0.2, --rounds must be at most 3, got 14."),
         (["--resume", "--overwrite"], "--resume and --overwrite exclude each other."),
-        (["--data-dir", "x"], "--data-dir goes with --data mnist"),
+        (["--data-dir", "x"], "--data-dir is for --data mnist only"),
         (["--data", "mnist"], "--data mnist needs --data-dir"),
         (["--data", "mnist", "--data-dir", "nowhere"], "lacks train-images-idx3-ubyte.gz"),
         (["--resume", "--out", "nowhere"], "--resume found no run in --out nowhere."),
@@ -123,7 +126,7 @@ def test_out_of_memory_says_what_to_make_smaller(capsys, monkeypatch):
     monkeypatch.setattr(cli, "_imp", exhausted)
     assert cli.main(["imp", "--out", "nowhere"]) == 1
     assert capsys.readouterr().err == (
-        "jaxprune: error: out of memory: take fewer --seeds or a smaller --batch-size; nothing was saved.\n"
+        "jaxprune: error: out of memory: use fewer --seeds or a smaller --batch-size; nothing was saved.\n"
     )
 
 

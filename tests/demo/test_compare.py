@@ -125,7 +125,7 @@ def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
     with pytest.raises(Killed):
         experiment.run(settings, QUIET)
     assert len(list((tmp_path / "trainings").iterdir())) == 3
-    with pytest.raises(ValueError, match="holds an interrupted run: --resume goes on with it"):
+    with pytest.raises(ValueError, match="holds an interrupted run: --resume continues it"):
         experiment.run(settings, QUIET)
     left = -1
     experiment.run(dataclasses.replace(settings, resume=True), QUIET)
@@ -158,17 +158,17 @@ def test_resuming_a_finished_run_shows_its_tables(finished, capsys):
     ("arguments", "message"),
     [
         (["--sparsities", "90"], "--sparsities must be between 0 and 1, got 90. It is a fraction: 90 % is 0.9."),
-        (["--sparsities", "0.9", "0.9"], "--sparsities must not name one twice, got 0.9 0.9."),
+        (["--sparsities", "0.9", "0.9"], "--sparsities must not repeat a value, got 0.9 0.9."),
         (["--sparsities", "nan"], "--sparsities must be between 0 and 1, got nan."),
-        (["--sparsities"], "--sparsities must name at least one."),
-        (["--recipes"], "--recipes must name at least one."),
+        (["--sparsities"], "--sparsities must have at least one value."),
+        (["--recipes"], "--recipes must have at least one value."),
         (["--seeds", "1000000000"], "--seeds must be at most 1000"),
         (["--batch-size", "5000"], "--batch-size must be at most 1078"),
-        (["--recipes", "gmp", "gmp"], "--recipes must not name one twice, got gmp gmp."),
+        (["--recipes", "gmp", "gmp"], "--recipes must not repeat a value, got gmp gmp."),
         (["--recipes", "imp", "--steps", "4"], "imp at --sparsities 0.9 and --steps 4: `steps` must be at least 5"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--learning-rate", "nan"], "--learning-rate must be a positive number"),
-        (["--data-dir", "x"], "--data-dir goes with --data mnist"),
+        (["--data-dir", "x"], "--data-dir is for --data mnist only"),
         (["--resume", "--out", "nowhere"], "--resume found no run in --out nowhere."),
     ],
 )  # fmt: skip

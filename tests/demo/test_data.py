@@ -48,7 +48,7 @@ def test_a_damaged_idx_file_is_an_error_that_names_it(tmp_path):
     with pytest.raises(ValueError, match=r"cut\.gz must hold 24 numbers, got 21"):
         data.read_idx(tmp_path / "cut.gz")
     (tmp_path / "text.gz").write_bytes(b"not gzip")
-    with pytest.raises(ValueError, match=r"text\.gz is no whole gzip file"):
+    with pytest.raises(ValueError, match=r"text\.gz is not a complete gzip file"):
         data.read_idx(tmp_path / "text.gz")
     (tmp_path / "empty.gz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"empty\.gz is empty"):
@@ -57,13 +57,13 @@ def test_a_damaged_idx_file_is_an_error_that_names_it(tmp_path):
     content = (tmp_path / "whole.gz").read_bytes()
     for length in range(1, len(content)):
         (tmp_path / "whole.gz").write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"whole\.gz is no whole gzip file"):
+        with pytest.raises(ValueError, match=r"whole\.gz is not a complete gzip file"):
             data.read_idx(tmp_path / "whole.gz")
     (tmp_path / "data").mkdir()
     with pytest.raises(ValueError, match=r"data can't be read: Is a directory"):
         data.read_idx(tmp_path / "data")
     for header, why in (
-        (b"\0\0\x08\x02\0\0\0\x01\0", "must say 2 extents, but it is cut off"),
+        (b"\0\0\x08\x02\0\0\0\x01\0", "must hold 2 extents, but it is cut off"),
         (b"\0\0\x08", "is not an IDX file"),
         (b"\0\0\x08\x01\0\0\0\x02abc", "must hold 2 numbers, got 3"),
         (b"\0\0\x0d\x01\0\0\0\x02abcdefgh", "is not an IDX file of unsigned bytes"),
@@ -94,7 +94,7 @@ def test_labels_that_are_no_digits_and_counts_that_differ_are_errors_that_name_t
     ):
         data.mnist(tmp_path)
     (tmp_path / data.MNIST_FILES[0]).unlink()
-    with pytest.raises(ValueError, match=r"lacks train-images-idx3-ubyte\.gz; it can be had from"):
+    with pytest.raises(ValueError, match=r"lacks train-images-idx3-ubyte\.gz; download it from"):
         data.mnist(tmp_path)
     with pytest.raises(ValueError, match=r"lacks train-images-idx3-ubyte\.gz \(there is no such folder\)"):
         data.mnist(tmp_path / data.MNIST_FILES[1])

@@ -225,7 +225,7 @@ def test_what_was_taken_away_is_not_said_to_be_there(finished, tmp_path, capsys)
 def test_other_data_on_resume_are_an_error(finished, monkeypatch, capsys):
     monkeypatch.setattr(data.Data, "fingerprint", lambda self: "00000000")
     assert cli.main(["imp", f"--out={finished}", "--resume", *arguments(TINY)]) == 2
-    assert "they are other images" in capsys.readouterr().err
+    assert "these are other images" in capsys.readouterr().err
 
 
 class Killed(BaseException):
@@ -251,7 +251,7 @@ def test_interrupted_between_trainings_and_resumed_it_ends_where_it_would_have(
     monkeypatch.setattr(RunFolder, "save_row", save_row)
     with pytest.raises(Killed):
         experiment.run(settings, QUIET)
-    with pytest.raises(ValueError, match="holds an interrupted run: --resume goes on with it"):
+    with pytest.raises(ValueError, match="holds an interrupted run: --resume continues it"):
         experiment.run(settings, QUIET)
     shutil.copytree(tmp_path, tmp_path.with_name("damaged"))
     cut(next(iter((tmp_path.with_name("damaged") / "rounds" / "ticket-001" / "d").iterdir())))

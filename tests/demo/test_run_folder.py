@@ -85,7 +85,7 @@ def test_a_disk_that_takes_nothing_is_told_and_leaves_no_folder(capsys, tmp_path
 
 @pytest.mark.parametrize(
     ("saved", "end"),
-    [(False, "nothing was saved."), (True, "the same command with --resume goes on.")],
+    [(False, "nothing was saved."), (True, "the same command with --resume continues the run.")],
 )
 def test_a_disk_that_is_full_later_is_one_line_that_says_whether_the_run_can_go_on(
     capsys, tmp_path, monkeypatch, saved, end
@@ -101,8 +101,8 @@ def test_a_disk_that_is_full_later_is_one_line_that_says_whether_the_run_can_go_
     assert line(capsys, *out, code=1) == f"jaxprune: error: /full/disk: No space left on device; {end}\n"
     if saved:
         err = line(capsys, *out, "--overwrite", code=1)
-        assert err.endswith("the same command with --resume instead of --overwrite goes on.\n")
-        assert line(capsys, *out, "--resume", code=1).endswith("; the same command goes on.\n")
+        assert err.endswith("the same command with --resume instead of --overwrite continues the run.\n")
+        assert line(capsys, *out, "--resume", code=1).endswith("; the same command continues the run.\n")
 
 
 def test_two_runs_cannot_have_one_folder(capsys, tmp_path):
@@ -143,7 +143,10 @@ def test_a_run_of_another_version_says_which_one_goes_on_with_it(capsys, tmp_pat
     assert content["version"] == jaxprune.__version__
     settings.write_text(json.dumps({**content, "version": "0.0.7"}))
     err = line(capsys, "imp", "--resume", "--out", str(tmp_path))
-    assert "was jaxprune 0.0.7, this is" in err and "Install it, or start anew with --overwrite" in err
+    assert (
+        "was jaxprune 0.0.7, this is" in err
+        and "Install that version, or start again with --overwrite" in err
+    )
     del content["version"]
     settings.write_text(json.dumps(content))
     assert "was an unknown version of jaxprune" in line(capsys, "imp", "--resume", "--out", str(tmp_path))
@@ -154,7 +157,7 @@ def test_damaged_settings_are_told_by_their_name(capsys, tmp_path, content):
     interrupted(tmp_path)
     (tmp_path / "settings.json").write_bytes(content)
     err = line(capsys, "imp", "--resume", "--out", str(tmp_path))
-    assert f"{tmp_path / 'settings.json'} is damaged" in err and "Start anew with --overwrite." in err
+    assert f"{tmp_path / 'settings.json'} is damaged" in err and "Start again with --overwrite." in err
 
 
 def test_a_damaged_or_missing_row_is_told_by_its_name(tmp_path):

@@ -1,1 +1,1 @@
-"""What `jaxprune compare` runs: recipes at several sparsities, side by side."""
+"""The experiment of `jaxprune compare`: recipes at several sparsities, side by side."""

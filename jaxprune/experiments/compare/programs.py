@@ -1,6 +1,6 @@
 """One compiled program for each recipe at a sparsity: all seeds, one after the other, all steps.
 
-What all recipes share, the first parameters and the measuring of the last, is compiled once.
+The programs that all recipes share, for the initial parameters and for evaluating the final ones, compile once.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Keys(NamedTuple):
 
 
 def keys(settings: CompareSettings) -> Keys:
-    """Streams of each seed; those of the first n seeds don't depend on how many there are."""
+    """The key streams of each seed; those of the first n seeds don't depend on the number of seeds."""
     root = jax.random.key(settings.seed)
     of_seed = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i), len(Keys._fields)))
     return Keys(*of_seed(jnp.arange(settings.seeds)).T)
 
 
 def fresh_params(task: Classification, of_seeds: Keys) -> PyTree:
-    """What every recipe starts from, with a leading axis of seeds."""
+    """The initial parameters of every recipe, with a leading axis of seeds."""
     return jax.jit(lambda of_each: jax.lax.map(task.init_fn, of_each))(of_seeds.weights)
 
 
@@ -55,11 +55,11 @@ def measure(task: Classification) -> Callable[[PyTree], dict[str, jax.Array]]:
 def compile_program(
     settings: CompareSettings, task: Classification, recipe: Recipe | IMPRecipe | None
 ) -> Program:
-    """The program of a recipe: (keys, parameters) -> (trained parameters, kept weights of each layer).
+    """The program of a recipe: (keys, parameters) -> (trained parameters, number of kept weights of each layer).
 
-    All of them have a leading axis of seeds. The seeds run one after the other, not under `vmap`: there every
-    `lax.cond` would become a select, and the masks would be made anew at every step. None stands for the
-    dense network.
+    All arguments and results have a leading axis of seeds. The seeds run one after the other, not under `vmap`,
+    which would turn every `lax.cond` into a select, so that masks would be remade at every step. The recipe None
+    is the dense network.
     """
 
     def train(of_seed: Keys, params: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
@@ -120,7 +120,7 @@ def _state(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
 
 
 def _where(recipe: Recipe | IMPRecipe | None, params: PyTree) -> PyTree | None:
-    """The classes themselves can't be pruned as units."""
+    """The leaves to prune; None for the default. Units are not pruned in the output layer: there they are classes."""
     if recipe is None or recipe.structure == jp.Unstructured():
         return None
     last = [path for path in flatten_with_paths(params)[0] if path.endswith("/kernel")][-1]

@@ -1,4 +1,4 @@
-"""What the recipes came to, as numbers a person looks at: records and tables."""
+"""The results of the recipes as readable numbers: records and tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def record(
     metrics: dict[str, jax.Array],
     sizes: dict[str, int],
 ) -> Record:
-    """One recipe at one sparsity, in plain numbers; lists have one entry a seed. Accuracies are fractions."""
+    """One recipe at one sparsity, in plain numbers; lists have one entry for each seed. Accuracies are fractions."""
     layers = {path: np.asarray(kept) for path, kept in kept_by_layer.items()}
     kept = sum(layers.values())
     return {
@@ -41,7 +41,7 @@ def record(
 
 
 def table(results: dict[str, Any]) -> rich.console.Group:
-    """Accuracies by recipe and sparsity, and under them how much is left of the smallest layer."""
+    """Accuracies by recipe and sparsity, and below them the number of kept weights in the smallest layer."""
     settings, records = results["settings"], results["records"]
     by = {(r["recipe"], r["sparsity"]): r for r in records}
     dense = by[DENSE, 0.0]
@@ -65,9 +65,9 @@ def table(results: dict[str, Any]) -> rich.console.Group:
         f"Recipes: {settings['model']} on {settings['data']}, {settings['steps']} steps in all. Test accuracy in "
         f"% after the last step, {spread}. Dense: {_accuracy(dense)}.",
         accuracies,
-        f"Weights left in the smallest layer, the fewest over {seeds} seeds (0: a whole layer is gone)."
+        f"Kept weights in the smallest layer, the fewest over {seeds} seeds (0: a whole layer is pruned)."
         if seeds > 1
-        else "Weights left in the smallest layer (0: a whole layer is gone).",
+        else "Kept weights in the smallest layer (0: a whole layer is pruned).",
         smallest,
     )
 

@@ -1,4 +1,4 @@
-"""Options of `jaxprune compare`, and which values they take."""
+"""Options of `jaxprune compare` and their valid values."""
 
 from __future__ import annotations
 
@@ -21,23 +21,22 @@ _DEFAULT: tuple[Name, ...] = ("one-shot", "lamp", "gmp", "rigl", "static", "synf
 class CompareSettings:
     """Compare pruning recipes with each other at several sparsities.
 
-    Every recipe trains for the same number of steps in all, from the same weights and on the same batches
-    of each seed; a dense network is trained along. Iterative recipes (imp) divide the steps among their
-    trainings.
+    Every recipe trains for the same total number of steps, from the same weights and on the same batches of
+    each seed. A dense network is trained too. Iterative recipes (imp) divide the steps among their trainings.
     """
 
     recipes: tuple[Name, ...] = _DEFAULT
-    """Which ones; `python -c "import jaxprune as jp; print(jp.recipes.rigl(0.9))"` tells what one does."""
+    """Recipes to compare; `python -c "import jaxprune as jp; print(jp.recipes.rigl(0.9))"` describes one."""
 
     sparsities: tuple[float, ...] = (0.9, 0.97, 0.99)
-    """Shares of the prunable weights that are pruned at the end."""
+    """Fractions of the prunable weights that are pruned at the end."""
 
     data: Literal["digits", "mnist"] = "digits"
     """scikit-learn's 1797 real digits of 8 x 8 pixels, or full MNIST from --data-dir."""
 
     data_dir: str | None = None
     """Folder with MNIST's four files: train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz,
-    t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz. They can be had from
+    t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz. Download them from
     https://storage.googleapis.com/cvdf-datasets/mnist/ ."""
 
     model: Literal["lenet", "cnn", "vgg"] = "lenet"
@@ -47,25 +46,25 @@ class CompareSettings:
     """Replicates, each with its own weights and batches."""
 
     seed: int = 0
-    """Where all random numbers come from."""
+    """Seed of all random numbers."""
 
     steps: int = 400
-    """Training steps in all."""
+    """Total number of training steps."""
 
     batch_size: int = 60
-    """Images a step, drawn with replacement."""
+    """Images per step, drawn with replacement."""
 
     learning_rate: float = 1.2e-3
-    """Of Adam at the start of a training; it falls to zero along a cosine."""
+    """Learning rate of Adam at the start of a training; it decays to zero along a cosine."""
 
     out: str = "runs/compare"
     """Folder for the results: table (results.csv, results.json) and plot.png."""
 
     resume: bool = False
-    """Go on with the interrupted run in --out, with the same settings."""
+    """Continue the interrupted run in --out, with the same settings."""
 
     overwrite: bool = False
-    """Replace the run that is in --out."""
+    """Replace the run in --out."""
 
     def __post_init__(self):
         if "slimming" in self.recipes:
@@ -74,16 +73,16 @@ class CompareSettings:
             object.__setattr__(self, "recipes", names)
 
     def of_the_result(self) -> dict[str, Any]:
-        """Those that the results depend on, as JSON has them."""
+        """The settings on which the results depend, in their JSON form."""
         return {"command": "compare", **of_the_result(self)}
 
     def check(self) -> None:
-        """Raises ValueError for a value that makes no sense; the message is one line and names the option."""
+        """Raises ValueError for a value that is not valid; the message is one line and names the option."""
         check_common(self)
         for option, values in (("--recipes", self.recipes), ("--sparsities", self.sparsities)):
             if not values:
-                raise ValueError(f"{option} must name at least one.")
+                raise ValueError(f"{option} must have at least one value.")
             if len(set(values)) < len(values):
-                raise ValueError(f"{option} must not name one twice, got {' '.join(map(str, values))}.")
+                raise ValueError(f"{option} must not repeat a value, got {' '.join(map(str, values))}.")
         for sparsity in self.sparsities:
             check_share("--sparsities", sparsity)

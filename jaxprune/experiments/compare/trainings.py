@@ -25,10 +25,10 @@ from jaxprune.recipes import IMPRecipe
 
 
 def train(settings: CompareSettings, data: Data, folder: RunFolder, console: Console) -> None:
-    """Every training that has no record in the folder yet, then the results.
+    """Runs every training that has no record in the folder yet, then writes the results.
 
     Raises:
-      ValueError: what a recipe finds wrong with the settings, or a damaged folder, before anything is compiled.
+      ValueError: before anything is compiled, if a recipe rejects the settings or the folder is damaged.
     """
     chosen = _chosen(settings)
     folder.begin(settings, data.fingerprint())
@@ -40,7 +40,7 @@ def train(settings: CompareSettings, data: Data, folder: RunFolder, console: Con
 
 
 def _chosen(settings: CompareSettings) -> dict[tuple[str, float], Any]:
-    """(name, sparsity) -> recipe; the dense network's is None."""
+    """(name, sparsity) -> recipe; None for the dense network."""
     chosen: dict[tuple[str, float], Any] = {(DENSE, 0.0): None}
     for name in settings.recipes:
         for sparsity in settings.sparsities:
@@ -67,7 +67,7 @@ def _records(
     folder: RunFolder,
     console: Console,
 ) -> list[Record]:
-    """Those of all recipes, in their order; each is on disk before the next one trains."""
+    """The records of all recipes, in their order; each is on disk before the next recipe trains."""
     params = jax.eval_shape(task.init_fn, jax.random.key(0))
     sizes = dict(zip(*flatten_with_paths(jax.tree.map(lambda w: w.size, params))[:2], strict=True))
     streams, measured = keys(settings), measure(task)
