@@ -19,7 +19,7 @@ from jaxprune.masking import apply_masks, make_masks, shuffle_masks, sparsity, s
 from jaxprune.params import prunable
 from jaxprune.rewind import Finetune, Reinitialize, Rewind, RewindLearningRate
 from jaxprune.structures import NM, Block, Channels, Layers, Unstructured
-from jaxprune.surgery import Plan, compensate, find_groups, plan_removal
+from jaxprune.surgery import Coupled, Plan, compensate, find_groups, plan_removal
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "NM",
     "Block",
     "Channels",
+    "Coupled",
     "Finetune",
     "Layers",
     "LeastSquares",

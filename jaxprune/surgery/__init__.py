@@ -1,6 +1,7 @@
 """Surgery: physically remove channels, heads and units from any function of parameters."""
 
 from jaxprune.surgery.compensation import compensate
+from jaxprune.surgery.coupled import Coupled
 from jaxprune.surgery.evaluation.verify import Verification
 from jaxprune.surgery.groups import Frozen, Group, Groups, Member, find_groups
 from jaxprune.surgery.nnx_modules import shrink_module
@@ -19,6 +20,7 @@ from jaxprune.surgery.scores import (
 )
 
 __all__ = [
+    "Coupled",
     "Frozen",
     "Group",
     "Groups",
