@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -211,7 +212,7 @@ class CoupledUnits:
         return unit_sums(leaves, self.layouts, self.sizes)
 
     def pruned(self, masks: Sequence[Any]) -> list[jax.Array | None]:
-        alive: list[Any] = [False] * len(self.sizes)
+        alive: list[Any] = [False] * len(self.sizes)  # None: all of them
         for mask, of_leaf in zip(masks, self.layouts, strict=True):
             for axis, layout in enumerate(of_leaf):
                 if not layout:
@@ -220,10 +221,10 @@ class CoupledUnits:
                     for group in groups_in(layout):
                         alive[group] = None
                     continue
-                for group, slices in by_unit(layout, _along(mask, axis, _length(layout))):
+                for group, slices in by_unit(layout, kept_along(mask, axis, layout)):
                     if alive[group] is not None:
                         alive[group] = slices.any(1) | alive[group]
-        return [None if units is None else ~units for units in alive]
+        return [None if units is None or units is False else ~units for units in alive]
 
     def masks(self, kept: Sequence[jax.Array]) -> list[jax.Array]:
         return [self._mask(of_leaf, kept) for of_leaf in self.layouts]
@@ -275,16 +276,12 @@ def coupled_units(
     )
 
 
-def _length(layout: Layout) -> int:
-    return int(np.prod([factor.size for factor in layout], dtype=np.int64))
-
-
-def _along(mask: Any, axis: int, length: int) -> Any:
-    """Whether any weight is kept at each entry of an axis, as a column."""
-    others = tuple(dim for dim in range(mask.ndim) if dim != axis)
-    module = namespace(mask)
+def kept_along(mask: Any, axis: int, layout: Layout) -> Any:
+    """Whether any weight is kept at each entry of an axis of this layout, as a column."""
+    module, length = namespace(mask), math.prod(factor.size for factor in layout)
     if mask.ndim == 0:
         return module.broadcast_to(mask, (length, 1))
+    others = tuple(dim for dim in range(mask.ndim) if dim != axis)
     return module.broadcast_to(mask.any(others), (length,))[:, None]
 
 
