@@ -90,7 +90,7 @@ def _checked(groups: Groups, masks: PyTree) -> dict[str, np.ndarray | None]:
         if _is_whole(mask):
             given[path] = None
             continue
-        if not isinstance(mask, bool) and getattr(mask, "dtype", None) != bool:
+        if not isinstance(mask, bool) and getattr(mask, "dtype", None) != np.dtype(bool):
             kind = getattr(mask, "dtype", type(mask).__name__)
             raise TypeError(f"`masks` must hold bool arrays (True = keep), got {kind} at {path!r}.")
         array = np.asarray(mask)
