@@ -13,8 +13,8 @@ from jaxprune.jaxprs import as_abstract, is_array_leaf
 from jaxprune.params import PyTree, is_kept_whole, mask_leaves
 from jaxprune.surgery.coupled import check_member, coupled_units
 from jaxprune.surgery.evaluation.compact import run
-from jaxprune.surgery.evaluation.interpreter import Masked
 from jaxprune.surgery.evaluation.traced_keep import TracedKeep
+from jaxprune.surgery.evaluation.training import MaskedTraining
 from jaxprune.surgery.groups import Groups
 from jaxprune.surgery.inference.axes import Atom
 from jaxprune.surgery.inference.model import Model, analyse
@@ -30,8 +30,8 @@ def masked_fn(fn: Callable, groups: Groups) -> Callable:
     averages over them, and a softmax over units gives them a share. Here every reduction over units sees its
     identity at pruned ones: a sum 0, a maximum minus infinity. What
     `jp.plan_from_masks(groups, masks).compact(fn)` computes after `shrink` is the same up to rounding,
-    whatever the parameters hold at pruned places. Numbers that `fn` writes as constants stay what they are
-    in both, the number of channels that a mean divides by as well.
+    whatever finite numbers the parameters hold at pruned places. Constants of `fn` stay what they are in both:
+    also the number of units that a mean over all of them divides by.
 
     Gradients reach the parameters, and are zero at pruned ones. The function runs under `jit`, `grad`, `vmap`
     and `scan`, on inputs of any shape that `fn` takes (each new shape is traced and analysed anew, so call it
@@ -87,7 +87,7 @@ def masked_fn(fn: Callable, groups: Groups) -> Callable:
                 cache[key] = found
         model, atoms = found
         keep = TracedKeep({atom: kept[number] for atom, number in atoms.items() if kept[number] is not None})
-        return run(model, Masked(keep), params, inputs)
+        return run(model, MaskedTraining(keep), params, inputs)
 
     return masked
 

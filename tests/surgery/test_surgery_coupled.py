@@ -91,7 +91,7 @@ def test_excluded_groups_and_those_of_leaves_that_where_leaves_out_keep_their_un
 
 def test_what_is_wrong_is_told(groups):
     structure = jp.Coupled(groups)
-    with pytest.raises(TypeError, match="`groups` must be what jp.find_groups"):
+    with pytest.raises(TypeError, match=r"`groups` must be what jp\.find_groups"):
         jp.Coupled([1, 2])
     with pytest.raises(ValueError, match="`minimum` must be at least 1"):
         jp.Coupled(groups, minimum=0)
@@ -286,7 +286,7 @@ def test_plan_from_masks_names_what_is_masked_in_part(groups):
         ValueError, match=r"weights at 'up' \(such as \(0, 1\)\).*the groups there are 'b\[0\]'"
     ):
         jp.plan_from_masks(groups, {**full, "up": one})
-    with pytest.raises(ValueError, match="weights at 'out' .*no group touches it"):
+    with pytest.raises(ValueError, match=r"weights at 'out' .*no group touches it"):
         jp.plan_from_masks(groups, {**full, "out": jnp.zeros(1, bool)})
     none = {"up": jnp.zeros((1, 4), bool), "b": jnp.zeros(4, bool), "down": False, "out": True}
     with pytest.raises(ValueError, match=r"all 4 units of group 'b\[0\]'"):
