@@ -19,7 +19,15 @@ from jaxprune.masking import apply_masks, make_masks, shuffle_masks, sparsity, s
 from jaxprune.params import prunable
 from jaxprune.rewind import Finetune, Reinitialize, Rewind, RewindLearningRate
 from jaxprune.structures import NM, Block, Channels, Layers, Unstructured
-from jaxprune.surgery import Plan, compensate, find_groups, plan_removal
+from jaxprune.surgery import (
+    Coupled,
+    Plan,
+    compensate,
+    find_groups,
+    masked_fn,
+    plan_from_masks,
+    plan_removal,
+)
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
 
 __all__ = [
@@ -28,6 +36,7 @@ __all__ = [
     "NM",
     "Block",
     "Channels",
+    "Coupled",
     "Finetune",
     "Layers",
     "LeastSquares",
@@ -51,7 +60,9 @@ __all__ = [
     "imp",
     "make_masks",
     "masked",
+    "masked_fn",
     "matmul_conv",
+    "plan_from_masks",
     "plan_removal",
     "prunable",
     "prune_at_init",

@@ -40,6 +40,7 @@ _NO_MATRIX = _names(
     r"cls|probe|.+_queries|(latent|learned|learnable|object)_query",
     r"time_(mix|maa)_.*",
 )
+_STATISTIC = _names(r"(.*_)?(mean|var|variance|std)(_\d+)?|average|hidden")
 # Tables, under these names or in modules with these names. Unless another word says that it is a linear map.
 _EMBEDDING = _names(
     r"wte|tte|.*emb(d|ed|edd?ings?|eds|ds|s)?(_?\d+)?|(.*_)?embed_(tokens?|positions?|in|ids|types?)(_.*)?",
@@ -86,6 +87,16 @@ def is_weight(leaf: Leaf, by_path: Mapping[str, Leaf]) -> bool:
 def is_embedding(path: str) -> bool:
     """Whether a path is that of the table of an embedding."""
     return any(_EMBEDDING.fullmatch(part) for part in re.split("[/.]", path)[-2:])
+
+
+def is_statistic(path: str) -> bool:
+    """Whether a path is that of a statistic of activations, which no optimizer trains.
+
+    >>> is_statistic("batch_stats/bn/mean"), is_statistic("bn/var"), is_statistic("bn/scale")
+    (True, True, False)
+    """
+    *parents, name = re.split("[/.]", path)
+    return bool(parents and parents[0] in _COLLECTIONS) or bool(_STATISTIC.fullmatch(name))
 
 
 def is_output(path: str) -> bool:

@@ -41,6 +41,7 @@ class LinkedUnits:
     paths: tuple[str, ...]
     size: int
     names: ClassVar[tuple[str, ...]] = ("a and b",)
+    least: ClassVar[tuple[int, ...]] = ()
 
     @property
     def shapes(self):

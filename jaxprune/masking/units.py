@@ -51,7 +51,8 @@ class Units:
     @functools.cached_property
     def least(self) -> list[int]:
         """`least[a]` is the minimum number of units that array a keeps."""
-        return least_kept(self.criterion.minimum, self.numbers)
+        least = least_kept(self.criterion.minimum, self.numbers)
+        return [max(pair) for pair in zip(least, self.cut.least, strict=True)] if self.cut.least else least
 
     @property
     def paths(self) -> list[str]:

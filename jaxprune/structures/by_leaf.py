@@ -50,6 +50,10 @@ class LeafUnits:
     def shapes(self) -> tuple[Shape, ...]:
         return tuple(self.structure.unit_shape(shape) for shape in self.leaf_shapes)
 
+    @property
+    def least(self) -> tuple[int, ...]:
+        return ()
+
     def shares(self, shares: list[Any]) -> list[Any]:
         return shares
 

@@ -67,6 +67,11 @@ class Cut(Protocol):
         """Shape of each array of units."""
         ...
 
+    @property
+    def least(self) -> Sequence[int]:
+        """Units that each array keeps at least, whatever the criterion's minimum is; empty for none."""
+        ...
+
     def shares(self, shares: list[Any]) -> list[Any]:
         """The share of each array of units, from the shares of the leaves (an allocation)."""
         ...

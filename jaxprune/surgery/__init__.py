@@ -1,9 +1,12 @@
 """Surgery: physically remove channels, heads and units from any function of parameters."""
 
 from jaxprune.surgery.compensation import compensate
+from jaxprune.surgery.coupled import Coupled
 from jaxprune.surgery.evaluation.verify import Verification
 from jaxprune.surgery.groups import Frozen, Group, Groups, Member, find_groups
+from jaxprune.surgery.masked_function import masked_fn
 from jaxprune.surgery.nnx_modules import shrink_module
+from jaxprune.surgery.planning.from_masks import plan_from_masks
 from jaxprune.surgery.planning.plan import Plan
 from jaxprune.surgery.planning.removal import plan_removal, plan_units
 from jaxprune.surgery.scores import (
@@ -19,6 +22,7 @@ from jaxprune.surgery.scores import (
 )
 
 __all__ = [
+    "Coupled",
     "Frozen",
     "Group",
     "Groups",
@@ -32,8 +36,10 @@ __all__ = [
     "find_groups",
     "fpgm_scores",
     "l2_scores",
+    "masked_fn",
     "mean_scores",
     "obs_scores",
+    "plan_from_masks",
     "plan_removal",
     "plan_units",
     "shrink_module",

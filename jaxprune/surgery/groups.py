@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+import re
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -114,6 +115,36 @@ class Groups:
         """The groups on one axis of a parameter, outermost first."""
         atoms = list(dict.fromkeys(leaves_of(self.model.axes[path][axis])))
         return tuple(group for atom in atoms for group in self.groups if group.atom is atom)
+
+    def named(self, patterns: str | Iterable[str], argument: str) -> list[str]:
+        """Names of the groups that have these names, or a member whose path a pattern matches.
+
+        Args:
+          patterns: names of groups, or regular expressions that match a whole path or a leading part of it, up
+            to a slash.
+          argument: where they come from, for error messages.
+
+        Raises:
+          ValueError: one that matches no group, or is no regular expression.
+        """
+        names = []
+        for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+            found = [g.name for g in self if g.name == pattern]
+            if not found:
+                try:
+                    expression = re.compile(f"(?:{pattern})(?:/.*)?")
+                except re.error as error:
+                    raise ValueError(
+                        f"`{argument}` pattern {pattern!r} is no regular expression ({error})."
+                    ) from None
+                found = [g.name for g in self if any(expression.fullmatch(m.path) for m in g.members)]
+            if not found:
+                raise ValueError(
+                    f"`{argument}` pattern {pattern!r} matched no group. There are: "
+                    f"{', '.join(repr(g.name) for g in self.groups[:20])} ({len(self)} in all)."
+                )
+            names += found
+        return names
 
     def __str__(self) -> str:
         rows = []

@@ -85,7 +85,7 @@ class Masked(Small):
         for operand, dimensions, identity in rule.reduces(eqn, ins):
             axes = ins[operand]
             for dim in dimensions:
-                if self.keep.size(axes[dim]) != size_of(axes[dim]):
+                if self.keep.cuts([axes[dim]]):
                     shape = [1] * len(axes)
                     shape[dim] = -1
                     value = args[operand]

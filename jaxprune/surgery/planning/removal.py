@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
@@ -82,13 +81,13 @@ def plan_removal(
         warn_renamed("`normalize='none'`", "`normalize=None`")
         normalize = None
     _check(sparsity, scope, round_to, minimum, budget, normalize)
-    fixed = {**dict.fromkeys(_named(groups, exclude, "exclude"), 0.0)}
+    fixed = {**dict.fromkeys(groups.named(exclude, "exclude"), 0.0)}
     for pattern, share in (overrides or {}).items():
         if not 0 <= share < 1:
             raise ValueError(
                 f"`overrides` must be in [0, 1), got {share!r} at {pattern!r}. It is a fraction."
             )
-        fixed.update(dict.fromkeys(_named(groups, (pattern,), "overrides"), float(share)))
+        fixed.update(dict.fromkeys(groups.named((pattern,), "overrides"), float(share)))
     scores = unit_scores(groups, params, l2_scores(groups, params) if score is None else score)
     order = {name: _normalized(s, normalize) for name, s in scores.by_group.items()}
     unscored = [g.name for g in groups if g.name not in order and fixed.get(g.name) != 0]
@@ -191,27 +190,6 @@ def _ranks(groups: Sequence[Group], scores: Mapping[str, np.ndarray]) -> dict[st
     owner = np.concatenate([np.full(g.size, i) for i, g in enumerate(groups)])
     order = np.argsort(np.concatenate([scores[g.name] for g in groups]), kind="stable")
     return {g.name: np.flatnonzero(owner[order] == i) for i, g in enumerate(groups)}
-
-
-def _named(groups: Groups, patterns: str | Iterable[str], argument: str) -> list[str]:
-    names = []
-    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        found = [g.name for g in groups if g.name == pattern]
-        if not found:
-            try:
-                expression = re.compile(f"(?:{pattern})(?:/.*)?")
-            except re.error as error:
-                raise ValueError(
-                    f"`{argument}` pattern {pattern!r} is no regular expression ({error})."
-                ) from None
-            found = [g.name for g in groups if any(expression.fullmatch(m.path) for m in g.members)]
-        if not found:
-            raise ValueError(
-                f"`{argument}` pattern {pattern!r} matched no group. There are: "
-                f"{', '.join(repr(g.name) for g in groups.groups[:20])} ({len(groups)} in all)."
-            )
-        names += found
-    return names
 
 
 def _check(sparsity: Any, scope: str, round_to: int, minimum: int, budget: str, normalize: Any) -> None:

@@ -1,0 +1,46 @@
+"""The masked model for training: masks may be traced, and gradients stay finite at pruned units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
+
+from jaxprune.surgery.evaluation.interpreter import Masked
+from jaxprune.surgery.inference.axes import Axes
+from jaxprune.surgery.inference.frames import Frame
+from jaxprune.surgery.inference.rules.rule import one, zero
+
+# Functions with a pole or that overflow, and operands where they have neither. What comes out at a pruned unit
+# reaches no kept one, but in the gradient 0 times inf would be NaN.
+_HARMLESS: Mapping[str, tuple[tuple[int, Callable[[Any], Any]], ...]] = MappingProxyType(
+    {
+        **dict.fromkeys(("exp", "exp2", "expm1", "sinh", "cosh", "tan", "atanh", "log1p"), ((0, zero),)),
+        **dict.fromkeys(("log", "rsqrt", "sqrt", "cbrt", "integer_pow", "acosh"), ((0, one),)),
+        "div": ((1, one),),
+        "pow": ((0, one), (1, one)),
+    }
+)
+
+
+class MaskedTraining(Masked):
+    """Evaluates the full arrays as `Masked` does, with harmless numbers at pruned units where poles are near."""
+
+    def equation(self, frame: Frame, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
+        args = list(args)
+        for place, harmless in _HARMLESS.get(eqn.primitive.name, ()):
+            axes = frame.ins(eqn)[place]
+            if self.keep.cuts(axes):
+                value = args[place]
+                args[place] = jnp.where(self._kept(axes), value, harmless(value.dtype))
+        return super().equation(frame, eqn, args)
+
+    def _kept(self, axes: Axes) -> Any:
+        kept: Any = True
+        for dim, axis in enumerate(axes):
+            if self.keep.cuts([axis]):
+                kept = kept & self.keep.mask(axis).reshape([-1 if d == dim else 1 for d in range(len(axes))])
+        return kept

@@ -1,0 +1,147 @@
+"""The masked function: computes, at full size and under masks that may be traced, what the small one will."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.jaxprs import as_abstract, is_array_leaf
+from jaxprune.params import PyTree, is_kept_whole, mask_leaves
+from jaxprune.surgery.coupled import check_member, coupled_units
+from jaxprune.surgery.evaluation.compact import run
+from jaxprune.surgery.evaluation.traced_keep import TracedKeep
+from jaxprune.surgery.evaluation.training import MaskedTraining
+from jaxprune.surgery.groups import Groups
+from jaxprune.surgery.inference.axes import Atom
+from jaxprune.surgery.inference.model import Model, analyse
+from jaxprune.surgery.layouts import groups_in, layout_of, matched
+from jaxprune.surgery.planning.from_masks import plan_from_masks
+from jaxprune.tree_nodes import leaves_of
+
+
+def masked_fn(fn: Callable, groups: Groups) -> Callable:
+    """The function that trains and evaluates under masks as the small function will compute.
+
+    Zeroed weights are not always removed ones: a LayerNorm that computes its variance in two passes still
+    averages over them, and a softmax over units gives them a share. Here every reduction over units sees its
+    identity at pruned ones: a sum 0, a maximum minus infinity. What
+    `jp.plan_from_masks(groups, masks).compact(fn)` computes after `shrink` is the same up to rounding,
+    whatever finite numbers the parameters hold at pruned places. Constants of `fn` stay what they are in both:
+    also the number of units that a mean over all of them divides by.
+
+    Gradients reach the parameters, and are zero at pruned ones. The function runs under `jit`, `grad`, `vmap`
+    and `scan`, on inputs of any shape that `fn` takes (each new shape is traced and analysed anew, so call it
+    inside `jax.jit`).
+
+    Args:
+      fn: the function `fn(params, *inputs)` that was analysed.
+      groups: what `jp.find_groups(fn, params, *inputs)` found.
+
+    Returns:
+      Function `masked(params, masks, *inputs)`: `params` are the full parameters, `masks` a tree of bool
+      arrays like them, as `jp.make_masks` and `jp.gradual` give with `structure=jp.Coupled(groups)`. Masks may
+      be traced; that no unit is masked in part is checked where they are known.
+
+    Raises:
+      TypeError: `groups` is not what `find_groups` gives.
+      ValueError: when it is called: parameters that the groups were not found in, masks that don't broadcast
+        to them, a unit that is masked in part, a function that does not have these groups.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"up": jnp.array([[3.0, 1.0, 2.0]]), "down": jnp.array([[1.0], [1.0], [9.0]])}
+      >>> fn = lambda p, x: jax.nn.softmax(x @ p["up"]) @ p["down"]
+      >>> x = jnp.ones((1, 1))
+      >>> groups = jp.find_groups(fn, params, x)
+      >>> masks = jp.make_masks(jp.scores.magnitude(params), 0.3, structure=jp.Coupled(groups))
+      >>> plan = jp.plan_from_masks(groups, masks)
+      >>> small = plan.compact(fn)(plan.shrink(params), x)
+      >>> masked = jp.masked_fn(fn, groups)(params, masks, x)
+      >>> zeroed = fn(jp.apply_masks(params, masks), x)
+      >>> small.round(3), masked.round(3), zeroed.round(3)
+      (Array([[3.151]], dtype=float32), Array([[3.151]], dtype=float32), Array([[3.048]], dtype=float32))
+    """
+    if not isinstance(groups, Groups):
+        raise TypeError(f"`groups` must be what jp.find_groups(fn, params, *inputs) gives, got {groups!r}.")
+    cache: dict[Any, tuple[Model, dict[Atom, int]]] = {}
+
+    @functools.wraps(fn)
+    def masked(params: PyTree, masks: PyTree, *inputs: Any) -> Any:
+        kept = _kept_units(groups, params, masks)
+        abstract = jax.tree.map(lambda x: as_abstract(x) if is_array_leaf(x) else x, (params, inputs))
+        leaves, treedef = jax.tree.flatten(abstract)
+        key = (treedef, tuple((x.shape, x.dtype, x.weak_type) if is_array_leaf(x) else x for x in leaves))
+        try:
+            found = cache.get(key)
+        except TypeError:  # something static in the tree can't be hashed
+            key, found = None, None
+        if found is None:
+            model = analyse(fn, *abstract, groups.state)
+            found = model, _atoms(groups, model)
+            if key is not None and not model.traced.closes_over_tracers:
+                cache[key] = found
+        model, atoms = found
+        keep = TracedKeep({atom: kept[number] for atom, number in atoms.items() if kept[number] is not None})
+        return run(model, MaskedTraining(keep), params, inputs)
+
+    return masked
+
+
+def _kept_units(groups: Groups, params: PyTree, masks: PyTree) -> list[jax.Array | None]:
+    """For each group which of its units are kept; None for all."""
+    leaves = leaves_of(params)
+    shapes = {leaf.path: tuple(getattr(leaf.value, "shape", ())) for leaf in leaves}
+    for path in dict.fromkeys(member.path for group in groups for member in group.members):
+        check_member(groups, path, shapes.get(path))
+    found = mask_leaves(params, masks)
+    if not any(isinstance(mask, jax.core.Tracer) for mask in found):
+        plan_from_masks(groups, masks)  # checks that no unit is masked in part
+    given = {
+        leaf.path: None if is_kept_whole(mask) else jnp.asarray(mask)
+        for leaf, mask in zip(leaves, found, strict=True)
+        if leaf.path in groups.model.axes
+    }
+    sparing = _smallest(groups, given)
+    pruned = coupled_units(groups, range(len(groups)), sparing).pruned([given[path] for path in sparing])
+    return [None if units is None else ~units for units in pruned]
+
+
+def _smallest(groups: Groups, given: dict[str, Any]) -> list[str]:
+    """Leaves whose masks tell the units of all groups, those with the smallest masks."""
+    touched = {path: set() for path in given}
+    for number, group in enumerate(groups):
+        for member in group.members:
+            if member.path in touched:
+                touched[member.path].add(number)
+    paths: list[str] = []
+    missing = set(range(len(groups)))
+    for path in sorted(given, key=lambda path: 0 if given[path] is None else given[path].size):
+        if touched[path] & missing:
+            paths.append(path)
+            missing -= touched[path]
+    return paths
+
+
+def _atoms(groups: Groups, model: Model) -> dict[Atom, int]:
+    """The atoms of another analysis of the function, and the numbers of the groups whose units they hold."""
+    numbers = {group.atom: number for number, group in enumerate(groups)}
+    atoms: dict[Atom, int] = {}
+    for path, axes in groups.model.axes.items():
+        of_model: Sequence[Any] = model.axes.get(path, ())
+        for dim, axis in enumerate(axes):
+            layout = layout_of(axis, numbers)
+            if not any(True for _ in groups_in(layout)):
+                continue
+            pairs = matched(of_model[dim], layout) if dim < len(of_model) else None
+            for atom, number in pairs or [(None, -1)]:
+                if atom is None or atoms.setdefault(atom, number) != number:
+                    raise ValueError(
+                        f"the groups do not fit this function at {path!r}, axis {dim}: with these inputs its units "
+                        "are others. Call jp.find_groups with this function and inputs like these."
+                    )
+    return atoms

@@ -1,0 +1,309 @@
+"""Coupled units: masks over groups in training, the plan that follows from them, and the same numbers on the way."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import library_models
+import numpy as np
+import optax
+import plain_models
+import pytest
+from checks import difference, random_plan
+from flax.training.train_state import TrainState
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxprune as jp
+from jaxprune.surgery.coupled import coupled_units
+from jaxprune.tree_nodes import leaves_of
+
+MODELS = {**plain_models.MODELS, **library_models.MODELS}
+TRAINED = ["residual CNN", "llama", "Linen LM (remat, scan, tied)", "Equinox CNN"]
+
+
+def unit(p, x):
+    return jnp.tanh(x @ p["up"] + p["b"]) @ p["down"] + p["out"]
+
+
+PARAMS = {  # the units sum to 7, 6, 4, 5
+    "up": jnp.array([[1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 0.0]]),
+    "b": jnp.array([0.0, 3.0, 0.0, 0.0]),
+    "down": jnp.array([[5.0], [1.0], [1.0], [1.0]]),
+    "out": jnp.ones(1),
+}
+X = jnp.ones((3, 2))
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return jp.find_groups(unit, PARAMS, X)
+
+
+def kept_units(masks):
+    """Asserts that the leaves agree, and that the leaf of no unit is kept."""
+    assert masks["up"].shape == (1, 4) and masks["down"].shape == (4, 1) and masks["out"] is True
+    for name in ("up", "down"):
+        np.testing.assert_array_equal(np.ravel(masks[name]), masks["b"])
+    return np.flatnonzero(masks["b"]).tolist()
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize(("sparsity", "kept"), [(0.25, [0, 1, 3]), (0.5, [0, 1]), (0.75, [0])])
+def test_a_unit_is_a_slice_of_every_member_and_its_score_their_sum(groups, scope, sparsity, kept):
+    structure = jp.Coupled(groups)
+    masks = jp.make_masks(PARAMS, sparsity, scope, structure)
+    assert kept_units(masks) == kept
+    traced = jax.jit(lambda s: jp.make_masks(PARAMS, s, scope, structure))(sparsity)
+    assert all(bool(jnp.all(a == b)) for a, b in zip(*map(jax.tree.leaves, (masks, traced)), strict=True))
+
+
+def test_minimum_exclude_and_round_to(groups):
+    with pytest.raises(ValueError, match="`minimum` keeps 1 of 4 units in all, but `sparsity` prunes 4"):
+        jp.make_masks(PARAMS, 0.9, structure=jp.Coupled(groups))
+    with pytest.raises(ValueError, match=r"`minimum` asks for 3 of the 4 units at 'b\[0\]'"):
+        jp.make_masks(PARAMS, 0.5, "local", jp.Coupled(groups, minimum=3))
+    with pytest.raises(ValueError, match="`minimum` keeps 2 of 4 units"):
+        jp.make_masks(PARAMS, 0.75, structure=jp.Coupled(groups, minimum=0.5))
+    stopped = jax.jit(lambda s: jp.make_masks(PARAMS, s, structure=jp.Coupled(groups)))(0.99)
+    assert kept_units({**stopped, "out": True}) == [0]
+    assert kept_units(jp.make_masks(PARAMS, 0.75, structure=jp.Coupled(groups, round_to=2))) == [0, 1]
+    rounded = jp.make_masks(PARAMS, 0.25, structure=jp.Coupled(groups, round_to=3))
+    assert kept_units(rounded) == [0, 1, 3]
+    with pytest.raises(ValueError, match="`groups` has no group to prune"):
+        jp.Coupled(groups, exclude="up")
+    with pytest.raises(ValueError, match="`exclude` pattern 'nothing' matched no group"):
+        jp.Coupled(groups, exclude=("nothing",))
+
+
+def test_excluded_groups_and_those_of_leaves_that_where_leaves_out_keep_their_units():
+    fn, params, inputs = MODELS["residual CNN"]()
+    groups = jp.find_groups(fn, params, *inputs)
+    inner = next(group for group in groups if group.size == 6)
+    masks = jp.make_masks(params, 0.5, structure=jp.Coupled(groups, exclude=inner.name), minimum=0)
+    plan = jp.plan_from_masks(groups, masks)
+    assert [plan.widths[name][-1] for name in ("k1", "k2")] == [6, 4]
+    where = jax.tree.map(lambda _: True, params) | {"head": False}  # only units of the stream reach the head
+    masks = jp.make_masks(params, 0.5, structure=jp.Coupled(groups), where=where)
+    plan = jp.plan_from_masks(groups, masks)
+    assert [plan.widths[name][-1] for name in ("k1", "k2")] == [3, 8]
+
+
+def test_what_is_wrong_is_told(groups):
+    structure = jp.Coupled(groups)
+    with pytest.raises(TypeError, match=r"`groups` must be what jp\.find_groups"):
+        jp.Coupled([1, 2])
+    with pytest.raises(ValueError, match="`minimum` must be at least 1"):
+        jp.Coupled(groups, minimum=0)
+    with pytest.raises(ValueError, match="`round_to` must be a positive whole number"):
+        jp.Coupled(groups, round_to=0)
+    with pytest.raises(ValueError, match="lacks 'down'"):
+        jp.make_masks({k: v for k, v in PARAMS.items() if k != "down"}, 0.5, structure=structure)
+    with pytest.raises(ValueError, match=r"\(4,\) at 'b', got \(3,\)"):
+        jp.make_masks({**PARAMS, "b": jnp.ones(3)}, 0.5, structure=structure)
+    with pytest.raises(ValueError, match="`where` leaves out 'b'"):
+        jp.make_masks(PARAMS, 0.5, structure=structure, where=jp.prunable(PARAMS))
+    with pytest.raises(ValueError, match="1 NaN and 0 -inf of 4 at 'b'"):
+        jp.make_masks({**PARAMS, "b": PARAMS["b"].at[0].set(jnp.nan)}, 0.5, structure=structure)
+    assert repr(structure) == "Coupled(1 groups of 4 units)" and hash(structure) == hash(jp.Coupled(groups))
+
+
+def test_statistics_that_the_optimizer_does_not_hold_are_not_missed():
+    def fn(variables, x):
+        p, mean = variables["params"], variables["batch_stats"]["bn"]["mean"]
+        return jnp.tanh(x @ p["up"] - mean) @ p["down"]
+
+    params = {"up": PARAMS["up"], "down": PARAMS["down"]}
+    variables = {"params": params, "batch_stats": {"bn": {"mean": PARAMS["b"]}}}
+    groups = jp.find_groups(fn, variables, X)
+    assert "batch_stats/bn/mean" in {member.path for group in groups for member in group.members}
+    masks = jp.make_masks(params, 0.5, structure=jp.Coupled(groups))
+    plan = jp.plan_from_masks(groups, masks)
+    assert plan.shrink(variables)["batch_stats"]["bn"]["mean"].shape == (2,)
+
+
+SCALES = [1.0, 1e-42, 3e38, 2.0**-149]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("engine", ["host", "compiled"])
+def test_equal_units_tie_at_every_scale_and_the_first_ones_are_pruned(dtype, engine):
+    rng = np.random.default_rng(0)
+    width = 13
+    column = jnp.asarray(rng.uniform(0.5, 1.0, (37, 1)), dtype)
+    row = jnp.asarray(rng.uniform(0.5, 1.0, (1, 29)), dtype)
+    params = {"up": jnp.tile(column, (1, width)), "down": jnp.tile(row, (width, 1))}
+    groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 37), dtype))
+    (group,) = groups
+    cut = coupled_units(groups, [0], ["down", "up"])
+    for scale in SCALES if dtype == "float32" else SCALES[:1]:
+        leaves = [np.asarray(params[name]) * np.asarray(scale, dtype) for name in ("down", "up")]
+        if engine == "compiled":
+            (sums,) = jax.jit(cut.scores)(list(map(jnp.asarray, leaves)))
+        else:
+            (sums,) = cut.scores(leaves)
+        assert sums.dtype == jnp.float32 and sums.shape == (group.size,)
+        bits = np.asarray(sums).view(np.int32)
+        assert np.all(bits == bits[0]) and bits[0] > 0
+        exact = sum(np.float64(leaf.astype(np.float64)).sum() for leaf in leaves) / width
+        if exact < np.finfo(np.float32).max:
+            np.testing.assert_allclose(np.float64(np.asarray(sums)[0]), exact, rtol=1e-6, atol=2.0**-149)
+        else:
+            assert np.isfinite(np.asarray(sums)).all()
+    masks = jp.make_masks(params, 6 / 13, structure=jp.Coupled(groups))
+    np.testing.assert_array_equal(np.ravel(masks["up"]), np.arange(13) >= 6)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_infinite_scores_keep_and_nan_comes_first(groups, on_host):
+    cut = coupled_units(groups, [0], ["up"])
+    inf, nan = np.inf, np.nan
+    scores = np.array([[inf, -inf, nan, 1.0], [-inf, 1.0, inf, 2.0]], np.float32)
+    (sums,) = cut.scores([scores]) if on_host else jax.jit(cut.scores)([jnp.asarray(scores)])
+    np.testing.assert_array_equal(sums, np.float32([inf, -inf, nan, 3.0]))
+
+
+@pytest.mark.slow_beyond(3)
+@pytest.mark.parametrize("name", MODELS)
+def test_masks_plans_and_units_tell_the_same(name):
+    """Masks of a plan give the plan back, masks of the units of a plan are the plan's."""
+    fn, params, inputs = MODELS[name]()
+    groups = jp.find_groups(fn, params, *inputs)
+    plan = random_plan(groups, seed=5)
+    masks = plan.masks(params)
+    again = jp.plan_from_masks(groups, masks)
+    assert plan.widths == again.widths
+    for path, axes in plan.kept.items():
+        for a, b in zip(axes, again.kept[path], strict=True):
+            np.testing.assert_array_equal(True if a is None else a, True if b is None else b)
+    if not len(groups):
+        return
+    paths = [leaf.path for leaf in leaves_of(params)]
+    cut = coupled_units(groups, range(len(groups)), paths)
+    pruned = cut.pruned([np.broadcast_to(plan.mask(path), plan.shapes[path]) for path in paths])
+    for path, mask in zip(paths, cut.masks([~units for units in pruned]), strict=True):
+        np.testing.assert_array_equal(
+            np.broadcast_to(mask, plan.shapes[path]), np.broadcast_to(plan.mask(path), plan.shapes[path])
+        )
+
+
+@pytest.mark.slow_beyond(1)
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_counts_are_exact_and_shrinking_is_what_the_masked_function_computes(name, scope):
+    fn, params, inputs = MODELS[name]()
+    groups = jp.find_groups(fn, params, *inputs)
+    masks = jp.make_masks(jp.scores.magnitude(params), 0.4, scope, jp.Coupled(groups))
+    plan = jp.plan_from_masks(groups, masks)
+    sizes = {group.name: group.size for group in groups}
+    cut = coupled_units(groups, range(len(groups)), [leaf.path for leaf in leaves_of(params)])
+    units = cut.pruned(
+        [np.asarray(mask) if hasattr(mask, "dtype") else None for mask in jax.tree.leaves(masks)]
+    )
+    lost = {group.name: 0 if u is None else int(u.sum()) for group, u in zip(groups, units, strict=True)}
+    if scope == "global":
+        assert sum(lost.values()) == round(0.4 * sum(sizes.values()))
+    else:
+        assert lost == {name: round(0.4 * size) for name, size in sizes.items()}
+    small = jax.jit(plan.compact(fn))(plan.shrink(params), *inputs)
+    masked = jax.jit(jp.masked_fn(fn, groups))(params, masks, *inputs)
+    assert difference(small, masked) < 1e-5
+
+
+def test_gradual_zeroes_whole_units_and_its_masks_make_a_plan(groups):
+    tx = jp.gradual(
+        optax.sgd(0.0), jp.schedules.iterative(0.5, rounds=2), score=lambda p: p, structure=jp.Coupled(groups)
+    )
+    params, state, seen = PARAMS, tx.init(PARAMS), []
+    update = jax.jit(tx.update)
+    for _ in range(2):
+        updates, state = update(PARAMS, state, params)
+        params = optax.apply_updates(params, updates)
+        masks = jp.get_masks(state)
+        seen.append(np.flatnonzero(masks["b"]).tolist())
+    assert seen == [[0, 1, 3], [0, 1]]
+    assert not params["up"][:, 2:].any() and not params["down"][2:].any() and params["out"] == 1
+    plan = jp.plan_from_masks(groups, masks)
+    assert plan.shrink(params)["up"].shape == (2, 2)
+    assert jax.tree.leaves(plan.shrink_opt_state(state.inner_state)) == jax.tree.leaves(state.inner_state)
+    np.testing.assert_allclose(plan.compact(unit)(plan.shrink(params), X), unit(params, X), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_imp_and_pruning_at_initialization_take_coupled_units(groups):
+    def train_step(state, batch):
+        del batch
+        return state, {}
+
+    structure = jp.Coupled(groups)
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=jp.masked(optax.sgd(0.0)))
+    experiment = jp.imp(
+        train_step, lambda key, step: step, steps=1, rounds=2, rate=0.5, structure=structure, keep_masks=True
+    )
+    trained, history = jax.jit(experiment.run)(jax.random.key(0), state)
+    rows = [np.flatnonzero(row).tolist() for row in history.masks["b"]]
+    assert rows == [[0, 1, 2, 3], [0, 1], [0]] and not trained.params["down"][1:].any()
+    last = jax.tree.map(lambda mask: mask[-1], history.masks)
+    assert jp.plan_from_masks(groups, last).widths["up"] == (2, 1)
+    masks = jp.prune_at_init(lambda params: params, PARAMS, 0.5, 3, structure=structure)
+    assert kept_units(masks) == [0, 1]
+
+
+@pytest.mark.slow
+def test_vmapped_scanned_and_sharded_masks_are_those_of_one_array(groups):
+    structure = jp.Coupled(groups)
+
+    def masks_of(params):
+        return jp.make_masks(params, jnp.float32(0.5), structure=structure)["b"]
+
+    stacked = jax.tree.map(
+        lambda x: jnp.stack([x, x[..., ::-1]]) if x.ndim == 1 else jnp.stack([x, x]), PARAMS
+    )
+    expected = [masks_of(jax.tree.map(lambda x, i=i: x[i], stacked)) for i in range(2)]
+    np.testing.assert_array_equal(jax.vmap(masks_of)(stacked), np.stack(expected))
+    scanned = jax.lax.scan(lambda carry, params: (carry, masks_of(params)), 0, stacked)[1]
+    np.testing.assert_array_equal(scanned, np.stack(expected))
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
+    specs = {"up": P("d", None), "b": P("d"), "down": P("d", None), "out": P()}
+    placed = {name: jax.device_put(x, NamedSharding(mesh, specs[name])) for name, x in PARAMS.items()}
+    np.testing.assert_array_equal(masks_of(placed), masks_of(PARAMS))
+    big = {**placed, "up": jax.device_put(jnp.ones((64, 4)), NamedSharding(mesh, P("d", None)))}
+    cut = coupled_units(groups, [0], sorted(big))
+    text = jax.jit(cut.scores).lower([big[name] for name in sorted(big)]).compile().as_text()
+    assert "all-gather" not in text or "f32[64,4]" not in text.split("all-gather", 1)[1].split("\n", 1)[0]
+
+
+def test_plan_from_masks_names_what_is_masked_in_part(groups):
+    full = {"up": True, "b": True, "down": True, "out": True}
+    assert jp.plan_from_masks(groups, full).widths["up"] == (2, 4)
+    b = jnp.array([True, False, True, True])
+    with pytest.raises(
+        ValueError, match=r"unit 1 of group 'b\[0\]' in part: all of it at 'b', but not at 'down'"
+    ):
+        jp.plan_from_masks(groups, {**full, "b": b})
+    one = jnp.ones((2, 4), bool).at[0, 1].set(False)
+    with pytest.raises(
+        ValueError, match=r"weights at 'up' \(such as \(0, 1\)\).*the groups there are 'b\[0\]'"
+    ):
+        jp.plan_from_masks(groups, {**full, "up": one})
+    with pytest.raises(ValueError, match=r"weights at 'out' .*no group touches it"):
+        jp.plan_from_masks(groups, {**full, "out": jnp.zeros(1, bool)})
+    none = {"up": jnp.zeros((1, 4), bool), "b": jnp.zeros(4, bool), "down": False, "out": True}
+    with pytest.raises(ValueError, match=r"all 4 units of group 'b\[0\]'"):
+        jp.plan_from_masks(groups, none)
+    with pytest.raises(ValueError, match="lacks 'down'"):
+        jp.plan_from_masks(groups, dict.fromkeys(("up", "b", "out"), True))
+    with pytest.raises(ValueError, match="has 'more' besides"):
+        jp.plan_from_masks(groups, {**full, "more": jnp.zeros(1, bool)})
+    with pytest.raises(ValueError, match=r"got shape \(3,\) at 'b' of shape \(4,\)"):
+        jp.plan_from_masks(groups, {**full, "b": jnp.ones(3, bool)})
+    with pytest.raises(TypeError, match="got float32 at 'b'"):
+        jp.plan_from_masks(groups, {**full, "b": jnp.ones(4)})
+    with pytest.raises(ValueError, match="traced array at 'b'"):
+        jax.jit(lambda b: jp.plan_from_masks(groups, {**full, "b": b}) and 0)(b)
+
+
+def test_a_structure_can_be_replaced_in_a_recipe(groups):
+    recipe = jp.recipes.one_shot(0.5, structure=jp.Coupled(groups))
+    assert "Coupled(1 groups of 4 units)" in str(recipe)
+    assert dataclasses.replace(recipe, structure=jp.Coupled(groups, minimum=2)).structure.minimum == 2
