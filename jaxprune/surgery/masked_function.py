@@ -81,7 +81,7 @@ def masked_fn(fn: Callable, groups: Groups) -> Callable:
         except TypeError:  # something static in the tree can't be hashed
             key, found = None, None
         if found is None:
-            model = analyse(fn, *abstract, groups.state)
+            model = analyse(fn, abstract[0], abstract[1], groups.state)
             found = model, _atoms(groups, model)
             if key is not None and not model.traced.closes_over_tracers:
                 cache[key] = found
