@@ -108,10 +108,10 @@ def _mask_leaves(groups: Groups, params: PyTree, masks: PyTree) -> list[Any]:
     by_path = {leaf.path: leaf.value for leaf in leaves_of(masks)}
     missing = shapes.keys() - by_path.keys()
     if missing and by_path.keys() <= shapes.keys() and all(map(is_statistic, missing)):
-        masks = jax.tree.unflatten(
-            jax.tree.structure(params), [by_path.get(leaf.path, True) for leaf in leaves]
-        )
-    found = mask_leaves(params, masks)
+        filled = [by_path.get(leaf.path, True) for leaf in leaves]
+        found = mask_leaves(params, jax.tree.unflatten(jax.tree.structure(params), filled))
+    else:
+        found = mask_leaves(params, masks)
     if not any(isinstance(mask, jax.core.Tracer) for mask in found):
         plan_from_masks(groups, masks)  # checks that no unit is masked in part
     return [True if is_kept_whole(mask) else mask for mask in found]

@@ -13,6 +13,8 @@ from test_surgery_models import NOT_DIFFERENTIABLE, ZEROING_DIFFERS
 
 import jaxprune as jp
 from jaxprune.surgery import plan_units
+from jaxprune.surgery.coupled import coupled_units
+from jaxprune.tree_nodes import leaves_of
 
 MODELS = {**plain_models.MODELS, **library_models.MODELS}
 
@@ -26,13 +28,6 @@ def groups_and_plan(name, seed=0):
 def arrays(masks):
     """Masks as a training carries them: arrays throughout."""
     return jax.tree.map(jnp.asarray, masks)
-
-
-def plan_units_of(plan, group):
-    """Which units of a group a plan keeps, from a member whose axis they fill."""
-    member = next(member for member in group.members if not member.layout)
-    mask = plan.kept[member.path][member.axis]
-    return np.ones(group.size, bool) if mask is None else mask
 
 
 def total(f, inputs):
@@ -162,7 +157,9 @@ def test_what_is_trained_under_moving_masks_is_what_is_shipped():
     small = jnp.mean(jnp.square(plan.compact(of_list)(plan.shrink(weights), *inputs) - 1.0))
     np.testing.assert_allclose(small, loss(weights, masks), rtol=1e-5)
     units = sum(group.size for group in groups)
-    assert sum(int((~plan_units_of(plan, group)).sum()) for group in groups) == round(0.5 * units)
+    cut = coupled_units(groups, range(len(groups)), [leaf.path for leaf in leaves_of(masks)])
+    pruned = cut.pruned(jax.tree.leaves(masks))
+    assert sum(int(of_group.sum()) for of_group in pruned) == round(0.5 * units)
     assert losses[-1] < losses[4]
 
 
