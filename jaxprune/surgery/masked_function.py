@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.jaxprs import as_abstract, is_array_leaf
+from jaxprune.masking.apply import masked_leaf
 from jaxprune.params import PyTree, is_kept_whole, mask_leaves
 from jaxprune.surgery.coupled import check_member, coupled_units
 from jaxprune.surgery.evaluation.compact import run
@@ -21,6 +22,7 @@ from jaxprune.surgery.inference.model import Model, analyse
 from jaxprune.surgery.layouts import groups_in, layout_of, matched
 from jaxprune.surgery.planning.from_masks import plan_from_masks
 from jaxprune.tree_nodes import leaves_of
+from jaxprune.weight_names import is_statistic
 
 
 def masked_fn(fn: Callable, groups: Groups) -> Callable:
@@ -30,7 +32,7 @@ def masked_fn(fn: Callable, groups: Groups) -> Callable:
     averages over them, and a softmax over units gives them a share. Here every reduction over units sees its
     identity at pruned ones: a sum 0, a maximum minus infinity. What
     `jp.plan_from_masks(groups, masks).compact(fn)` computes after `shrink` is the same up to rounding,
-    whatever finite numbers the parameters hold at pruned places. Constants of `fn` stay what they are in both:
+    whatever the parameters hold at pruned places. Constants of `fn` stay what they are in both:
     also the number of units that a mean over all of them divides by.
 
     Gradients reach the parameters, and are zero at pruned ones. The function runs under `jit`, `grad`, `vmap`
@@ -72,7 +74,12 @@ def masked_fn(fn: Callable, groups: Groups) -> Callable:
 
     @functools.wraps(fn)
     def masked(params: PyTree, masks: PyTree, *inputs: Any) -> Any:
-        kept = _kept_units(groups, params, masks)
+        of_leaves = _mask_leaves(groups, params, masks)
+        kept = _kept_units(groups, params, of_leaves)
+        leaves, treedef = jax.tree.flatten(params)
+        pairs = zip(leaves, of_leaves, strict=True)
+        # A derivative rule of the user's may tell pruned weights something.
+        params = jax.tree.unflatten(treedef, [masked_leaf(w, m) if is_array_leaf(w) else w for w, m in pairs])
         abstract = jax.tree.map(lambda x: as_abstract(x) if is_array_leaf(x) else x, (params, inputs))
         leaves, treedef = jax.tree.flatten(abstract)
         key = (treedef, tuple((x.shape, x.dtype, x.weak_type) if is_array_leaf(x) else x for x in leaves))
@@ -92,19 +99,30 @@ def masked_fn(fn: Callable, groups: Groups) -> Callable:
     return masked
 
 
-def _kept_units(groups: Groups, params: PyTree, masks: PyTree) -> list[jax.Array | None]:
-    """For each group which of its units are kept; None for all."""
+def _mask_leaves(groups: Groups, params: PyTree, masks: PyTree) -> list[Any]:
+    """The masks in the order of the parameters, True for statistics that the masks lack; checked."""
     leaves = leaves_of(params)
     shapes = {leaf.path: tuple(getattr(leaf.value, "shape", ())) for leaf in leaves}
     for path in dict.fromkeys(member.path for group in groups for member in group.members):
         check_member(groups, path, shapes.get(path))
-    found = mask_leaves(params, masks)
+    by_path = {leaf.path: leaf.value for leaf in leaves_of(masks)}
+    missing = shapes.keys() - by_path.keys()
+    if missing and by_path.keys() <= shapes.keys() and all(map(is_statistic, missing)):
+        filled = [by_path.get(leaf.path, True) for leaf in leaves]
+        found = mask_leaves(params, jax.tree.unflatten(jax.tree.structure(params), filled))
+    else:
+        found = mask_leaves(params, masks)
     if not any(isinstance(mask, jax.core.Tracer) for mask in found):
         plan_from_masks(groups, masks)  # checks that no unit is masked in part
+    return [True if is_kept_whole(mask) else mask for mask in found]
+
+
+def _kept_units(groups: Groups, params: PyTree, masks: Sequence[Any]) -> list[Any]:
+    """For each group which of its units are kept; None for all."""
     given = {
-        leaf.path: None if is_kept_whole(mask) else jnp.asarray(mask)
-        for leaf, mask in zip(leaves, found, strict=True)
-        if leaf.path in groups.model.axes
+        leaf.path: None if mask is True else jnp.asarray(mask)
+        for leaf, mask in zip(leaves_of(params), masks, strict=True)
+        if leaf.path in groups.model.axes and not (mask is True and is_statistic(leaf.path))
     }
     sparing = _smallest(groups, given)
     pruned = coupled_units(groups, range(len(groups)), sparing).pruned([given[path] for path in sparing])
