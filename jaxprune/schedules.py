@@ -4,6 +4,9 @@ Every schedule maps a step (or a round) to a sparsity. A Python int gives a Pyth
 an array, also a traced one, gives float32. The value changes only at `begin`, `begin + every`, ..., so that
 `gradual` recomputes its masks at those steps only.
 
+`final` is the sparsity at which a schedule that rises ends, `sparsity` that of a schedule with one value, and
+`rate` the share of the weights left that each round prunes, as in `jp.imp`.
+
 The final sparsity may be a tree of shares like the parameters, an allocation such as `jp.allocate.erk` makes.
 The schedule then gives a tree of shares at every step, and each leaf ends at its own.
 """
