@@ -4,6 +4,9 @@ Every schedule maps a step (or a round) to a sparsity. For a Python int it retur
 precision; for an array, also a traced one, a float32. The value changes only at `begin`, `begin + every`, ..., so
 that `gradual` recomputes its masks only at those steps.
 
+`final` is the sparsity at the end of a schedule that rises, `sparsity` that of a schedule with one value, and
+`rate` the fraction of the remaining weights that each round prunes, as in `jp.imp`.
+
 The final sparsity may be a tree of sparsities like the parameters, an allocation such as that of
 `jp.allocate.erk`. The schedule then returns a tree at every step, and each leaf ends at its own sparsity.
 """

@@ -17,6 +17,8 @@ _GAP = 3  # columns between two cells
 _REPEATS = 3  # two rows are as short as one and a number
 _NUMBERED = re.compile(r"(|.*_)(\d+)((?:[\[#].*)?)", re.DOTALL)  # 3, layers_3, 3[1], layers_3[0]#2
 
+_SPACE = re.compile(r"(?<! x) (?!x )")  # none of those in `layers/*/up x 12`
+
 
 class Row(NamedTuple):
     """A row of a table.
@@ -119,7 +121,7 @@ def _broken(text: str, width: int) -> str:
     if len(text) <= width:
         return text
     lines = [""]
-    for word in text.split():
+    for word in filter(None, _SPACE.split(text)):
         while len(word) > width:
             at = word.rfind("/", 0, width) + 1 or width
             lines.append(word[:at])

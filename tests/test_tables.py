@@ -81,6 +81,12 @@ def test_paths_are_broken_after_slashes():
     assert "".join(line.split()[0] for line in lines) == path
 
 
+def test_a_number_of_rows_is_not_broken_off_its_path():
+    text = table_text(("members",), [(", ".join(f"{name}/w[0] x 12" for name in "abcdefghijklmnopqr"),)])
+    lines = text.splitlines()[2:]
+    assert len(lines) > 1 and all(line.removesuffix(",").endswith("x 12") for line in lines)
+
+
 def test_a_table_is_text_in_a_notebook_too(monkeypatch):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     assert table_text(("a", "b"), [("1", "2")]).splitlines()[-1] == "1   2"

@@ -60,7 +60,7 @@ def compensate(
       params: the full parameters, as arrays.
       plan: what to remove.
       batches: iterable of batches of one shape: each a tuple of inputs, or one input.
-      damping: what a change of a weight costs, as a share of its input's second moment.
+      damping: what is added to the diagonal of $X^T X$ for changes of a weight, relative to each of its entries.
       row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
       on_layer: is called with a `LayerResult` for each weight that loses inputs: its error on these batches
         relative to $\|X W_0\|^2$, and the share of its inputs that go.

@@ -28,7 +28,7 @@ class ADMM:
       rounds: number of rounds.
       ramp: rounds in which the mask changes.
       rho: weight of the distance to the sparse weights.
-      damping: share of the mean of G's diagonal, 1 after scaling, that is added to the diagonal.
+      damping: what is added to the diagonal of $X^T X$, relative to each of its entries (they are 1 after scaling).
 
     Raises:
       ValueError: counts below 1, `ramp` above `rounds`, a `rho` that isn't positive, a negative `damping`.

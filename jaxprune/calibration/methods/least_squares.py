@@ -20,7 +20,7 @@ class LeastSquares:
 
     Args:
       steps: number of steps.
-      damping: share of each diagonal entry of X^T X that a change of a weight costs besides.
+      damping: what is added to the diagonal of $X^T X$ for changes of a weight, relative to each of its entries.
 
     Raises:
       ValueError: `steps` below 1 or a negative `damping`.

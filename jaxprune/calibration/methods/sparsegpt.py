@@ -28,7 +28,7 @@ class SparseGPT:
 
     Args:
       block: inputs whose masks are chosen together, a multiple of N:M's m and of a block's inputs.
-      damping: share of the mean of H's diagonal that is added to the diagonal.
+      damping: what is added to the diagonal of $X^T X$, relative to the mean of the diagonal.
 
     Raises:
       ValueError: `block` below 1 or a negative `damping`.

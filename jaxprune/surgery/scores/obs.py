@@ -42,7 +42,7 @@ def obs_scores(groups: Groups, params: PyTree, stats: Statistics, damping: float
       params: the parameters that were analysed, as arrays.
       stats: of `jp.calibrate(fn, params, batches, moments="full")` on these parameters; only weights that
         have statistics count.
-      damping: share of each diagonal entry of X^T X that is added to it.
+      damping: what is added to the diagonal of $X^T X$, relative to each of its entries.
 
     Returns:
       A float64 array of shape (group.size,) for each group whose units are inputs of a weight with
