@@ -311,7 +311,7 @@ def imp(
     """
     check_whole(steps=steps, **({} if every is None else {"every": every}))
     check_whole(at_least=0, rounds=rounds)
-    Criterion(structure, scope, where, minimum)  # raises for what is no criterion
+    Criterion(structure, scope, where, minimum)  # raises for invalid choices
     if isinstance(rate, numbers.Real):
         check_fraction("rate", rate)
     if every is not None and evaluate is None:

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def is_explicit(array: Any) -> bool:
-    """Whether an axis of the array's mesh is explicit: what is computed with it must then be placed by hand.
+    """Whether an axis of the array's mesh is explicit: computations with it must then be given their sharding.
 
     Example:
       >>> import jax.numpy as jnp
