@@ -1,4 +1,4 @@
-"""Functional pruning for JAX: scores, masks, schedules, lottery tickets and real removal.
+"""Functional pruning for JAX: scores, masks, schedules, lottery tickets and removal of whole units.
 
 The way through the code is one way: scores -> selection -> masks -> transforms -> imp.
 """

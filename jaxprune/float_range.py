@@ -1,7 +1,7 @@
-"""Exact powers of two over all of float32's range, denormals included, which XLA's CPU code flushes to 0.
+"""Exact powers of two over the whole range of float32, denormals included, which XLA's CPU code flushes to 0.
 
-A square or a sum of numbers near an end of the range leaves it. Divided by a power of two near the largest of
-them, nothing overflows, and what vanishes would not have counted.
+Squares or sums of numbers near an end of the range leave it. Divided by a power of two near the largest number,
+nothing overflows, and the numbers that vanish are too small to change the result.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def scaled(x: jax.Array, exponent: jax.Array) -> jax.Array:
 
 
 def unscaled(x: jax.Array, exponent: jax.Array) -> jax.Array:
-    """`x * 2^exponent`, rounded where it is denormal. It must not be more than 2^30 times smaller than 2^exponent."""
+    """`x * 2^exponent`, rounded if it is denormal. The result must be at least 2^exponent / 2^30."""
     in_smallest = jnp.abs(x) * _power(jnp.clip(exponent - _SMALLEST, 0, 60))
     bits = jnp.round(jnp.minimum(in_smallest, 1 << 23)).astype(jnp.int32)
     sign = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(-(1 << 31))

@@ -1,7 +1,7 @@
-"""What differs between the supported versions of JAX, and every private name of JAX that is used.
+"""The differences between the supported versions of JAX, and every private name of JAX that is used.
 
-Public names come first; a private one stands here only where no public one exists, with the reason. Nothing
-else in the package imports from `jax._src` (a test holds the list).
+Public names come first. A private name is used only if no public one exists, with the reason beside it. No other
+module of the package imports from `jax._src` (a test has the list).
 
 | what | JAX 0.10 | JAX 0.12 |
 |---|---|---|
@@ -47,7 +47,7 @@ def constants_as_inputs(closed: Any) -> Jaxpr:
 
 
 def without_dead_code(closed: Any) -> Any:
-    """A closed jaxpr without its dead equations; constants and inputs stay, also those of no use."""
+    """A closed jaxpr without its dead equations; all constants and inputs are kept, also unused ones."""
     jaxpr, consts = constants_as_inputs(closed), list(closed.consts)
     if hasattr(partial_eval, "convert_invars_to_constvars"):  # JAX 0.10 and 0.11
         jaxpr = partial_eval.convert_invars_to_constvars(jaxpr, len(consts))
@@ -55,7 +55,7 @@ def without_dead_code(closed: Any) -> Any:
 
 
 def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
-    """How many of a scan's operands are constants, and how many its carry."""
+    """How many operands of a scan are constants, and how many are its carry."""
     if "num_consts" in eqn.params:
         return eqn.params["num_consts"], eqn.params["num_carry"]
     consts, carry, _ = eqn.params["ft_in"].unpack()
@@ -63,13 +63,13 @@ def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
 
 
 def user_frames(eqn: JaxprEqn) -> list[Any]:
-    """The frames of an equation's traceback outside JAX, innermost first: `file_name`, `start_line`."""
+    """The traceback frames of an equation outside of JAX, innermost first: `file_name`, `start_line`."""
     return list(source_info_util.user_frames(eqn.source_info.traceback))
 
 
 @contextmanager
 def context_of(eqn: JaxprEqn) -> Iterator[None]:
-    """What is bound inside has the source lines, the name scope and the settings of an equation."""
+    """A context in which bound primitives get the source lines, name scope and settings of an equation."""
     scope = current_name_stack() + eqn.source_info.name_stack
     with ExitStack() as stack:
         stack.enter_context(user_context(eqn.source_info.traceback, name_stack=scope))

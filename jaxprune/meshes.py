@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def is_explicit(array: Any) -> bool:
-    """Whether an axis of the array's mesh is explicit: what is computed with it must then be placed by hand.
+    """Whether an axis of the array's mesh is explicit: computations with it must then be given their sharding.
 
     Example:
       >>> import jax.numpy as jnp
@@ -23,10 +23,10 @@ def is_explicit(array: Any) -> bool:
 
 
 def placed_like(x: jax.Array, w: jax.Array) -> jax.Array:
-    """An array that broadcasts to a parameter on the devices of the parameter, cut as the parameter is.
+    """An array that broadcasts to a parameter, on the devices and with the sharding of the parameter.
 
-    An explicit mesh has it so in the types: a `where` of differently sharded operands is an error there. On
-    an automatic mesh only known arrays are moved, under `jit` the compiler places them.
+    An explicit mesh requires this: a `where` of operands with different shardings is an error there. On an
+    automatic mesh only known arrays are moved; under `jit` the compiler places arrays.
     """
     if x.ndim == 0:
         return x
@@ -43,7 +43,7 @@ def placed_like(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def gathered(w: jax.Array) -> jax.Array:
-    """An array on every device of its explicit mesh; elsewhere the compiler sees to that."""
+    """The array replicated on every device of its explicit mesh; on other meshes the compiler does that."""
     if not is_explicit(w):
         return w
     sharding: Any = jax.typeof(w).sharding
@@ -60,7 +60,7 @@ def varying_axes(tree: Any) -> frozenset[str]:
 
 
 def vary_over(tree: Any, axes: frozenset[str]) -> Any:
-    """The tree with all arrays typed as varying over the axes: a loop's carry must be of one type throughout."""
+    """The tree with all arrays typed as varying over the axes: the carry of a loop must not change its type."""
 
     def cast(x: Any) -> Any:
         missing = tuple(sorted(axes - varying_axes(x)))
@@ -70,7 +70,7 @@ def vary_over(tree: Any, axes: frozenset[str]) -> Any:
 
 
 def steady(change: Callable[[Any], Any], start: Any) -> Any:
-    """The carry `start` in the types that it has after `change`, for a loop inside `shard_map`."""
+    """The carry `start` with the types that it has after `change`, for a loop inside `shard_map`."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return start
     # Once is enough but where a part takes its axes from another part of the carry.

@@ -103,7 +103,7 @@ class RewindLearningRate:
 
 @dataclasses.dataclass(frozen=True)
 class Finetune:
-    """Keeps weights and all else as the last round left them; `schedule` decides about the optimizer.
+    """Keeps weights and all else as the last round left them; the optimizer continues or restarts.
 
     With "continue" the optimizer keeps its state, moments and step counts, so that a learning-rate schedule runs
     once over the whole experiment: make it `(rounds + 1) * steps` long, or let it end above 0. A schedule for
@@ -122,7 +122,7 @@ class Finetune:
 
     References:
       Renda, Frankle, Carbin, Comparing Rewinding and Fine-tuning in Neural Network Pruning, 2020,
-      arXiv:2003.02389, whose fine-tuning goes on at the last learning rate of the dense training.
+      arXiv:2003.02389, whose fine-tuning continues at the last learning rate of the dense training.
     """
 
     schedule: Literal["continue", "restart"] = "continue"
@@ -144,7 +144,7 @@ class Finetune:
 
 @dataclasses.dataclass(frozen=True)
 class Reinitialize:
-    """Draws new values for the kept weights; the rest of the state, learning-rate schedule included, is that of step 0.
+    """Draws new values for the kept weights; the rest of the state and the learning-rate schedule return to step 0.
 
     Args:
       init_fn: key -> parameters (or Linen variables with `params` only); each round passes a new key.

@@ -16,8 +16,8 @@ PyTree = Any
 class Leaf(NamedTuple):
     """A leaf of a pytree.
 
-    path: canonical; keys: the keys on the way to it or to its NNX variable, as the containers have them;
-    value: the leaf; holder: the NNX variable, Linen box or Equinox layer that holds it directly, or None.
+    path: canonical path; keys: the container keys that lead to it or to its NNX variable; value: the leaf;
+    holder: the NNX variable, Linen box or Equinox layer that holds it directly, or None.
     """
 
     path: str
@@ -72,7 +72,7 @@ def equinox_layer(node: Any) -> str | None:
 
 
 def _wrapper_types() -> tuple[type, ...]:
-    """NNX variables and Linen boxes: nodes around one parameter, which add nothing to its path."""
+    """The types of NNX variables and Linen boxes: nodes around one parameter that add nothing to its path."""
     nnx, meta = sys.modules.get("flax.nnx"), sys.modules.get("flax.core.meta")
     return (*((nnx.Variable,) if nnx else ()), *((meta.AxisMetadata,) if meta else ()))
 

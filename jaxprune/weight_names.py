@@ -22,7 +22,7 @@ def _names(*patterns: str) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
 
 
-# Adapters beside a weight, wherever they stand in a path: what is in them belongs to another training.
+# Adapters beside a weight, anywhere in a path: their leaves belong to another training.
 _ADAPTER = _names(
     r"loras?",
     r"(.*_)?lora_?(a|b|down|up|mid|embedding.*|magnitude.*)(_.*)?",

@@ -176,7 +176,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="`norms` pattern 'Conv_9/kernel' matched no parameter"):
         jp.scores.batch_norm_scale(NORMED, {"Conv_9/kernel": "BatchNorm_0/scale"})
     with pytest.raises(
-        ValueError, match="`norms` maps 'Conv_0/kernel' to 'BatchNorm_1/scale', which is no parameter"
+        ValueError, match="`norms` maps 'Conv_0/kernel' to 'BatchNorm_1/scale', which is not a parameter"
     ):
         jp.scores.batch_norm_scale(NORMED, {"Conv_0/kernel": "BatchNorm_1/scale"})
     with pytest.raises(ValueError, match=r"the scale must be as long as axis -1\. Pass the axis"):

@@ -46,7 +46,7 @@ def _shares(sizes: list[int], shapes: list[Shape], total: int) -> list[float]:
     open_leaves = {i for i, n in enumerate(sizes) if n}
     densities = [1.0] * len(sizes)
     while open_leaves:
-        # What a dense leaf keeps of the budget is less than its part of it: the rest stays positive.
+        # A dense leaf keeps less of the budget than its part of it, so the rest of the budget is positive.
         left = sum(sizes) - total - sum(n for i, n in enumerate(sizes) if i not in open_leaves)
         epsilon = left / sum(raw[i] * sizes[i] for i in open_leaves)
         full = {i for i in open_leaves if epsilon * raw[i] >= 1}

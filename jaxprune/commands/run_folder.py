@@ -18,10 +18,12 @@ from typing import Any, Protocol
 
 import jaxprune
 
-PyTree = Any  # as in `jaxprune.params`, which needs JAX: mistakes in a folder are told before it is imported
+PyTree = (
+    Any  # as in `jaxprune.params`, which needs JAX: mistakes in a folder are reported before JAX is imported
+)
 
 _SETTINGS, _RESULTS, _CHECKPOINT = "settings.json", "results.json", "checkpoint"
-# In the order in which they may go: what says that others are whole goes before them.
+# In the order of their removal: a file that marks others as complete is removed before them.
 _OURS = (_RESULTS, "carry", "rounds", "trainings", "results.csv", "plot.png", _CHECKPOINT, _SETTINGS)
 _PROGRESS = ("carry", "rounds", "trainings")
 _DELIVERED = (_RESULTS, "results.csv", "plot.png", _CHECKPOINT)

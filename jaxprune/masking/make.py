@@ -49,9 +49,9 @@ def make_masks(
       Tree like `scores` of masks.
 
     Raises:
-      ValueError: if the sparsity is outside [0, 1) or leaves less than `minimum` (a traced sparsity stops at
-        the minimum instead); if trees don't match; if scores are NaN or -inf (under `jit` those are pruned
-        first, NaN before -inf); if the structure can't cut a leaf; if there is nothing to prune.
+      ValueError: if the sparsity is outside [0, 1), or leaves fewer units than `minimum` (a traced sparsity
+        stops at the minimum instead); if trees don't match; if scores are NaN or -inf (under `jit` those are
+        pruned first, NaN before -inf); if the structure can't cut a leaf; if there is nothing to prune.
       TypeError: if a leaf to prune is not a floating-point array.
 
     Example:

@@ -70,7 +70,7 @@ def _keep_masks(
 ) -> tuple[list[Any], list[Any]]:
     units = [comparable(u) for u in cut.scores(leaves)]
     kept = cut.select(units, counts, cut.pruned(priors), unprotected)
-    # A unit that was pruned in part stays pruned in that part.
+    # In a unit that was pruned in part, that part remains pruned.
     masks = [
         mask if prior is None else mask & prior for mask, prior in zip(cut.masks(kept), priors, strict=True)
     ]

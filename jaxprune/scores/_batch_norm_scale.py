@@ -56,7 +56,7 @@ def batch_norm_scale(params: PyTree, norms: Mapping[str, str], structure: Channe
             name = match.expand(scale)
             if name not in places:
                 raise ValueError(
-                    f"`norms` maps {paths[i]!r} to {name!r}, which is no parameter. There are: {_shown(paths)}."
+                    f"`norms` maps {paths[i]!r} to {name!r}, which is not a parameter. There are: {_shown(paths)}."
                 )
             gamma = jnp.abs(jnp.asarray(leaves[places[name]]).astype(jnp.float32))
             w = leaves[i]

@@ -11,12 +11,12 @@ from jaxprune.params import PyTree, is_float_array
 
 
 def lamp(params: PyTree) -> PyTree:
-    r"""Squared weight over the squared weights of its layer that are not smaller: \(w_u^2 / \sum_{v \ge u} w_v^2\).
+    r"""Square of a weight over the sum of the squares in its layer that are not smaller.
 
-    The sum is over weight u and all weights of the leaf that follow u in ascending order of magnitude. Equal
-    magnitudes are ordered by index, as in `make_masks`. The largest weight of each leaf has the score 1. So
-    with scope "global" one threshold gives each layer its sparsity, and no layer loses its last weight before
-    every layer is down to one weight.
+    \(w_u^2 / \sum_{v \ge u} w_v^2\), where the sum is over weight u and all weights of the leaf that follow u in
+    ascending order of magnitude. Equal magnitudes are ordered by index, as in `make_masks`. The largest weight of
+    each leaf has the score 1. So with scope "global" one threshold gives each layer its sparsity, and no layer
+    loses its last weight before every layer is down to one weight.
 
     Args:
       params: pytree of arrays; leaves that are not floating-point arrays are returned unchanged.

@@ -48,5 +48,5 @@ def l2_of_units(w: jax.Array, structure: LeafStructure) -> jax.Array:
     near_one = scaled(w, jnp.broadcast_to(structure.expand(exponent, w.shape), w.shape))
     total = structure.unit_scores(jnp.square(near_one)) * structure.unit_sizes(w.shape)
     # The gradient of the norm is 0 where the norm is.
-    is_zero = total == 0  # NaN stays NaN
+    is_zero = total == 0  # NaN remains NaN
     return unscaled(jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, total))), exponent)

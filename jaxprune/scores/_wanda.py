@@ -17,7 +17,7 @@ def wanda(params: PyTree, stats: Statistics, per_output: bool = True) -> PyTree:
     r"""Magnitude of a weight times the norm of its input: `score = |w| * ||X_i||_2`.
 
     Wanda compares a weight only with the weights of the same output. With `per_output` the score of a weight
-    is therefore its rank among them, as a fraction, and `make_masks(..., scope="local")` prunes the same share
+    is therefore its rank among them, as a fraction, and `make_masks(..., scope="local")` prunes the same fraction
     of every output. For structures, or one threshold per layer, use the plain scores.
 
     Args:

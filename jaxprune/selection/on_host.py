@@ -55,7 +55,7 @@ def keep_on_host(
         run = threads.map if len(parts) > 1 and total > _PART else map
         edge, below = _kth(parts, k, total, run)
         tied = list(run(lambda part: part.prune_below(edge), parts))
-        # The ties go in the order of the leaves, and only so many that k are pruned.
+        # Ties are pruned in the order of the leaves, until k entries are pruned in total.
         left = np.clip(k - below - np.cumsum([0, *tied[:-1]]), 0, None)
         list(run(lambda part, number: part.prune_ties(edge, number), parts, map(int, left)))
     return keeps

@@ -103,7 +103,7 @@ def dynamic(
 
         new = update_if(is_due, move, old)
         stay = paired(jax.tree.map(jnp.logical_and, old, new), params)
-        # An update of the masks takes the place of the optimizer's step: what is new is still 0 after it.
+        # An update of the masks replaces the step of the optimizer: grown weights are still 0 after it.
         cleared = without_past(inner, state.inner_state, params, stay)
         stepped, inner_state = masked_update(inner, updates, cleared, params, stay, extra_args)
         leaves, treedef = jax.tree.flatten(stepped)

@@ -134,7 +134,7 @@ def group_lasso(
             moved = w + steps[i].astype(w.dtype)
             norm, size = _norm_and_size(moved, structure)
             threshold = rate * strength * jnp.sqrt(size)
-            gone = (norm <= threshold) & (threshold > 0)  # NaN does not go: it is not hidden
+            gone = (norm <= threshold) & (threshold > 0)  # NaN is not pruned: that would hide it
             shrink = 1 - threshold / jnp.where(norm > 0, norm, 1)
             masks[i] = placed_like(structure.expand(~gone, w.shape), weights[i])
             # -w is exact in any dtype: w + (-w) is zero.

@@ -25,7 +25,7 @@ def rigl(
     where: PyTree | None = None,
     key: jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that it trains a fixed number of weights of each layer and moves the masks to help it.
+    """Wraps an optimizer so that each layer trains a fixed number of weights, which move to where gradients are large.
 
     At the steps t = every, 2 every, ... before `end`, each layer with k kept weights drops the `round(f_t k)` of
     smallest magnitude and grows as many where `|dL/dw|` is largest: `f_t = fraction / 2 (1 + cos(pi t / end))`.

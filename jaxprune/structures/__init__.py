@@ -1,4 +1,4 @@
-"""Structure: what is removed together. Each structure cuts a parameter into units that live or die as one."""
+"""Structure: which weights are pruned together. A structure cuts parameters into units, each kept or pruned whole."""
 
 from jaxprune.structures.block import Block
 from jaxprune.structures.channels import Channels

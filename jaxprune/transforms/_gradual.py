@@ -53,9 +53,9 @@ def gradual(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that it prunes to sparsity `schedule(step)` and keeps pruned weights at zero.
 
-    Only at steps where the value of the schedule changes, the weights are scored and new masks are made. The old
-    masks are their `prior`, so pruned weights remain pruned. Each step is one of `masked`, which keeps the inner
-    optimizer's memory of pruned weights at its initial value.
+    Weights are scored and new masks are made only at steps where the value of the schedule changes. The old masks
+    are the `prior` of the new ones, so pruned weights remain pruned. Each step is one of `masked`, with the inner
+    optimizer's memory of pruned weights kept at its initial value.
 
     Args:
       inner: any optax optimizer.
@@ -69,7 +69,8 @@ def gradual(
       where: the leaves to prune: a tree of bools, a prefix of one, or a function of the parameters that returns
         one; None for `prunable(params)`.
       key: for score functions that take a key.
-      minimum: minimum number of units that each leaf keeps, as for `make_masks`; the sparsity stops there.
+      minimum: minimum number of units that each leaf keeps, as for `make_masks`. A schedule that would leave fewer
+        stops there.
 
     Returns:
       A transformation whose state is a `GradualState`.

@@ -82,11 +82,11 @@ def test_excluded_groups_and_those_of_leaves_that_where_leaves_out_keep_their_un
     inner = next(group for group in groups if group.size == 6)
     masks = jp.make_masks(params, 0.5, structure=jp.Coupled(groups, exclude=inner.name), minimum=0)
     plan = jp.plan_from_masks(groups, masks)
-    assert [plan.widths[name][-1] for name in ("k1", "k2")] == [6, 4]
+    assert [plan.small_shapes[name][-1] for name in ("k1", "k2")] == [6, 4]
     where = jax.tree.map(lambda _: True, params) | {"head": False}  # only units of the stream reach the head
     masks = jp.make_masks(params, 0.5, structure=jp.Coupled(groups), where=where)
     plan = jp.plan_from_masks(groups, masks)
-    assert [plan.widths[name][-1] for name in ("k1", "k2")] == [3, 8]
+    assert [plan.small_shapes[name][-1] for name in ("k1", "k2")] == [3, 8]
 
 
 def test_what_is_wrong_is_told(groups):
@@ -172,7 +172,7 @@ def test_masks_plans_and_units_tell_the_same(name):
     plan = random_plan(groups, seed=5)
     masks = plan.masks(params)
     again = jp.plan_from_masks(groups, masks)
-    assert plan.widths == again.widths
+    assert plan.small_shapes == again.small_shapes
     for path, axes in plan.kept.items():
         for a, b in zip(axes, again.kept[path], strict=True):
             np.testing.assert_array_equal(True if a is None else a, True if b is None else b)
@@ -244,7 +244,7 @@ def test_imp_and_pruning_at_initialization_take_coupled_units(groups):
     rows = [np.flatnonzero(row).tolist() for row in history.masks["b"]]
     assert rows == [[0, 1, 2, 3], [0, 1], [0]] and not trained.params["down"][1:].any()
     last = jax.tree.map(lambda mask: mask[-1], history.masks)
-    assert jp.plan_from_masks(groups, last).widths["up"] == (2, 1)
+    assert jp.plan_from_masks(groups, last).small_shapes["up"] == (2, 1)
     masks = jp.prune_at_init(lambda params: params, PARAMS, 0.5, 3, structure=structure)
     assert kept_units(masks) == [0, 1]
 
@@ -275,7 +275,7 @@ def test_vmapped_scanned_and_sharded_masks_are_those_of_one_array(groups):
 
 def test_plan_from_masks_names_what_is_masked_in_part(groups):
     full = {"up": True, "b": True, "down": True, "out": True}
-    assert jp.plan_from_masks(groups, full).widths["up"] == (2, 4)
+    assert jp.plan_from_masks(groups, full).small_shapes["up"] == (2, 4)
     b = jnp.array([True, False, True, True])
     with pytest.raises(
         ValueError, match=r"unit 1 of group 'b\[0\]' in part: all of it at 'b', but not at 'down'"

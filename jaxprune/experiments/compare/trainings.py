@@ -34,7 +34,7 @@ def train(settings: CompareSettings, data: Data, folder: RunFolder, console: Con
     folder.begin(settings, data.fingerprint())
     for at in chosen:
         if folder.has_training(_file(*at)):
-            folder.load_training(_file(*at))  # a damaged one is told now
+            folder.load_training(_file(*at))  # a damaged file is reported now
     task = classification(settings.model, data, settings.batch_size)
     _write(settings, folder, _records(settings, task, chosen, folder, console))
 

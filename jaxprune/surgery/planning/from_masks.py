@@ -42,7 +42,7 @@ def plan_from_masks(groups: Groups, masks: PyTree) -> Plan:
       >>> fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
       >>> groups = jp.find_groups(fn, params, jnp.ones((1, 1)))
       >>> masks = jp.make_masks(jp.scores.magnitude(params), 0.3, structure=jp.Coupled(groups))
-      >>> jp.plan_from_masks(groups, masks).widths
+      >>> jp.plan_from_masks(groups, masks).small_shapes
       {'down': (2, 1), 'up': (1, 2)}
     """
     given = _checked(groups, masks)
