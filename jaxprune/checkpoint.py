@@ -86,7 +86,7 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
         left = path.parent.glob(f"{glob.escape(path.name)}.orbax-checkpoint-tmp*")
         for folder in (*left, path) if ours else left:
             shutil.rmtree(folder, ignore_errors=True)
-        # TensorStore tells what the operating system said in its own words.
+        # TensorStore reports the error of the operating system in its own words.
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if code is None:
             raise
@@ -130,7 +130,7 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
             found = checkpointer.restore(path, wanted or {"": np.zeros(1)})
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise
-        except Exception as error:  # Orbax raises what its parts do, down to plain Exception
+        except Exception as error:  # Orbax raises the errors of its parts, down to plain Exception
             reason = next(iter(str(error).splitlines()), "")[:200]
             raise ValueError(
                 f"the checkpoint {path} cannot be read: a file in it is damaged or missing "

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# As little as can be is imported before Ctrl-C is watched for, and JAX only after all checks: mistakes are told at
-# once.
+# As little as possible is imported before Ctrl-C is handled, and JAX only after all checks, so that mistakes are
+# reported at once.
 
 _NEEDED = {
     "tyro": "tyro",

@@ -73,7 +73,7 @@ def steady(change: Callable[[Any], Any], start: Any) -> Any:
     """The carry `start` with the types that it has after `change`, for a loop inside `shard_map`."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return start
-    # Once is enough but where a part takes its axes from another part of the carry.
+    # Once is enough, unless a part takes its axes from another part of the carry.
     while (wanted := _types(jax.eval_shape(change, start))) != _types(start):
         leaves, treedef = jax.tree.flatten(start)
         before = _types(start)

@@ -58,7 +58,7 @@ class Schedule:
     """
 
     name: str
-    final: PyTree = dataclasses.field(hash=False)  # a tree has no hash, and `jax.jit(schedule)` wants one
+    final: PyTree = dataclasses.field(hash=False)  # a tree has no hash, and `jax.jit(schedule)` needs one
     begin: int
     end: int
     shape: Callable[[Any, Any], Any] = dataclasses.field(repr=False)

@@ -155,7 +155,7 @@ def allocated(allocation: Allocation, sparsity: float, params: PyTree, where: Py
         return shares
     sizes = [math.prod(leaves[i].shape) for i in chosen]
     pruned = sum(float(found[i]) * n for i, n in zip(chosen, sizes, strict=True))
-    # Half a weight a leaf is rounding, half a percent is what a number with two digits hides.
+    # Half a weight per leaf is rounding; half a percent is the rounding of a sparsity written with two digits.
     if abs(pruned - sparsity * sum(sizes)) > len(sizes) / 2 + 0.005 * sum(sizes):
         raise ValueError(
             f"`allocation` must have the recipe's sparsity of {sparsity:g} in total, but it prunes "

@@ -20,7 +20,7 @@ from jaxprune.selection.hidden import hidden
 from jaxprune.selection.keys import order_keys, threshold_key
 from jaxprune.selection.search import sums_of
 
-_WIDTH = 1024  # entries of a row: they stay in the nearest cache for all probes of a pass
+_WIDTH = 1024  # entries of a row: they remain in the nearest cache for all probes of a pass
 _PADDING = 2**31 - 1  # above all keys and all places
 _PROBES = np.arange(1, 8, dtype=np.uint32)  # a pass settles three bits
 _PLACE_BITS = 31

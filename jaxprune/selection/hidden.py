@@ -32,6 +32,6 @@ def hidden(values: Sequence[jax.typing.ArrayLike]) -> list[jax.Array]:
     arrays = [jnp.asarray(value) for value in values]
     if not arrays:
         return []
-    # With one more value each of them moves in a turn: what stays would be known.
+    # With one extra value an iteration moves all of them: XLA would see through a value that never moves.
     start = (never, [*arrays, *(jnp.zeros_like(array) for array in arrays[:1])])
     return lax.while_loop(lambda carry: carry[0], turn, steady(turn, start))[1][: len(arrays)]

@@ -49,7 +49,7 @@ def search(below: Callable[[jax.Array], Count], high: int, k: Count, at_high: Co
     def body(state):
         low, high, at_low, at_high, guided = state
         width = high - low
-        # At least 1: under vmap the loop goes on for those that are done.
+        # At least 1: under vmap the loop also runs for searches that have ended.
         inside = jnp.maximum(counts.as_float(counts.total(counts.subtract(at_high, at_low))), 1)
         wanted = jnp.clip(counts.as_float(counts.subtract(k, counts.total(at_low))) / inside, 0, 1)
         places = jnp.where(guided, _around(wanted, inside), _EVEN)

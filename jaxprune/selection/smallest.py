@@ -20,7 +20,7 @@ from jaxprune.selection.in_place import keep_in_place
 from jaxprune.selection.keys import key_dtype
 from jaxprune.selection.on_host import keep_on_host
 
-_LARGE = 1 << 20  # entries from which on a leaf stays where it is,
+_LARGE = 1 << 20  # leaves with at least so many entries are left in place,
 _FEW = 8  # unless there are more large ones than that
 _COPY = 1 << 27  # and they are no more than so many entries together
 

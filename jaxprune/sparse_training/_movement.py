@@ -131,7 +131,7 @@ def movement(
         fresh = inner.init(params if regrow else apply_masks(params, masks))
         inner_state = clear_moments(state.inner_state, params, masks, fresh)
         new_updates, inner_state = masked_update(inner, updates, inner_state, params, masks, extra_args)
-        if regrow:  # a pruned weight waits where it is
+        if regrow:  # a pruned weight keeps its value
             new_updates = jax.tree.map(
                 lambda u, m: masked_leaf(u, m) if is_float_array(u) else u, new_updates, masks
             )

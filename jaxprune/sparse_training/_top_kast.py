@@ -124,7 +124,7 @@ def top_kast(
         updates = jax.tree.map(regularised, updates, used, learning, params)
         inner_state = clear_moments(state.inner_state, params, learning, inner.init(params))
         updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
-        # An optimizer's own weight decay would move what does not learn.
+        # The weight decay of the inner optimizer would move weights that are not trained.
         updates = jax.tree.map(
             lambda u, b: jnp.where(b, u, jnp.zeros((), u.dtype)) if b.ndim else u, updates, learning
         )

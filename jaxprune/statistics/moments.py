@@ -127,7 +127,7 @@ def _accumulate(
     each = None if weights is None else weights.astype(jnp.float32)[None, :, None]
     if each is not None:
         total = jnp.sum(each)
-        x = jnp.where(each != 0, x, 0)  # what padding holds may be anything, NaN too
+        x = jnp.where(each != 0, x, 0)  # padding may hold anything, NaN too
     largest = jnp.maximum(largest, jnp.max(jnp.abs(x), axis=1, initial=0))
     x = x / moments.scale[:, None, :]
     weighted = x if each is None else x * each

@@ -14,7 +14,7 @@ _TORCH_WEIGHT = re.compile(r"(.*_)?weight(_.*)?|original1")
 _EITHER = re.compile(r"c_attn|c_fc|c_proj|q_attn|.*(transpose|deconv|upconv).*", re.IGNORECASE)
 
 
-# An axis, or "either" where nothing tells which of two it is.
+# An axis, or "either" if the tree does not determine which of two it is.
 InputAxis = int | Literal["either"]
 
 

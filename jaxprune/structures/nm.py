@@ -101,7 +101,7 @@ class NM:
         units = cut_by_leaf(structure, leaves, chosen)
         axes = map(structure.group_axis, units.names, units.leaf_shapes)
         rule = Pattern(self.n, self.m, tuple(axes), tuple(map(math.prod, units.leaf_shapes)))
-        # Of the structure no more is asked than what all patterns have in common, so that programs are shared.
+        # The cut keeps only what all patterns have in common, so that programs are shared.
         return dataclasses.replace(units, structure=NM(self.n, self.m), rule=rule)
 
     def matrix_units(self) -> MatrixUnits:

@@ -151,7 +151,7 @@ def test_killed_in_another_process_nothing_is_half_written_and_it_resumes(finish
 def test_resuming_a_finished_run_shows_its_tables(finished, capsys):
     assert cli.main(["compare", f"--out={finished}", "--resume", *OPTIONS]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "Weights left in the smallest layer, the fewest over 2 seeds" in out and "90 %" in out
+    assert "Kept weights in the smallest layer, the fewest over 2 seeds" in out and "90 %" in out
 
 
 @pytest.mark.parametrize(
