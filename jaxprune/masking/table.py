@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 
 import jax
 import rich.box
-import rich.console
 import rich.table
 
 from jaxprune.masking.share import kept_per_leaf
 from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.tables import as_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Summary:
             kept = "-" if row.kept is None else f"{row.kept:,}"
             share = "-" if row.sparsity is None else f"{row.sparsity:.2%}"
             table.add_row(row.path, shape, f"{row.total:,}", kept, share)
-        return as_text(table)
+        return as_text(table, width=120)
 
     __repr__ = __str__
 
@@ -107,12 +106,3 @@ def summary(params: PyTree, masks: PyTree) -> Summary:
         shape = tuple(getattr(leaf, "shape", ()))
         rows.append(LayerSummary(path, shape, left, math.prod(shape)))
     return Summary(tuple(rows))
-
-
-def as_text(table: rich.table.Table, width: int = 120) -> str:
-    """The table as plain text of at most this many columns."""
-    # A file of its own: the table is the same in a terminal, a notebook and a log.
-    console = rich.console.Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(table)
-    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
-    return "\n".join(lines).strip("\n")
