@@ -51,6 +51,13 @@ def test_random_masks_take_their_key_by_keyword():
         jp.sparse_training.random_masks(params, 0.75)
 
 
+def test_shuffled_masks_take_their_key_by_keyword():
+    masks, key = {"w": jnp.arange(12).reshape(3, 4) < 5}, jax.random.key(0)
+    with pytest.warns(DeprecationWarning, match=r"`shuffle_masks\(key, \.\.\.\)` is deprecated"):
+        old = jp.shuffle_masks(key, masks)
+    chex.assert_trees_all_equal(old, jp.shuffle_masks(masks, key=key))
+
+
 def test_unit_scores_are_normalized_by_nothing_with_none():
     params = {"up": jnp.arange(4.0)[None], "down": jnp.ones((4, 1))}
     groups = jp.find_groups(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 1)))

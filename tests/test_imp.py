@@ -244,7 +244,7 @@ def test_controls_run_from_the_same_masks():
 
     def control(mask_key, masks):
         fresh = state_of().replace(params=params_of(7))
-        return imp.train(jax.random.key(9), fresh, jp.shuffle_masks(mask_key, masks))
+        return imp.train(jax.random.key(9), fresh, jp.shuffle_masks(masks, key=mask_key))
 
     states, rows = jax.jit(jax.vmap(control))(jax.random.split(jax.random.key(1), 4), history.masks)
     np.testing.assert_array_equal(rows.kept, history.kept)

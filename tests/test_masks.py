@@ -317,7 +317,7 @@ def test_summary_reads_like_a_table():
 def test_shuffled_masks_keep_the_counts_of_each_layer_and_the_structure(structure):
     scores = {"a": jnp.arange(64.0).reshape(8, 8), "c": jnp.arange(32.0).reshape(4, 8), "bias": jnp.ones(8)}
     masks = jp.make_masks(scores, 0.5, scope="local", structure=structure)
-    shuffled = jax.jit(lambda k: jp.shuffle_masks(k, masks, structure))(jax.random.key(1))
+    shuffled = jax.jit(lambda k: jp.shuffle_masks(masks, structure, key=k))(jax.random.key(1))
     assert pruned_in(shuffled) == pruned_in(masks)
     assert not bool((shuffled["a"] == masks["a"]).all())
     if not isinstance(structure, jp.NM):
@@ -330,7 +330,7 @@ def test_shuffled_masks_keep_the_counts_of_each_layer_and_the_structure(structur
 @pytest.mark.slow
 def test_shuffled_places_are_uniform():
     masks = {"w": jnp.arange(8).reshape(2, 4) < 2}
-    drawn = jax.vmap(lambda k: jp.shuffle_masks(k, masks)["w"])(jax.random.split(jax.random.key(0), 2000))
+    drawn = jax.vmap(lambda k: jp.shuffle_masks(masks, key=k)["w"])(jax.random.split(jax.random.key(0), 2000))
     np.testing.assert_allclose(drawn.mean(0), 0.25, atol=0.04)
 
 

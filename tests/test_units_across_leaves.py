@@ -119,7 +119,8 @@ def test_shuffled_masks_keep_units_together():
     masks = jp.make_masks(PARAMS, 0.5, structure=Linked())
     arrays = {**masks, "c": True}
     assert all(
-        len(kept_units(jp.shuffle_masks(jax.random.key(seed), arrays, Linked()))) == 2 for seed in range(3)
+        len(kept_units(jp.shuffle_masks(arrays, Linked(), key=jax.random.key(seed)))) == 2
+        for seed in range(3)
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -85,7 +84,10 @@ def trace_programs(settings: Settings, data: Data) -> Traced:
         return jax.vmap(jax.random.fold_in, (0, None))(of_seeds, round)
 
     reinitialize = jax.jit(lambda round: jax.vmap(fresh)(fold(streams.reinitialized, round)))
-    at_random = functools.partial(jp.shuffle_masks, structure=imp.structure)
+
+    def at_random(key: jax.Array, masks: PyTree) -> PyTree:
+        return jp.shuffle_masks(masks, imp.structure, key=key)
+
     shuffle = jax.jit(lambda masks, round: jax.vmap(at_random)(fold(streams.random, round), masks))
 
     def train(of_seeds: jax.Array, states: TrainState, masks: PyTree) -> Round:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune.deprecated import key_was_first
 from jaxprune.masking.program import pruned_units
 from jaxprune.params import PyTree
 from jaxprune.structures import Structure, Unstructured
@@ -15,16 +16,17 @@ from jaxprune.structures.structure import Cut
 from jaxprune.tree_nodes import leaves_of
 
 
-def shuffle_masks(key: jax.Array, masks: PyTree, structure: Structure = Unstructured()) -> PyTree:
+@key_was_first
+def shuffle_masks(masks: PyTree, structure: Structure = Unstructured(), *, key: jax.Array) -> PyTree:
     """Prunes the same number of units of each leaf, at random positions.
 
     This is the control for the question whether it matters which weights of a layer are kept: only the number
     of pruned units of each layer remains.
 
     Args:
-      key: a `jax.random.key`.
       masks: tree of bool arrays; scalars remain as they are.
       structure: the structure that the masks were made with; its units are shuffled.
+      key: a `jax.random.key`.
 
     Returns:
       Tree like `masks`.
@@ -36,7 +38,7 @@ def shuffle_masks(key: jax.Array, masks: PyTree, structure: Structure = Unstruct
       >>> import jax, jax.numpy as jnp
       >>> import jaxprune as jp
       >>> masks = {"w": jnp.arange(12).reshape(3, 4) < 5, "bias": True}
-      >>> shuffled = jp.shuffle_masks(jax.random.key(0), masks)
+      >>> shuffled = jp.shuffle_masks(masks, key=jax.random.key(0))
       >>> int(shuffled["w"].sum()), shuffled["bias"]
       (5, True)
 
