@@ -37,7 +37,8 @@ def make_masks(
       sparsity: share of the units to prune in all, in [0, 1): a float, a scalar array (also traced), or a
         tree of floats like `scores` (an allocation: each leaf its own share, whatever the scope).
       scope: "global" compares the units of all leaves, "local" takes the same share of each leaf.
-      structure: what a unit is: `Unstructured()`, `NM(n, m)`, `Block(shape)`, `Channels()` or `Layers()`.
+      structure: what a unit is: `Unstructured()`, `NM(n, m)`, `Block(shape)`, `Channels()`, `Layers()`, or
+        `Coupled(groups)` for units that lie across leaves.
       where: tree of bools (or a prefix of one, or a function that gives it), the leaves to prune; None for
         `prunable(scores)`.
       prior: masks whose pruned units stay pruned.
