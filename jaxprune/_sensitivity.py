@@ -27,6 +27,7 @@ from jaxprune.scores._gradients import checked_loss, split_floats
 from jaxprune.scores._scorer import call_score
 from jaxprune.selection import count_to_prune
 from jaxprune.structures import Structure, Unstructured
+from jaxprune.structures.by_leaf import check_by_leaf
 from jaxprune.tables import as_text
 from jaxprune.whole_numbers import check_whole
 
@@ -183,6 +184,7 @@ def sensitivity(
     References:
       Li et al., Pruning Filters for Efficient ConvNets, 2016, arXiv:1608.08710.
     """
+    check_by_leaf(structure, "sensitivity prunes one leaf at a time")
     criterion = Criterion(structure, where=where)
     grid = _checked_grid(sparsities, structure)
     check_whole(chunk=chunk)

@@ -37,7 +37,8 @@ def make_masks(
       sparsity: fraction of all units to prune, in [0, 1): a float, a scalar array (may be traced), or a tree
         of floats like `scores` (an allocation: each leaf has its own sparsity, whatever the scope).
       scope: "global" ranks the units of all leaves together, "local" prunes the same fraction of each leaf.
-      structure: how weights form units: `Unstructured()`, `NM(n, m)`, `Block(shape)`, `Channels()`, `Layers()`.
+      structure: how weights form units: `Unstructured()`, `NM(n, m)`, `Block(shape)`, `Channels()`, `Layers()`,
+        or `Coupled(groups)` for units that span several leaves.
       where: the leaves to prune: a tree of bools, a prefix of one, or a function that returns one; None for
         `prunable(scores)`.
       prior: masks whose pruned units remain pruned.

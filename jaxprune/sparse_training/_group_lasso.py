@@ -15,6 +15,7 @@ from jaxprune.meshes import placed_like
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.scores._unit_norm import l2_of_units
 from jaxprune.structures import Channels, LeafStructure
+from jaxprune.structures.by_leaf import check_by_leaf
 from jaxprune.transforms._masked import check_given
 from jaxprune.transforms._placeholder import mappable
 
@@ -59,6 +60,7 @@ def group_penalty(
       Yuan, Lin, Model selection and estimation in regression with grouped variables, 2006.
       Wen et al., Learning Structured Sparsity in Deep Neural Networks, 2016, arXiv:1608.03665.
     """
+    check_by_leaf(structure, "the penalty sums over leaves")
     paths, leaves, _ = flatten_with_paths(params)
     total = jnp.zeros([], jnp.float32)
     for i in prunable_leaves(params, where):
@@ -116,6 +118,7 @@ def group_lasso(
     if not strength >= 0:
         raise ValueError(f"`strength` must be at least 0, got {strength}.")
 
+    check_by_leaf(structure, "the step shrinks the units of each leaf by themselves")
     criterion = Criterion(structure, where=where)
 
     def init_fn(params: PyTree) -> GroupLassoState:

@@ -102,6 +102,14 @@ def cut_by_leaf(
     return LeafUnits(structure, names, shapes, rule or Highest())
 
 
+def check_by_leaf(structure: Any, what: str) -> None:
+    """Raises TypeError for a structure whose units may lie across leaves, where `what` needs them within one."""
+    if not callable(getattr(structure, "unit_scores", None)):
+        raise TypeError(
+            f"`structure` must have its units within one leaf each, such as Channels(), got {structure!r}: {what}."
+        )
+
+
 def matrix_leaf(shape: Shape) -> Leaf:
     """A leaf of this shape, for the units of a matrix that is not a leaf of a tree."""
     return Leaf("matrix", (), jax.ShapeDtypeStruct(shape, jnp.float32), None)

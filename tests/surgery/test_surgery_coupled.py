@@ -273,6 +273,50 @@ def test_vmapped_scanned_and_sharded_masks_are_those_of_one_array(groups):
     assert "all-gather" not in text or "f32[64,4]" not in text.split("all-gather", 1)[1].split("\n", 1)[0]
 
 
+SPARSE = {
+    "ste": lambda tx, s: jp.sparse_training.ste(tx, 0.5, structure=s),
+    "rigl": lambda tx, s: jp.sparse_training.rigl(
+        tx, 0.5, every=1, end=9, structure=s, key=jax.random.key(0)
+    ),
+    "set": lambda tx, s: jp.sparse_training.set(tx, 0.5, every=1, end=9, structure=s, key=jax.random.key(0)),
+    "movement": lambda tx, s: jp.sparse_training.movement(tx, jp.schedules.constant(0.5), structure=s),
+    "ac_dc": lambda tx, s: jp.sparse_training.ac_dc(tx, 0.5, begin=0, end=3, every=1, structure=s),
+}
+
+
+@pytest.mark.slow_beyond(1)
+@pytest.mark.parametrize("method", SPARSE)
+def test_sparse_training_moves_whole_units(method, groups):
+    tx = SPARSE[method](optax.sgd(0.01), jp.Coupled(groups))
+
+    @jax.jit
+    def step(carry, _):
+        params, state = carry
+        gradient = jax.grad(lambda p: jnp.sum(unit(p, X) ** 2))(params)
+        updates, state = tx.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (_, state), _ = jax.lax.scan(step, (PARAMS, tx.init(PARAMS)), length=3)
+    assert jp.plan_from_masks(groups, jp.get_masks(state)).widths["up"] == (2, 2)
+
+
+def test_what_works_leaf_by_leaf_says_so(groups):
+    structure = jp.Coupled(groups)
+    with pytest.raises(TypeError, match="sensitivity prunes one leaf at a time"):
+        jp.sensitivity(lambda p, x: jnp.sum(unit(p, x)), PARAMS, X, sparsities=(0.5,), structure=structure)
+    with pytest.raises(TypeError, match="units within one leaf each"):
+        jp.sparse_training.group_lasso(optax.sgd(0.1), 0.1, learning_rate=0.1, structure=structure)
+    with pytest.raises(TypeError, match="units within one leaf each"):
+        jp.sparse_training.group_penalty(PARAMS, structure)
+
+
+def test_in_an_allocation_a_group_takes_the_share_of_its_first_leaf(groups):
+    masks = jp.make_masks(
+        PARAMS, {"b": 0.25, "up": 0.5, "down": 0.5, "out": 0.5}, structure=jp.Coupled(groups)
+    )
+    assert kept_units(masks) == [0, 1, 3]
+
+
 def test_plan_from_masks_names_what_is_masked_in_part(groups):
     full = {"up": True, "b": True, "down": True, "out": True}
     assert jp.plan_from_masks(groups, full).small_shapes["up"] == (2, 4)

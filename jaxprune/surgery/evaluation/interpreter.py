@@ -16,7 +16,7 @@ from jaxprune.surgery.inference.analysis import passes_whole
 from jaxprune.surgery.inference.axes import Axes, size_of
 from jaxprune.surgery.inference.frames import Frame
 from jaxprune.surgery.inference.kept import Keep
-from jaxprune.surgery.inference.rules import RULES, take_kept
+from jaxprune.surgery.inference.rules import RULES, Reduction, take_kept
 from jaxprune.surgery.inference.rules.rule import kept_shape
 
 
@@ -75,6 +75,13 @@ class Masked(Small):
     def equation(self, frame: Frame, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
         return bind(eqn, self.mask_reduced(frame, eqn, args))
 
+    def reductions(
+        self, eqn: JaxprEqn, found: Sequence[Reduction], args: Sequence[Any]
+    ) -> Sequence[Reduction]:
+        """Those of an equation's reductions that are to be masked."""
+        del eqn, args
+        return found
+
     def mask_reduced(self, frame: Frame, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
         """The operands with the identity of the reduction in place of removed units."""
         args = list(args)
@@ -82,7 +89,7 @@ class Masked(Small):
         if rule is None or rule.reduces is None:
             return args
         ins = frame.ins(eqn)
-        for operand, dimensions, identity in rule.reduces(eqn, ins):
+        for operand, dimensions, identity in self.reductions(eqn, rule.reduces(eqn, ins), args):
             axes = ins[operand]
             for dim in dimensions:
                 if self.keep.cuts([axes[dim]]):

@@ -9,25 +9,41 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
+from jaxprune.jaxprs.flops import PRODUCTS
 from jaxprune.surgery.evaluation.interpreter import Masked
 from jaxprune.surgery.inference.axes import Axes
 from jaxprune.surgery.inference.frames import Frame
-from jaxprune.surgery.inference.rules.rule import one, zero
+from jaxprune.surgery.inference.rules.rule import Reduction, one, zero
 
 # Functions with a pole or that overflow, and operands where they have neither. What comes out at a pruned unit
-# reaches no kept one, but in the gradient 0 times inf would be NaN.
+# reaches no kept one, but 0 times inf would be NaN, in a product or in a gradient.
 _HARMLESS: Mapping[str, tuple[tuple[int, Callable[[Any], Any]], ...]] = MappingProxyType(
     {
         **dict.fromkeys(("exp", "exp2", "expm1", "sinh", "cosh", "tan", "atanh", "log1p"), ((0, zero),)),
         **dict.fromkeys(("log", "rsqrt", "sqrt", "cbrt", "integer_pow", "acosh"), ((0, one),)),
+        **dict.fromkeys(("lgamma", "digamma"), ((0, one),)),
         "div": ((1, one),),
         "pow": ((0, one), (1, one)),
     }
 )
 
 
+# These put an identity that may be infinite where all units before a pruned one are pruned.
+_CUMULATIVE = frozenset(("cummax", "cummin", "cumlogsumexp"))
+
+
 class MaskedTraining(Masked):
-    """Evaluates the full arrays as `Masked` does, with harmless numbers at pruned units where poles are near."""
+    """Evaluates the full arrays as `Masked` does, with harmless numbers at pruned units where poles are near.
+
+    So numbers at pruned units are finite, and of a product's operands it is enough to mask the smaller one.
+    """
+
+    def reductions(
+        self, eqn: JaxprEqn, found: Sequence[Reduction], args: Sequence[Any]
+    ) -> Sequence[Reduction]:
+        if eqn.primitive.name in PRODUCTS:
+            return [min(found[::-1], key=lambda reduction: args[reduction.operand].size)]
+        return found
 
     def equation(self, frame: Frame, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
         args = list(args)
@@ -36,7 +52,11 @@ class MaskedTraining(Masked):
             if self.keep.cuts(axes):
                 value = args[place]
                 args[place] = jnp.where(self._kept(axes), value, harmless(value.dtype))
-        return super().equation(frame, eqn, args)
+        results = super().equation(frame, eqn, args)
+        if eqn.primitive.name in _CUMULATIVE:
+            axes = frame.of(eqn.outvars[0])
+            results = [jnp.where(self._kept(axes), x, jnp.zeros_like(x)) for x in results]
+        return results
 
     def _kept(self, axes: Axes) -> Any:
         kept: Any = True
