@@ -1,4 +1,4 @@
-"""Compensation: the weights that stay are refitted so that they make up for the units that go."""
+"""Compensation: the kept weights are refitted so that they compensate the removed units."""
 
 from __future__ import annotations
 
@@ -46,35 +46,39 @@ def compensate(
 ) -> PyTree:
     r"""Refits the weights that lose inputs, from calibration batches, in one pass through the model.
 
-    A weight W0 whose inputs X lose the units that the plan removes gets, in the rows K that it keeps,
-    $\min \|X_K W_K - X W_0\|^2 + \text{damping} \sum_i \|x_i\|^2 \|W_i - W_{0,i}\|^2$. Layer by layer: $X_K$ are
-    the inputs in the pruned and refitted model so far, X the same with the removed units still there (the two
-    run side by side). So a layer makes up for what it loses itself, and for what norms before it lose.
+    Let W0 be a weight whose inputs X include units that the plan removes, and K the rows that it keeps. The new
+    rows minimize $\|X_K W_K - X W_0\|^2 + \text{damping} \sum_i \|x_i\|^2 \|W_i - W_{0,i}\|^2$. The model is
+    refitted layer by layer: $X_K$ are the inputs in the model that is pruned and refitted so far, and X the inputs
+    in the same model with the removed units still present. The two models run side by side. So a layer compensates
+    its own removed inputs, and the changes that the removal causes in the norms before it.
 
-    Weights that lose no input keep their values, but for what the plan removes. So do those that
-    `prunable` leaves out, and those with a second use of another kind, such as tied embeddings, where a refit
-    for one use would spoil the other.
+    Weights that lose no input keep their values, except for the entries that the plan removes. The same holds for
+    weights that `prunable` leaves out, and for weights with a second use of another kind, such as tied
+    embeddings: a refit for one use would harm the other.
 
     Args:
       fn: the function that was analysed.
       params: the full parameters, as arrays.
-      plan: what to remove.
+      plan: the units to remove.
       batches: iterable of batches of one shape: each a tuple of inputs, or one input.
-      damping: what is added to the diagonal of $X^T X$ for changes of a weight, relative to each of its entries.
-      row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
-      on_layer: is called with a `LayerResult` for each weight that loses inputs: its error on these batches
-        relative to $\|X W_0\|^2$, and the share of its inputs that go.
+      damping: penalty on changes of a weight; it is added to the diagonal of $X^T X$, relative to each of its
+        entries.
+      row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
+      on_layer: function that is called with a `LayerResult` for each weight that loses inputs: its error on these
+        batches relative to $\|X W_0\|^2$, and the fraction of its inputs that are removed.
       progress: whether to show a progress bar.
 
     Returns:
-      The full parameters with what the plan removes set to zero: `plan.shrink` gives the small ones.
+      The full parameters, with zeros at the entries that the plan removes. `plan.shrink` makes the small parameters
+      from them.
 
     Raises:
-      ValueError: parameters that the plan was not made for; a negative `damping`; what `jp.calibrate` raises.
-      TypeError: parameters that are tracers.
+      ValueError: if the plan was not made for these parameters; if `damping` is negative; in the cases in which
+        `jp.calibrate` raises one.
+      TypeError: if the parameters are tracers.
 
     Warns:
-      UserWarning: kept weights whose inputs are 0 in every row: they keep their values.
+      UserWarning: if kept weights have inputs that are 0 in every row. These weights keep their values.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -115,7 +119,7 @@ def compensate(
 
 
 class _Products(NamedTuple):
-    """Products of a site's inputs in the pruned and refitted model with those that it has with all units there."""
+    """Products of a site's inputs in the pruned and refitted model with its inputs in the model with all units."""
 
     here: jax.Array  # X_K^T X_K
     cross: jax.Array  # X_K^T X
@@ -124,13 +128,13 @@ class _Products(NamedTuple):
 
 
 def _same(moments: Moments) -> _Products:
-    """The products where the pruned model has the inputs of the one with all units."""
+    """The products if both models have the same inputs."""
     xtx = moments.xtx()
     return _Products(xtx, xtx, xtx, moments.unseen)
 
 
 class _Refit:
-    """The weights on their way, and the models that they are seen in."""
+    """The weights while they are refitted, and the two models that they are part of."""
 
     def __init__(
         self,
@@ -151,7 +155,7 @@ class _Refit:
             _masked(value, leaves[leaf]) if leaf in leaves else value
             for leaf, value in enumerate(model.values)
         ]
-        self.alive = model.stream()  # removed units are still there, but as inputs of refitted weights
+        self.alive = model.stream()  # removed units are present, except as inputs of refitted weights
         self.pruned = model._replace(values=pruned).stream()
         self.shared = shared_moments(model)
         self.unseen: dict[int, int] = {}  # kept weights of a leaf whose inputs are always 0
@@ -178,7 +182,7 @@ class _Refit:
         if seen and not fits:
             check_row_weights(self.model.row_weights)
         found = {self.model.paths[leaf]: (n, self.weights[leaf].size) for leaf, n in self.unseen.items()}
-        warn_of_unseen(found, "Those that are kept keep their values", stacklevel=3)
+        warn_of_unseen(found, "The kept ones among them keep their values", stacklevel=3)
         return {
             self.model.paths[leaf]: jax.device_put(w, self.model.values[leaf].sharding)
             for leaf, w in self.weights.items()
@@ -192,7 +196,7 @@ class _Refit:
         return whole and not bool((rows | ~outputs.any(1, keepdims=True)).all())
 
     def _kept(self, use: Use) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Which inputs and outputs of a weight are kept, and whether that says all."""
+        """Which inputs and outputs of a weight are kept, and whether these two masks make up the whole mask."""
         mask = use.matrix.of(np.ascontiguousarray(self.masks[use.leaf]))
         rows, outputs = np.any(mask, axis=2, keepdims=True), np.any(mask, axis=1, keepdims=True)
         return rows[:, :, 0], outputs[:, 0, :], bool(np.all(mask == (rows & outputs)))
@@ -249,7 +253,7 @@ def _kept_unit_norm(gram: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Ar
 def _refitted(
     w0: jax.Array, gram: jax.Array, cross: jax.Array, rows: jax.Array, factor: jax.Array, norms: jax.Array
 ) -> jax.Array:
-    """W0 with the rows that stay refitted, the others zero; an output that gets no better is left as it is."""
+    """W0 with the kept rows refitted and the others zero; an output that does not improve keeps its weights."""
     multiply = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     missing = jnp.where(rows[:, None], cross - jnp.where(rows[None, :], gram, 0.0), 0.0)
     scale = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1.0), 0.0)[:, None]
@@ -257,7 +261,7 @@ def _refitted(
     left = jnp.where(rows[:, None], w0, 0.0)
     wanted = multiply(cross, w0)
 
-    def error(w):  # but for what no w changes
+    def error(w):  # without the term that does not depend on w
         return jnp.sum(w * (multiply(gram, w) - 2 * wanted), axis=0)
 
     new = left + change

@@ -1,4 +1,4 @@
-"""Groups: the units of a model that must be removed together, and what can't be removed and why."""
+"""Groups: the units of a model that must be removed together, and the axes that can't lose units, with the reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxprune.tables import Row, folded, listed, table_text, times
 
 
 class Member(NamedTuple):
-    """An axis of a parameter that holds units of a group; `layout` shows their place in a composed axis."""
+    """An axis of a parameter that has units of a group; `layout` shows their place in a composed axis."""
 
     path: str
     axis: int
@@ -27,9 +27,9 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Units that are kept or pruned together: slice i of every member.
+    """Units that are kept or pruned together: unit i is slice i of every member.
 
-    A group equals its name and has the same hash, so it may stand wherever a name is asked for:
+    A group equals its name and has the same hash, so it can be used wherever the name of a group is expected:
     `scores[group]`, `group in groups`, `plan_units(groups, {group: mask})`.
     """
 
@@ -53,7 +53,7 @@ class Group:
 
 
 class Frozen(NamedTuple):
-    """Axes of parameters that can't lose units, and why."""
+    """Axes of parameters that can't lose units, and the reason."""
 
     reason: str
     members: tuple[Member, ...]
@@ -61,14 +61,14 @@ class Frozen(NamedTuple):
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of a model, a mapping from their names; printing it shows a table.
+    """The groups of a model, as a mapping from their names to the groups; printing it shows a table.
 
     Iteration gives the groups, each of which equals its name: `list(groups) == list(groups.keys())`.
 
     Attributes:
       groups: the groups.
       frozen: the axes that can't lose units, by reason.
-      model, state, fn: what was analysed.
+      model, state, fn: the model, the state function and the function that were analysed.
     """
 
     groups: tuple[Group, ...]
@@ -117,15 +117,15 @@ class Groups:
         return tuple(group for atom in atoms for group in self.groups if group.atom is atom)
 
     def named(self, patterns: str | Iterable[str], argument: str) -> list[str]:
-        """Names of the groups that have these names, or a member whose path a pattern matches.
+        """Names of the groups that have one of these names, or a member whose path one of these patterns matches.
 
         Args:
-          patterns: names of groups, or regular expressions that match a whole path or a leading part of it, up
-            to a slash.
-          argument: where they come from, for error messages.
+          patterns: names of groups, or regular expressions. An expression must match a whole path, or a leading
+            part of it that ends before a slash.
+          argument: name of the argument that the patterns were passed as, for error messages.
 
         Raises:
-          ValueError: one that matches no group, or is no regular expression.
+          ValueError: if a pattern matches no group, or is not a regular expression.
         """
         names = []
         for pattern in (patterns,) if isinstance(patterns, str) else patterns:
@@ -135,7 +135,7 @@ class Groups:
                     expression = re.compile(f"(?:{pattern})(?:/.*)?")
                 except re.error as error:
                     raise ValueError(
-                        f"`{argument}` pattern {pattern!r} is no regular expression ({error})."
+                        f"`{argument}` pattern {pattern!r} is not a regular expression ({error})."
                     ) from None
                 found = [g.name for g in self if any(expression.fullmatch(m.path) for m in g.members)]
             if not found:
@@ -169,27 +169,28 @@ def _row(group: Group) -> Row:
 
 
 def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None = None) -> Groups:
-    """Finds the units of any function that must be removed together.
+    """Finds the units that must be removed together, in any function.
 
-    The function is traced once and every axis of every value is followed through its equations. A group is
-    a set of units that occurs in a parameter, that a contraction or reduction runs over, and that no input,
-    no output and no operation without a rule fixes. Parameters must make the units: copies of an input are
-    not offered, since zeroing the weights that read them does not remove them. What follows from constants
-    alone (a mask, a table, an index list) fixes nothing and is cut with the units that it meets.
+    The function is traced once, and every axis of every value is followed through the equations of the jaxpr. A
+    group is a set of units that occurs in a parameter, that a contraction or reduction runs over, and that no
+    input, no output and no operation without a rule fixes. The units must be computed by parameters: copies of
+    an input form no group, since zeroing the weights that read the copies does not remove them. A value that
+    depends on constants alone (a mask, a table, an index list) fixes no units; it is sliced together with the
+    units that it is combined with.
 
     Args:
       fn: function `fn(params, *inputs)`.
       params: pytree of arrays or `jax.ShapeDtypeStruct`s.
       *inputs: example inputs, pytrees of arrays or `jax.ShapeDtypeStruct`s; only shapes and dtypes matter.
-      state: function `(params, outputs) -> (state_in, state_out)` for models whose parameters hold a state
-        that the outputs give back (BatchNorm statistics in training, a KV cache). These outputs then do not
-        hold their axes fast, and state in and state out lose the same units.
+      state: function `(params, outputs) -> (state_in, state_out)` for models with a recurrent state: the state is
+        part of the parameters, and the function returns its new value (BatchNorm statistics in training, a KV
+        cache). These outputs then do not fix their axes, and `state_in` and `state_out` lose the same units.
 
     Returns:
-      The groups. Print them for a table of sizes, members, and what is frozen and why.
+      The groups. Printing them shows a table of sizes and members, and of the frozen axes with the reasons.
 
     Raises:
-      ValueError: two arrays of `params` have one path, or `state` gives trees that don't match.
+      ValueError: if two arrays of `params` have the same path, or `state` gives trees that don't match.
 
     Example:
       >>> import jax, jax.numpy as jnp

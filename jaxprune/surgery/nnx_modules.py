@@ -1,4 +1,4 @@
-"""NNX modules: slices a module's own variables and sets the sizes that its layers remember, or does nothing."""
+"""NNX modules: the variables of a module are sliced, and the sizes that its layers store are updated."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from jaxprune.surgery.nnx_sizes import sizes_of
 from jaxprune.surgery.planning.plan import Plan
 from jaxprune.surgery.slicing import shrink_leaf
 
-# Both functions run the same equations, mostly to the last bit: what differs by more has another size in it.
+# Both functions run the same equations, mostly to the last bit. A larger difference means that a size differs.
 _TOLERANCE = 1e-5
 
 
 def shrink_module(
     plan: Plan, module: nnx.Module, *inputs: Any, call: Callable[..., Any] | None = None
 ) -> None:
-    """Removes the units of a plan from an NNX module, in place, or raises and leaves it as it was.
+    """Removes the units of a plan from an NNX module, in place. If an error is raised, the module is unchanged.
 
-    The variables are sliced, and the sizes that flax's own layers keep beside them are set anew. Sizes then
-    count anew wherever the module computes with them: a LayerNorm divides by the new width and attention by
-    the root of the new head_dim, where `plan.compact` keeps the old divisors, as the masked model has them.
-    So the small module is run first, on random parameters and inputs, and compared with `plan.compact`. A
-    group that a norm runs over, or a head_dim, must be excluded from the plan, and a module that names sizes
-    in its own `__call__` (a reshape to fixed features) needs `plan.compact`.
+    The variables are sliced, and the sizes that Flax's own layers store beside them are updated. The module then
+    computes with the new sizes: a LayerNorm divides by the new width and attention by the root of the new
+    head_dim, whereas `plan.compact` divides by the old sizes, as the masked model does. The small module is
+    therefore first run on random parameters and inputs, and compared with `plan.compact`. A group that a norm runs
+    over, or a head_dim, must be excluded from the plan. A module whose `__call__` contains fixed sizes (a reshape
+    to fixed features) needs `plan.compact`.
 
     Args:
       plan: a plan for `nnx.state(module)`, or for a part of it (`nnx.state(module, nnx.Param)`).
       module: the full module.
-      *inputs: example inputs of the module, arrays or `jax.ShapeDtypeStruct`s. Without them those of
-        `find_groups`, which a plan that was read from a file does not have.
+      *inputs: example inputs of the module, arrays or `jax.ShapeDtypeStruct`s. By default the inputs that
+        `find_groups` was given; a plan that was read from a file does not have them.
       call: how the module is called, `(module, *inputs) -> outputs`. By default `module(*inputs)`.
 
     Raises:
-      ValueError: the plan was made for other variables, the inputs are not known, or the small module can't be
-        called or does not compute what `plan.compact` does.
+      ValueError: if the plan was made for other variables, if the inputs are not known, or if the small module
+        can't be called or does not compute what `plan.compact` computes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,14 +60,14 @@ def shrink_module(
     """
     graph, state = nnx.split(module)
     small_state = _shrunk(plan, state)
-    # A module shares its variables with its state: the copy is to have variables of its own.
+    # A module shares its variables with its state, but the copy needs variables of its own.
     copy = nnx.merge(graph, jax.tree.map(lambda x: x, small_state))
     changes = _new_sizes(plan, module, copy)
     _set(copy, changes)
     if not inputs and plan.inputs is None:
         raise ValueError(
-            "`inputs` are needed to check the small module, and this plan does not know any (it was read from "
-            "a file or made by hand): pass example inputs, shrink_module(plan, module, x)."
+            "`inputs` are needed to check the small module, and this plan has none, since it was read from a "
+            "file or made by hand. Pass example inputs: shrink_module(plan, module, x)."
         )
     _check(plan, call or _called, (graph, state), nnx.split(copy), inputs or plan.inputs or ())
     nnx.update(module, small_state)
@@ -79,15 +79,15 @@ def _called(module: Any, *inputs: Any) -> Any:
 
 
 def _shrunk(plan: Plan, state: PyTree) -> PyTree:
-    """The state with the parameters that the plan knows sliced."""
+    """The state, in which the parameters of the plan are sliced."""
     paths, leaves, treedef = flatten_with_paths(state)
     missing = sorted(plan.shapes.keys() - set(paths))
     if missing:
-        raise ValueError(f"`module` is not what the plan was made for: it lacks {missing[0]!r}.")
+        raise ValueError(f"`module` is not the module that the plan was made for: it lacks {missing[0]!r}.")
     for path, leaf in zip(paths, leaves, strict=True):
         if path in plan.shapes and np.shape(leaf) != plan.shapes[path]:
             raise ValueError(
-                f"`module` must be the full one: {path!r} has shape {np.shape(leaf)}, and "
+                f"`module` must be the full module: {path!r} has shape {np.shape(leaf)}, but shape "
                 f"{plan.shapes[path]} in the plan."
             )
     return jax.tree.unflatten(
@@ -117,7 +117,7 @@ class _Variables:
 
 
 def _new_sizes(plan: Plan, module: Any, small: Any) -> list[dict[str, Any]]:
-    """For each part of the module the sizes that change; what the full part has otherwise stays as it is."""
+    """For each part of the module the sizes that change; a size that the full part does not have is left unchanged."""
     changes = []
     for (path, part), (_, small_part) in zip(_parts(module), _parts(small), strict=True):
 
@@ -140,12 +140,12 @@ def _set(module: Any, changes: list[dict[str, Any]]) -> None:
 
 
 def _parts(module: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The modules inside a module, each once."""
+    """The modules inside a module, each of them once."""
     return ((path, part) for path, part in nnx.iter_graph(module) if isinstance(part, nnx.Module))
 
 
 def _check(plan: Plan, call: Callable, full: Any, small: Any, inputs: tuple[Any, ...]) -> None:
-    """Raises a ValueError unless the small module computes what the small function does."""
+    """Raises a ValueError unless the small module computes what the small function computes."""
     (graph, state), (small_graph, small_state) = full, small
     paths, leaves, treedef = flatten_with_paths(state)
     _, small_leaves, small_treedef = flatten_with_paths(small_state)
@@ -174,23 +174,25 @@ def _check(plan: Plan, call: Callable, full: Any, small: Any, inputs: tuple[Any,
         return [list(filter(is_array_leaf, jax.tree.leaves(f(params, *inputs)))) for f in (wanted, got)]
 
     compiled = jax.jit(outputs, compiler_options=QUICK_COMPILATION)
-    # Parameters as they are may hide a difference (a last layer of zeros), drawn ones may be out of range.
+    # The module's own parameters may hide a difference (a last layer of zeros), random ones may be out of range.
     for params in (drawn, own):
         try:
             with jax.default_matmul_precision("highest"):
                 expected, found = compiled(params)
         except Exception as error:  # the module's own code may raise anything
             raise ValueError(
-                "the module can't be shrunk in place: it, or its small form, can't be called with "
-                f"{_described(inputs)} ({type(error).__name__}: {error}). Where the module takes other inputs "
-                "than the function that was analysed, pass example inputs, or call=; where its code names "
-                "sizes, use plan.compact; in training mode, call .eval() before the groups are found, or pass "
+                "the module can't be shrunk in place: the full or the small module can't be called with "
+                f"{_described(inputs)} ({type(error).__name__}: {error}). If the module takes other inputs "
+                "than the function that was analysed, pass example inputs, or call=. If its code contains fixed "
+                "sizes, use plan.compact. If it is in training mode, call .eval() before find_groups, or pass "
                 "state= to find_groups."
             ) from error
         _compare(expected, found)
         if not any(bool(jnp.isnan(x).any()) for x in expected if jnp.issubdtype(x.dtype, jnp.inexact)):
             return
-    raise ValueError("the module can't be shrunk in place: it gives NaN, so that nothing can be compared.")
+    raise ValueError(
+        "the module can't be shrunk in place: its outputs are NaN, so they can't be compared with plan.compact."
+    )
 
 
 def _compare(expected: list[Any], found: list[Any]) -> None:
@@ -200,13 +202,13 @@ def _compare(expected: list[Any], found: list[Any]) -> None:
     if not difference <= max([_TOLERANCE, *roundings]):
         raise ValueError(
             f"the module can't be shrunk in place: its outputs would differ by {difference:.1e} from those of "
-            "plan.compact. A size that it computes with is not the old one: the width of a norm, a head_dim, a "
-            "mean over removed units. Exclude these groups from the plan, or use plan.compact."
+            "plan.compact. The module computes with a size that changes: the width of a norm, a head_dim, or the "
+            "number of units in a mean. Exclude these groups from the plan, or use plan.compact."
         )
 
 
 def _random(leaf: Any, numbers: np.random.Generator, is_input: bool) -> Any:
-    """An array like the leaf: parameters that are no special case, inputs of small numbers."""
+    """An array like the leaf: parameters without special values, inputs of small numbers."""
     if is_input and not isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     aval = as_abstract(leaf)

@@ -1,4 +1,4 @@
-"""The sizes that flax's NNX layers keep beside their variables, and where in the variables they are found."""
+"""The sizes that Flax's NNX layers store beside their variables, and how to read them off the variables."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Sizes = dict[str, Any]  # attribute -> value
 class View(Protocol):
     """The variables of a layer, by name; "a.b" is the variable b of its part a.
 
-    Stacked layers have further axes in front of those that the layer speaks of.
+    Variables of stacked layers have further axes in front of the axes that the layer itself describes.
     """
 
     def shape(self, name: str) -> tuple[int, ...]: ...
 
     def groups(self, name: str, number: int) -> int:
-        """How many of a number of equal groups of the last axis have something left."""
+        """The last axis is divided into `number` equal groups: how many of them keep at least one entry."""
         ...
 
 
 def sizes_of(layer: Any, view: View) -> Sizes:
-    """The sizes of a layer as its variables have them; none where it is no layer of flax's."""
+    """The sizes of a layer, read off its variables; empty if the layer is not one of Flax's."""
     for kind, read in _READERS:
         if isinstance(layer, kind):
             try:
@@ -90,7 +90,7 @@ def _group_norm(layer: Any, view: View) -> Sizes:
 
 
 def _of_features(layer: Any) -> str:
-    """The variable that a norm has for each feature; a norm without one gets an AttributeError in turn."""
+    """The variable with one entry per feature of a norm; reading it raises AttributeError if the norm has none."""
     return "scale" if getattr(layer, "scale", None) is not None else "bias"
 
 

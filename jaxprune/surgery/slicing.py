@@ -16,10 +16,10 @@ from jaxprune.meshes import is_explicit
 
 
 def shrink_leaf(path: str, leaf: Any, shape: Sequence[int], kept: Sequence[np.ndarray | None]) -> Any:
-    """Slices an array of a parameter's shape; axes of size 1 and scalars broadcast and stay as they are.
+    """Slices an array of a parameter's shape; axes of size 1 and scalars broadcast and are left unchanged.
 
     Raises:
-      ValueError: the array does not broadcast to the parameter.
+      ValueError: if the array does not broadcast to the parameter.
     """
     have = np.shape(leaf)
     if have == ():
@@ -48,7 +48,7 @@ def take(leaf: Any, kept: Sequence[np.ndarray | None]) -> Any:
 
 
 def _take(leaf: Any, index: np.ndarray, dim: int) -> Any:
-    """Where the mesh axes of an array are explicit, what comes out must be said: as before, if it divides."""
+    """Takes entries along an axis; with explicit mesh axes the result keeps its sharding if the new size divides."""
     if not is_explicit(leaf):
         return jnp.take(leaf, index, dim)
     sharding = jax.typeof(leaf).sharding
@@ -61,7 +61,7 @@ def _take(leaf: Any, index: np.ndarray, dim: int) -> Any:
 
 
 def on_host(leaf: Any) -> bool:
-    """Whether an array lies on one CPU device, where numpy needs no compilation."""
+    """Whether an array is on one CPU device, where NumPy can slice it without compilation."""
     return (
         isinstance(leaf, jax.Array)
         and not isinstance(leaf, Tracer)

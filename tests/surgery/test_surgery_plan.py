@@ -111,7 +111,7 @@ def test_ties_remove_the_first_units(mlp):
         ({"budget": "bytes"}, "`budget` must be one of"),
         ({"round_to": 0}, "`round_to` must be a positive"),
         ({"exclude": "conv"}, "matched no group"),
-        ({"exclude": "("}, "no regular expression"),
+        ({"exclude": "("}, "is not a regular expression"),
         ({"overrides": {"b1": 3}}, "is a fraction"),
         ({"score": {"w1": 1.0}}, "`score` must have the tree structure of the parameters"),
         ({"score": lambda p: jax.tree.map(lambda x: x * jnp.nan, p)}, "not finite"),

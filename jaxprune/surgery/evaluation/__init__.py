@@ -1,1 +1,1 @@
-"""Evaluation: the analysed function run anew, small, masked, watched or with its constants folded."""
+"""Evaluation: the analysed function is run again: small, masked, watched, or with its constants folded."""

@@ -20,7 +20,7 @@ from jaxprune.surgery.inference.model import KeptAxes, Model, State, analyse, ke
 def compact(
     fn: Callable, shapes: Mapping[str, tuple[int, ...]], kept: KeptAxes, state: State | None = None
 ) -> Callable:
-    """Function of small parameters that computes what `fn` computes with the units removed."""
+    """Makes the function of the small parameters that computes what `fn` computes with the units removed."""
     cache: dict[Any, tuple[Model, Keep]] = {}
 
     @functools.wraps(fn)
@@ -55,10 +55,10 @@ def run(model: Model, mode: Small, params: PyTree, inputs: tuple[Any, ...]) -> A
 
 
 def full_params(params: PyTree, shapes: Mapping[str, tuple[int, ...]], kept: KeptAxes) -> PyTree:
-    """The small parameters' tree with the full shapes, abstract.
+    """The tree of the small parameters with abstract leaves of the full shapes.
 
     Raises:
-      ValueError: a leaf does not have the shape that the plan gives it.
+      ValueError: if a leaf is not in the plan, or its shape differs from the small shape in the plan.
     """
     paths, leaves, treedef = flatten_with_paths(params)
     full = []
@@ -67,7 +67,7 @@ def full_params(params: PyTree, shapes: Mapping[str, tuple[int, ...]], kept: Kep
             full.append(leaf)
             continue
         if path not in shapes:
-            raise ValueError(f"`params` has {path!r}, which the plan does not know.")
+            raise ValueError(f"`params` has {path!r}, which is not in the plan.")
         small = tuple(n if m is None else int(m.sum()) for n, m in zip(shapes[path], kept[path], strict=True))
         if np.shape(leaf) != small:
             hint = " Pass `plan.shrink(params)`." if np.shape(leaf) == shapes[path] else ""

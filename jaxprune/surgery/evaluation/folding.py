@@ -1,4 +1,4 @@
-"""Folding: what removed units contribute as constants is moved into the biases that follow."""
+"""Folding: constant contributions of removed units are moved into the biases that follow."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Bias(NamedTuple):
 
 
 class _Value(NamedTuple):
-    """What the full model computes, and by how much the small one is less: `offset`, from `source`."""
+    """A value of the full model, and its difference from the small model: `offset`, which comes from `source`."""
 
     array: Any
     bias: _Bias | None = None
@@ -52,7 +52,7 @@ def fold_constants(
     state: State | None,
     tolerance: float,
 ) -> PyTree:
-    """The full parameters with biases that make up for removed units which are constants."""
+    """The full parameters, with biases that compensate removed units that are constants."""
     model = analyse(fn, params, inputs, state)
     paths, leaves, treedef = flatten_with_paths(params)
     folding = _Folding(keep_of(model, kept), tolerance)
@@ -65,7 +65,7 @@ def fold_constants(
     for value in folding.run(model.frame, args):
         folding.count(value)
         if value.offset is not None:
-            raise folding.refusal(value.source, "reaches an output, and no bias is added on the way")
+            raise folding.refusal(value.source, "reaches an output before a bias is added to it")
     for path in folding.deltas:
         if folding.uses[path] > 1:
             raise ValueError(
@@ -82,7 +82,7 @@ def fold_constants(
 
 @dataclass
 class _Folding:
-    """One run of the full model that follows what the small one lacks until a bias takes it."""
+    """One run of the full model that follows the contributions missing in the small one until they reach a bias."""
 
     keep: Keep
     tolerance: float
@@ -93,7 +93,7 @@ class _Folding:
         return ValueError(f"removed units can't be folded: what they add to {source} {why}.")
 
     def count(self, value: _Value) -> None:
-        """Notes that a parameter is used, if the value is one."""
+        """Counts a use of the parameter, if the value is a parameter."""
         if value.bias is not None:
             self.uses[value.bias.path] = self.uses.get(value.bias.path, 0) + 1
 
@@ -144,7 +144,7 @@ class _Folding:
     def _sum(
         self, frame: Frame, eqn: JaxprEqn, ins: Sequence[_Value], results: Sequence[Any]
     ) -> list[_Value]:
-        """A sum over units: the small model lacks the removed ones, and in kept ones their offsets."""
+        """A sum over units: the small model lacks the removed units, and the offsets of the kept ones."""
         axes = frame.ins(eqn)
         where = f"{eqn.primitive.name} at {frame.source(eqn)}"
         changed = [i for i, value in enumerate(ins) if value.offset is not None]
@@ -166,7 +166,7 @@ class _Folding:
         return [_Value(results[0], None, offset, where)]
 
     def _fold(self, bias: _Bias, offset: Any, result: Any, source: str) -> None:
-        """Solves layout(delta) = offset, where the layout broadcasts."""
+        """Solves layout(delta) = offset for delta, where the layout may broadcast."""
 
         def layout(x: Any) -> Any:
             return jnp.broadcast_to(bias.layout(x), offset.shape)
@@ -177,15 +177,15 @@ class _Folding:
         if not self._size(layout(delta) - offset) <= self.tolerance * self._size(result):  # NaN is refused
             raise self.refusal(
                 source,
-                f"is not one number for each entry of {bias.path!r}: they are not constants, or zero padding "
-                "ends them at the border",
+                f"is not one number for each entry of {bias.path!r}: either it is not constant, or zero padding "
+                "changes it at the border",
             )
         self.deltas[bias.path] = self.deltas.get(bias.path, 0) + delta
 
     def _check_unchanged(
         self, frame: Frame, index: int, eqn: JaxprEqn, arrays: list[Any], results: list[Any]
     ) -> None:
-        """Other reductions, loops and branches must not see removed units."""
+        """Raises unless other reductions, loops and branches give the same result without the removed units."""
         masked = Masked(self.keep)
         bodies = frame.calls.get(index, ())
         if bodies:
@@ -208,7 +208,7 @@ class _Folding:
                 raise self.refusal(where, "changes it in a way that no bias can")
 
     def _mask(self, axes: Axes, dims: Sequence[int] | None = None) -> Any:
-        """Where an array's units are kept, along some of its dimensions or all."""
+        """The mask of an array's kept units, along the given dimensions or all of them."""
         mask: Any = np.ones((1,) * len(axes), bool)
         for dim in range(len(axes)) if dims is None else dims:
             if self.keep.cuts([axes[dim]]):

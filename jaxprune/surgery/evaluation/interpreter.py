@@ -1,4 +1,4 @@
-"""The small and the masked model: the traced jaxpr, evaluated anew with what the axes say is kept."""
+"""The small and the masked model: the traced jaxpr is evaluated again, with the kept units of every axis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Small:
         self._touched: dict[int, bool] = {}
 
     def touches(self, frame: Frame) -> bool:
-        """Whether any value of a call is cut: what is not runs as it was written."""
+        """Whether any value of a call is cut. A call without cut values runs unchanged."""
         key = id(frame)
         if key not in self._touched:
             inner = (f for fs in frame.calls.values() for f in fs)
@@ -63,7 +63,7 @@ class Small:
 
 
 class Masked(Small):
-    """Evaluates the full arrays, with every reduction across units seeing its identity at removed ones."""
+    """Evaluates the full arrays; every reduction across units sees its identity at removed units."""
 
     def constant(self, value: Any, axes: Axes) -> Any:
         del axes
@@ -102,19 +102,19 @@ class Masked(Small):
 
 
 class _Values:
-    """The values of a call while it runs; constants stay whole until they are used."""
+    """The values of a call while it runs; constants are not sliced until they are used."""
 
     def __init__(self, frame: Frame, args: Sequence[Any], mode: Small):
         self.frame, self.mode = frame, mode
         self.values: dict[Any, Any] = dict(zip(frame.jaxpr.constvars, frame.consts, strict=True))
         self.values.update(zip(frame.jaxpr.invars, args, strict=True))
-        self.numbers: dict[Any, Any] = {}  # of constants that are one number everywhere
+        self.numbers: dict[Any, Any] = {}  # constants that are one number everywhere -> that number
 
     def whole(self, atoms: Sequence[Any]) -> list[Any]:
         return [atom.val if isinstance(atom, Literal) else self.values[atom] for atom in atoms]
 
     def cut(self, atoms: Sequence[Any], axes: Sequence[Axes], whole: Sequence[bool] = ()) -> list[Any]:
-        """Values for an equation that takes these axes, or some of its constants whole."""
+        """The operands of an equation, cut to these axes; constants that are flagged as `whole` are not cut."""
         out = []
         flags = whole or [False] * len(axes)
         for atom, value, of, as_it_is in zip(atoms, self.whole(atoms), axes, flags, strict=True):
@@ -140,7 +140,7 @@ class _Values:
 
 
 def evaluate(frame: Frame, args: Sequence[Any], mode: Small, whole: bool = False) -> list[Any]:
-    """Runs a call's jaxpr in a mode; results that are constant come out cut, or `whole`."""
+    """Runs a call's jaxpr in a mode; constant results are cut, unless `whole` is set."""
     values = _Values(frame, args, mode)
     for index, eqn in enumerate(frame.jaxpr.eqns):
         with context_of(eqn):

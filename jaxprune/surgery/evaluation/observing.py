@@ -1,4 +1,4 @@
-"""Sums over the operands of a model's equations, carried through its control flow in one run."""
+"""Totals over the operands of a model's equations, accumulated through its control flow in one run."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Observe = Callable[[Frame, JaxprEqn, Sequence[Any], Sequence[bool]], Totals]
 def observed(
     frame: Frame, args: Sequence[Any], flags: Sequence[bool], totals: Totals, observe: Observe
 ) -> tuple[list[Any], Totals]:
-    """Runs a call's jaxpr and adds up what `observe` sees at its equations, also inside scans and branches.
+    """Runs a call's jaxpr and adds up what `observe` returns for its equations, also inside scans and branches.
 
-    While loops and linear solvers run as they are: nothing is seen inside them.
+    While loops and linear solvers run unchanged: their equations are not observed.
 
     Args:
-      frame: the call, analysed.
-      args: its arguments.
-      flags: which of them depend on the model's inputs.
-      totals: what was added up before.
-      observe: looks at an equation.
+      frame: the analysed call.
+      args: the arguments of the call.
+      flags: which arguments depend on the model's inputs.
+      totals: the totals before this call.
+      observe: function of an equation that returns what to add to the totals.
 
     Returns:
       (the call's results, the totals).
@@ -73,7 +73,7 @@ def _observed_equation(
 
 
 def dependence(frame: Frame, flags: Sequence[bool]) -> tuple[list[bool], list[list[bool]]]:
-    """Which results of a call, and which operands of its equations, depend on arguments that are flagged."""
+    """Which results of a call, and which operands of its equations, depend on flagged arguments."""
     operands: list[list[bool]] = []
 
     def equation(index: int, eqn: JaxprEqn, ins: list[bool]) -> list[bool]:
@@ -97,7 +97,7 @@ def _dependence_of(bodies: Sequence[Frame], eqn: JaxprEqn, ins: list[bool]) -> l
 
 
 def _scan_dependence(body: Frame, eqn: JaxprEqn, ins: Sequence[bool]) -> list[bool]:
-    """The flags of a scan's arguments, those of the carry as they are after any number of steps."""
+    """The flags of a scan's arguments; the carry has the flags that hold after any number of steps."""
     consts, carry, xs = scan_parts(eqn, ins)
 
     def step(carry: list[bool]) -> list[bool]:

@@ -1,4 +1,4 @@
-"""Which units are kept, where that is known only when the function runs."""
+"""Masks of kept units that are known only when the function runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxprune.surgery.inference.kept import Keep
 
 
 class TracedKeep(Keep):
-    """Keep-masks of leaf atoms that may be traced: each atom that has one counts as cut, and no size changes."""
+    """Unit masks of leaf atoms that may be traced: each atom with a mask counts as cut, and no size changes."""
 
     def __init__(self, masks: Mapping[Atom, Any]):
         super().__init__()

@@ -15,8 +15,8 @@ from jaxprune.surgery.inference.axes import Axes
 from jaxprune.surgery.inference.frames import Frame
 from jaxprune.surgery.inference.rules.rule import Reduction, one, zero
 
-# Functions with a pole or that overflow, and operands where they have neither. What comes out at a pruned unit
-# reaches no kept one, but 0 times inf would be NaN, in a product or in a gradient.
+# Functions that have a pole or overflow, and operands at which they do not. The result at a pruned unit reaches no
+# kept unit, but in the gradient 0 times inf would be NaN.
 _HARMLESS: Mapping[str, tuple[tuple[int, Callable[[Any], Any]], ...]] = MappingProxyType(
     {
         **dict.fromkeys(("exp", "exp2", "expm1", "sinh", "cosh", "tan", "atanh", "log1p"), ((0, zero),)),

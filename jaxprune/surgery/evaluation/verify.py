@@ -1,4 +1,4 @@
-"""Verification of a plan on concrete numbers, by two oracles."""
+"""Verification of a plan on concrete numbers, against two reference functions."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from jaxprune.surgery.inference.rules import take_kept
 from jaxprune.tables import table_text
 
 _TOLERANCE = 1e-4
-_ROUNDINGS = 8  # of the narrowest float that a model computes with, by which it may be wrong
+_ROUNDINGS = 8  # tolerated error, in roundings of the narrowest float that a model computes with
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `plan.verify` saw; printing it shows a table.
+    """The result of `plan.verify`; printing it shows a table.
 
     Attributes:
       masked: largest difference between the small and the masked function, relative to the largest output;
-        infinite where an output is NaN on either side.
-      zeroed: the same against the original function on zeroed parameters.
-      tolerance: what counts as equal.
-      differences: the reductions, with their source lines, that see something else than their identity at
-        removed units when parameters are only zeroed.
-      explained: the same as `zeroed`, with these reductions masked in the original function, and no others.
+        infinite if an output is NaN on either side.
+      zeroed: the same difference between the small function and the original function on zeroed parameters.
+      tolerance: largest difference that counts as equal.
+      differences: the reductions, with their source lines, whose value at removed units is not their identity if
+        parameters are only zeroed.
+      explained: the same as `zeroed`, if these reductions, and no others, are masked in the original function.
     """
 
     masked: float
@@ -47,12 +47,12 @@ class Verification:
 
     @property
     def zeroing_is_removal(self) -> bool:
-        """Whether the original function on zeroed parameters computes the same as the small one."""
+        """Whether the original function on zeroed parameters computes the same as the small function."""
         return self.zeroed <= self.tolerance
 
     @property
     def ok(self) -> bool:
-        """Whether it equals the masked function, and the zeroed one where the named reductions are masked."""
+        """Whether the small function equals the masked one, and the zeroed one once the named reductions are masked."""
         return self.masked <= self.tolerance and min(self.zeroed, self.explained) <= self.tolerance
 
     def __str__(self) -> str:
@@ -85,11 +85,11 @@ def verify(
     """Compares the small function with the masked one and with `fn` on zeroed parameters.
 
     Args:
-      fn, params, inputs: the function that was analysed, its full parameters, concrete inputs.
-      kept_axes, state: the plan's.
-      shrink: the full parameters -> the small ones.
+      fn, params, inputs: the function that was analysed, its full parameters, and concrete inputs.
+      kept_axes, state: `kept` and `state` of the plan.
+      shrink: function from the full to the small parameters.
       masks: the plan as masks on the full parameters.
-      tolerance: largest error that counts as equal; None for what the floats of `fn` allow.
+      tolerance: largest error that counts as equal; None to choose it by the floats that `fn` computes with.
     """
     model = analyse(fn, params, inputs, state)
     keep = keep_of(model, kept_axes)
@@ -125,9 +125,9 @@ def _explain(
     original: Sequence[Any],
     kept: Callable[[Sequence[Any]], list[Any]],
 ) -> tuple[tuple[str, ...], float]:
-    """The reductions to mask so that the original function gives what the small one does, and how well.
+    """The reductions to mask so that the original function equals the small one, and the error that remains.
 
-    One compiled function serves all runs: which reductions it masks is an argument.
+    All runs use one compiled function, which takes the reductions to mask as an argument.
     """
     watched = Watched(model, keep)
     function = _compiled(
@@ -138,7 +138,9 @@ def _explain(
     )
     none = np.zeros(len(watched.places), bool)
     outs, _ = function(flags=none, level=np.float32(np.inf))
-    same = _error(kept(outs), original)  # the same function, so that what it explains is the original's
+    same = _error(
+        kept(outs), original
+    )  # it must be the same function as the original to explain its differences
     flags, error = none, float("inf")
     for level in (tolerance, 0.0):
         flags = np.asarray(function(flags=none, level=np.float32(level))[1]) > level
@@ -158,7 +160,7 @@ def _explain(
 def _compiled(
     function: Callable, params: PyTree, inputs: tuple[Any, ...], options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """The function of the arrays among its arguments, compiled; what is no array stays out of `jit`."""
+    """The compiled function of the arrays among its arguments; other leaves are not passed through `jit`."""
     leaves, treedef = jax.tree.flatten((params, inputs))
     arrays = [x if is_array_leaf(x) else None for x in leaves]
 
@@ -185,13 +187,13 @@ def _dtypes(frame: Frame) -> Iterator[Any]:
 
 
 def _rounding(dtype: Any) -> float:
-    """The spacing of a type's numbers at 1, of those narrower than float32."""
+    """The spacing of a dtype's numbers at 1, for floats narrower than float32; 0 for other dtypes."""
     is_float = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
     return float(jnp.finfo(dtype).eps) if is_float and jnp.finfo(dtype).bits < 32 else 0.0
 
 
 def _error(a: Sequence[Any], b: Sequence[Any]) -> float:
-    """Largest relative difference of known outputs; infinite where one is NaN, and for other shapes."""
+    """Largest relative difference of the outputs; infinite if one of them is NaN or the shapes differ."""
     a, b = [jnp.asarray(x) for x in a], [jnp.asarray(x) for x in b]
     if [x.shape for x in a] != [x.shape for x in b] or any(map(_has_nan, (*a, *b))):
         return float("inf")

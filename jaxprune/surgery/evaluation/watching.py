@@ -1,4 +1,4 @@
-"""The full function with some of its reductions masked, and what masking each of them changes."""
+"""The full function with some of its reductions masked, and the change that masking each of them makes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from jaxprune.surgery.inference.rules import RULES, take_kept
 
 Errors = dict[int, Any]  # number of a reduction -> largest relative change
 
-# A check runs once or twice: it is compiled quickly and not to be fast.
+# A check runs once or twice, so a short compilation matters more than a fast program.
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Place(NamedTuple):
-    """A reduction over an axis that loses units; each call of a function has its own."""
+    """A reduction over an axis that loses units; each call of a function has places of its own."""
 
     frame: Frame
     number: int  # of the equation
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 class Watched:
     """A model whose reductions over removed units can be masked one by one, by flags that may be traced.
 
-    It runs the equations as they are written, on full arrays; nothing is cut.
+    The equations run as they are written, on full arrays; no array is cut.
     """
 
     def __init__(self, model: Model, keep: Keep):
@@ -53,12 +53,12 @@ class Watched:
         self._inside: dict[int, tuple[int, ...]] = {}
 
     def __call__(self, params: Any, inputs: Any, flags: Any, level: Any) -> tuple[list[Any], jax.Array]:
-        """Runs the function with a reduction masked where its flag is set, or where that changes much.
+        """Runs the function; a reduction is masked if its flag is set, or if masking changes its result by much.
 
         Args:
           params, inputs: as the function was analysed with.
-          flags: bool array, one for each of `places`.
-          level: a reduction is also masked where this changes its result by more.
+          flags: bool array with an entry for each of `places`.
+          level: a reduction is also masked if masking changes its result by more than this.
 
         Returns:
           (the outputs, for each place the largest change that masking it makes or would make).
@@ -72,7 +72,7 @@ class Watched:
         return self._numbers.get((id(frame), index))
 
     def inside(self, frame: Frame) -> tuple[int, ...]:
-        """Numbers of the places in a call and in those that it makes."""
+        """Numbers of the places in a call and in the calls inside it."""
         if id(frame) not in self._inside:
             own = (self.number(frame, i) for i in range(len(frame.jaxpr.eqns)))
             deeper = (n for bodies in frame.calls.values() for body in bodies for n in self.inside(body))
@@ -162,7 +162,7 @@ class _Run:
         return lax.switch(args[0], [run(branch) for branch in branches], *args[1:])
 
     def _while(self, bodies: Sequence[Frame], eqn: JaxprEqn, args: list[Any]) -> tuple[Sequence[Any], Errors]:
-        """Binds the primitive itself: a loop that was vmapped has a predicate for each member of the batch.
+        """Binds the primitive itself, since a vmapped loop has a predicate for each member of the batch.
 
         The condition is watched in the body, before each step, and once more at the end.
         """
@@ -171,7 +171,7 @@ class _Run:
         numbers = sorted({*self.watched.inside(cond), *self.watched.inside(body)})
         shape = shape_of(cond.jaxpr.outvars[0])
 
-        # A jaxpr of a loop holds no traced values of the outside: flags and level are arguments like the rest.
+        # The jaxpr of a loop can't capture traced values from outside, so flags and level are arguments too.
         def goes_on(flags, level, consts, state):
             state, _ = state
             return _Run(self.watched, flags, level).call(cond, [*consts, *state])[0][0]
@@ -214,10 +214,10 @@ def _larger(a: Mapping[int, Any], b: Mapping[int, Any]) -> Errors:
 
 
 def largest_difference(a: Sequence[Any], b: Sequence[Any]) -> jax.Array:
-    """Largest difference of the arrays, each relative to the largest finite entry of the second.
+    """Largest difference between the arrays, relative to the largest finite entry of the second array of each pair.
 
-    What is the same on both sides, infinity and NaN too, is no difference; NaN on one side is infinitely far.
-    Whole numbers and bools differ by 1 or not at all.
+    Equal entries have the difference 0, also infinities and NaN; NaN on one side only is an infinite difference.
+    Whole numbers and bools differ by 1 or 0.
     """
     errors = [_difference(x, y) for x, y in zip(a, b, strict=True) if x.size]
     return functools.reduce(jnp.maximum, errors, jnp.zeros((), jnp.float32))

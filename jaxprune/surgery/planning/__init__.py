@@ -1,1 +1,1 @@
-"""Planning: which units are removed, and what that makes of parameters and optimizer states."""
+"""Planning: which units are removed, and the small parameters and optimizer states that follow from it."""

@@ -1,4 +1,4 @@
-"""A budget of units, parameters or FLOPs: what a plan must remove to meet it, in exact numbers."""
+"""A budget of units, parameters or FLOPs: the exact amount that a plan must remove to meet it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Removal = Mapping[Group, int]  # units that each group loses
 
 @dataclass(frozen=True)
 class Budget:
-    """What is counted: entries of all parameters, FLOPs, or units of all groups."""
+    """The quantity that is counted: entries of all parameters, FLOPs, or units of all groups."""
 
     groups: Groups
     kind: Literal["params", "flops", "units"]
@@ -30,7 +30,7 @@ class Budget:
         return self._left(Keep())
 
     def removed(self, keep: Keep) -> int:
-        """What of the budget is gone."""
+        """The amount of the budget that is removed."""
         return self.whole - self._left(keep)
 
     def _left(self, keep: Keep) -> int:
@@ -43,18 +43,18 @@ class Budget:
     def target(
         self, sparsity: Any, scope: Literal["local", "global"], free: Sequence[Group], fixed: Removal
     ) -> tuple[int | Fraction, float | Fraction]:
-        """What a plan must remove: the share, rounded to whole units where each of them costs the same.
+        """The amount that a plan must remove; it is rounded to whole units if all units cost the same.
 
-        A share that is written as 0.9 counts as 9/10.
+        A fraction that is written as 0.9 counts as 9/10.
 
         Args:
-          sparsity: the share.
-          scope: whether the groups lose the same share of their units each, or lose them all together.
-          free: the groups that are to meet the budget.
-          fixed: units that the other groups lose.
+          sparsity: the fraction of the budget to remove.
+          scope: "local" if each group loses the same fraction of its units, "global" if all units are ranked together.
+          free: the groups that the budget is met with.
+          fixed: number of units that each of the other groups loses.
 
         Returns:
-          (the amount, the share of the free units that removes it where they cost the same).
+          (the amount, the fraction of the free units whose removal meets it if all units cost the same).
         """
         before = self.removed(_first_units(fixed))
         if scope == "local" and self.kind == "units" and (free or before):
@@ -72,7 +72,7 @@ class Budget:
         return before + price * units, level
 
     def _price(self, free: Sequence[Group], fixed: Removal) -> int | None:
-        """What each unit of the free groups costs; None where units differ, or cost less the fewer are left."""
+        """The cost of a unit of the free groups; None if the costs differ, or fall as fewer units are left."""
         before = self.removed(_first_units(fixed))
 
         def price(removal: Removal) -> int:
@@ -86,12 +86,12 @@ class Budget:
 
 
 def count(level: float | Fraction, n: int) -> int:
-    """Units of n at a level, as masks count them: `round(level * n)`, half to even."""
+    """Number of units among n at a level, counted as for masks: `round(level * n)`, half to even."""
     return int(count_to_prune(level, n)) if isinstance(level, float) else round(level * n)
 
 
 def first_level(levels: Sequence[Any], reaches: Callable[[Any], bool]) -> Any:
-    """The first of rising levels that reaches something; the last one must."""
+    """The first of the ascending levels for which `reaches` is true; it must be true for the last one."""
     low, high = 0, len(levels) - 1
     while low < high:
         middle = (low + high) // 2
@@ -100,5 +100,5 @@ def first_level(levels: Sequence[Any], reaches: Callable[[Any], bool]) -> Any:
 
 
 def _first_units(removal: Removal) -> Keep:
-    """Counts depend on how many units go, not on which."""
+    """Removes the first units of each group: counts depend on the number of removed units, not on which they are."""
     return Keep({group.atom: np.arange(group.size) >= number for group, number in removal.items()})

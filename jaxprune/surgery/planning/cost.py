@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a model as a function of what is kept."""
+"""Number of parameters and FLOPs of a model, as a function of the kept units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizer states: whatever mirrors the parameters is sliced as they are."""
+"""Optimizer states: arrays that belong to a parameter are sliced as the parameter is."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def shrink_opt_state(
 
 
 def _shrink_flat(opt_state: PyTree, shapes: Shapes, kept: KeptAxes) -> PyTree:
-    """Slices the arrays that have all weights in one row, parameter after parameter."""
+    """Slices the arrays that concatenate all parameters into one vector."""
     size = sum(math.prod(shape) for shape in shapes.values())
     flat = flat_arrays(opt_state, owners(opt_state, list(shapes)), size)
     if not flat:
@@ -71,7 +71,7 @@ def _shrink_one(path: str, leaf: Any, owner: Owner | None, shapes: Shapes, kept:
         return leaf
     shape, masks = shapes[owner.path], kept[owner.path]
     if owner.axis is not None:
-        # SM3 keeps one statistic for each entry of each axis, with or without the other axes.
+        # SM3 has one statistic per entry of each axis, with or without the other axes.
         shape = tuple(n if i == owner.axis else 1 for i, n in enumerate(shape))
         if len(have) == 1:
             shape, masks = (shape[owner.axis],), (masks[owner.axis],)
@@ -80,8 +80,8 @@ def _shrink_one(path: str, leaf: Any, owner: Owner | None, shapes: Shapes, kept:
         masks = [None if n == 1 else m for n, m in zip(have[extra:], masks, strict=True)]
         return take(leaf, [None] * extra + masks)
     raise ValueError(
-        f"the optimizer state has an array of shape {have} at {path.removeprefix('0/')!r}, which belongs to "
-        f"the parameter {owner.path!r} of shape {shapes[owner.path]}: how to slice it is not known."
+        f"the optimizer state has an array of shape {have} at {path.removeprefix('0/')!r}. It belongs to the "
+        f"parameter {owner.path!r} of shape {shapes[owner.path]}, but it can't be sliced: its shape does not fit."
     )
 
 
@@ -90,7 +90,7 @@ def _is_special(node: Any) -> bool:
 
 
 def _is_projected(node: Any) -> bool:
-    """GaLore's state: moments of projected gradients, whose entries belong to no weight."""
+    """Whether this is GaLore's state: moments of projected gradients, whose entries belong to no single weight."""
     return {"projector", "base_optimizer_state"} <= set(getattr(node, "_fields", ()))
 
 
@@ -99,13 +99,13 @@ def _check_untouched(named: list[tuple[str, Owner | None]], shapes: Shapes, kept
         if owner is not None and len(shapes[owner.path]) > 1 and any(m is not None for m in kept[owner.path]):
             raise ValueError(
                 f"the optimizer state has GaLore's low-rank memory of {owner.path!r} at "
-                f"{path.removeprefix('0/')!r}, which can't be sliced: start it anew with "
+                f"{path.removeprefix('0/')!r}, which can't be sliced. Initialize a new state with "
                 "tx.init(plan.shrink(params))."
             )
 
 
 def _is_factored(node: Any) -> bool:
-    """Adafactor's second moments: per parameter the means over its largest and second largest axis."""
+    """Whether these are Adafactor's second moments: the means of a parameter over its two largest axes."""
     return {"v_row", "v_col", "v"} <= set(getattr(node, "_fields", ()))
 
 
@@ -124,16 +124,16 @@ def _shrink_factored(
     for (path, owner), row, column, whole in zip(named[first_row:], rows, columns, wholes, strict=False):
         if owner is None:
             raise ValueError(
-                f"the optimizer state has factored moments at {path.removeprefix('0/')!r}, which is no "
-                "parameter."
+                f"the optimizer state has factored moments at {path.removeprefix('0/')!r}, which is not the "
+                "path of a parameter."
             )
         shape, masks = shapes[owner.path], kept[owner.path]
         small = tuple(n if m is None else int(m.sum()) for n, m in zip(shape, masks, strict=True))
         if np.shape(whole) == shape and np.shape(row) == (1,):
             out.append((row, column, take(whole, masks)))
             continue
-        # Each moment lacks one axis: v_row the largest, v_col the second largest. They stand for the product
-        # row * column / mean(row); which axes are the largest may change.
+        # Each moment lacks one axis: v_row the largest, v_col the second largest. Together they represent the
+        # product row * column / mean(row). Which axes are the largest may change.
         second, first = map(int, np.argsort(shape)[-2:])
         row, column = jnp.expand_dims(row, first), jnp.expand_dims(column, second)
         mean = row.mean(axis=second, keepdims=True)

@@ -1,4 +1,4 @@
-"""A plan: the units that each axis of each parameter keeps, and everything that follows from it."""
+"""A plan: the units that each axis of each parameter keeps, and the functions that apply it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from jaxprune.tables import Row, folded, shape_text, table_text, times
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Which units of each parameter axis are kept; made by `plan_removal`, or read with `Plan.load`.
+    """The units that each axis of each parameter keeps; made by `plan_removal`, or read with `Plan.load`.
 
-    Printing it shows a table of the parameters that get smaller.
+    Printing it shows a table of the parameters that become smaller.
 
     Attributes:
       shapes: path -> shape of the full parameter.
-      kept: path -> a mask for each axis (bool, True = keep), or None where the whole axis is kept.
-      state: what `find_groups` was given for a state that goes round; not part of the saved file.
+      kept: path -> a mask for each axis (bool, True = keep), or None for an axis that keeps all its units.
+      state: the `state` argument of `find_groups` for a recurrent state; not part of the saved file.
       inputs: shapes of the inputs that `find_groups` was given; not part of the saved file.
     """
 
@@ -45,7 +45,7 @@ class Plan:
 
     @property
     def small_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Path -> shape of the small parameter: the sizes to build the small model with."""
+        """Path -> shape of the small parameter, for building the small model."""
         return {
             path: tuple(n if m is None else int(m.sum()) for n, m in zip(shape, self.kept[path], strict=True))
             for path, shape in self.shapes.items()
@@ -61,14 +61,14 @@ class Plan:
         """Removes the units from a tree like the parameters: values, gradients, averages, masks or scores.
 
         Args:
-          params: tree with the paths and shapes that the plan was made for. Axes of size 1 may stand for
-            axes that broadcast, and scalars for whole leaves, as in masks.
+          params: tree with the paths and shapes that the plan was made for. Arrays may also have axes of size 1
+            that broadcast, and leaves may be scalars, as in masks.
 
         Returns:
           A tree like `params` of smaller arrays.
 
         Raises:
-          ValueError: a path or a shape is not the plan's.
+          ValueError: if a path or a shape differs from the plan.
         """
         paths, leaves, treedef = flatten_with_paths(params)
         self._check_paths(paths, leaves)
@@ -108,11 +108,12 @@ class Plan:
         return mask
 
     def compact(self, fn: Callable) -> Callable:
-        """The small function: computes on `shrink(params)` what `fn` computes with the units removed.
+        """The small function: it computes on `shrink(params)` what `fn` computes with the units removed.
 
-        It has the signature of `fn`, takes inputs of any shape that `fn` takes (each new shape is traced
-        and analysed anew, so call it inside `jax.jit`), and can be differentiated, vmapped and scanned.
-        Removed means that every sum over units leaves them out, every maximum sees minus infinity.
+        The small function has the signature of `fn`, takes inputs of any shape that `fn` takes, and can be
+        differentiated, vmapped and scanned. Each new input shape is traced and analysed again, so call the
+        function inside `jax.jit`. A removed unit is left out of every sum over units, and counts as minus
+        infinity in every maximum.
 
         Args:
           fn: the function that was analysed.
@@ -123,17 +124,18 @@ class Plan:
         return compact(fn, self.shapes, self.kept, self.state)
 
     def fold_constants(self, fn: Callable, params: PyTree, *inputs: Any, tolerance: float = 1e-5) -> PyTree:
-        r"""Moves what removed units contribute as constants into the biases that follow.
+        r"""Moves the constant contributions of removed units into the biases that follow.
 
-        A unit whose incoming weights are zero, but not its bias (or its BatchNorm's), is the constant
-        \( c = f(b) \): a channel mask leaves such units behind. It adds \( c \, W_\text{out} \) to all that
-        sums over it. This gives parameters whose small function computes what `fn` computes on `params` as
-        they are, where `shrink` alone would leave these constants out.
+        If all incoming weights of a unit are zero, but its bias (or the bias of its BatchNorm) is not, the unit is
+        the constant \( c = f(b) \). A channel mask leaves such units behind. The unit adds
+        \( c \, W_\text{out} \) to every sum over it, and `shrink` alone would drop this constant. The returned
+        parameters include it: the small function computes on them what `fn` computes on `params`.
 
-        `fn` is run once. What the small function lacks is followed from each sum over removed units, through
-        whatever is linear, to where a parameter is added or subtracted (a bias, a BatchNorm's running mean),
-        which takes it. Constant means: the same for all samples and positions of `inputs`, so pass some that
-        tell them apart. Units that contribute nothing need no bias.
+        `fn` is run once. The missing contribution is followed from each sum over removed units through linear
+        operations, up to a place where a parameter is added or subtracted (a bias, the running mean of a
+        BatchNorm). The contribution is added to that parameter. Constant means that the contribution is the same
+        for all samples and positions of `inputs`, so pass inputs that differ from each other. Units that
+        contribute nothing need no bias.
 
         Args:
           fn: the function that was analysed.
@@ -145,9 +147,9 @@ class Plan:
           Full parameters to pass to `shrink`; only biases differ from `params`.
 
         Raises:
-          ValueError: a removed unit is no constant, or contributes to something that no bias is added to
-            before it goes on (or only to a part of it, as in a zero-padded convolution), or the bias has
-            other uses. The message names the equation.
+          ValueError: if a removed unit is not constant; if its contribution reaches another operation before a bias
+            is added; if only a part of the values that the bias is added to have the contribution (as in a
+            zero-padded convolution); if the bias has other uses. The message names the equation.
 
         Example:
           >>> import jax, jax.numpy as jnp
@@ -170,33 +172,34 @@ class Plan:
         """Removes the units from an optimizer state.
 
         Args:
-          opt_state: the state of any optax optimizer of the full parameters. What lies at a parameter's place in
-            a tree like the parameters and has its shape is sliced, also with axes before it (L-BFGS), with all
-            weights in one row (`optax.flatten`), past the holes of `optax.partition` and `optax.masked`; and so
-            are Adafactor's factored moments and SM3's statistics of each axis.
-          min_dim_size_to_factor: Adafactor's argument of this name: parameters that get too small for it
-            have their factored moments multiplied out.
+          opt_state: the state of any optax optimizer of the full parameters. An array is sliced if it has the path
+            and the shape of a parameter in a tree like the parameters. It may have additional leading axes
+            (L-BFGS), concatenate all weights in one vector (`optax.flatten`), or be in a tree with the masked-out
+            leaves of `optax.partition` and `optax.masked`. Adafactor's factored moments and SM3's statistics of
+            each axis are sliced too.
+          min_dim_size_to_factor: Adafactor's argument of this name. If a parameter becomes too small to be
+            factored, its factored moments are multiplied out.
 
         Returns:
           The state for the small parameters.
 
         Raises:
-          ValueError: an array belongs to a parameter by its path but has a shape that can't be its own;
-            GaLore's moments, whose entries belong to no weight.
+          ValueError: if an array belongs to a parameter by its path but its shape does not fit the parameter; if the
+            state has GaLore's moments of a parameter that loses units, since their entries belong to no weight.
         """
         return shrink_opt_state(opt_state, self.shapes, self.kept, min_dim_size_to_factor)
 
     def verify(
         self, fn: Callable, params: PyTree, *inputs: Any, tolerance: float | None = None
     ) -> Verification:
-        """Runs the small function against two oracles on concrete parameters.
+        """Compares the small function with two reference functions on concrete parameters.
 
-        The masked oracle is the full function with every reduction across units at its identity for removed
-        ones. The zeroed oracle is `fn` itself on `apply_masks(params, plan.masks(params))`: it shares nothing
-        with the analysis, and it may differ where zeroing parameters is not the same as removing units (a
-        softmax over units, a two-pass variance). The report then names these reductions and their lines, and
-        `ok` means that masking them, and no others, makes the original function equal to the small one. An
-        output that is NaN on either side is never equal.
+        The masked reference is the full function, in which every reduction over units sees the identity of the
+        reduction at removed units. The zeroed reference is `fn` itself on `apply_masks(params, plan.masks(params))`.
+        It shares nothing with the analysis, and it may differ if zeroing parameters is not the same as removing
+        units (a softmax over units, a two-pass variance). The report then names these reductions and their source
+        lines, and `ok` means that the original function equals the small one once these reductions, and no
+        others, are masked. An output that is NaN on either side is never equal.
 
         Args:
           fn: the function that was analysed.
@@ -206,27 +209,27 @@ class Plan:
             8 roundings of the narrowest float that the function computes with (0.06 for bfloat16).
 
         Returns:
-          The report; `report.ok` says whether the small function computes what it must.
+          The report; `report.ok` says whether the small function equals the references.
         """
         self.check(params)
         masks = self.masks(params)
         return verify(fn, params, inputs, self.kept, self.state, self.shrink, masks, tolerance)
 
     def then(self, later: Plan) -> Plan:
-        """This plan followed by a plan for the small parameters, as one plan for the full ones.
+        """Composes this plan and a plan for the small parameters into one plan for the full parameters.
 
         Args:
-          later: a plan made for the parameters that `shrink` of this plan gives.
+          later: a plan that was made for the small parameters, which `shrink` of this plan returns.
 
         Returns:
           The composed plan.
 
         Raises:
-          ValueError: `later` was made for other shapes.
+          ValueError: if `later` was made for other shapes.
         """
         if dict(later.shapes) != self.small_shapes:
             raise ValueError(
-                "`later` must be a plan for the small parameters of this plan; its shapes differ."
+                "`later` must be a plan for the small parameters of this plan, but its shapes differ from theirs."
             )
         kept = {
             path: tuple(_compose(a, b) for a, b in zip(masks, later.kept[path], strict=True))
@@ -235,7 +238,7 @@ class Plan:
         return Plan(self.shapes, kept, self.state, self.inputs)
 
     def check(self, params: PyTree) -> None:
-        """Raises a ValueError for parameters whose paths or shapes are not the plan's."""
+        """Raises a ValueError if the paths or shapes of the parameters differ from the plan."""
         paths, leaves, _ = flatten_with_paths(params)
         self._check_paths(paths, leaves)
         for path, leaf in zip(paths, leaves, strict=True):
@@ -247,30 +250,30 @@ class Plan:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the plan as a plain `.npz` file: a JSON header and bool arrays, no pickle.
 
-        A file that is there is replaced once the new one is whole.
+        An existing file is replaced once the new file is complete.
 
         Args:
           path: the file.
 
         Raises:
-          ValueError: the masks don't fit the shapes.
+          ValueError: if the masks don't fit the shapes.
         """
         write_plan(path, self.shapes, self.kept)
 
     @staticmethod
     def load(path: str | os.PathLike, state: State | None = None) -> Plan:
-        """Reads a plan that `save` wrote. It runs nothing that the file holds, and reads no more than its size.
+        """Reads a plan that `save` wrote. No code from the file is run, and no more than the file's size is read.
 
         Args:
           path: the file.
-          state: as in `find_groups`, where the plan was made with it.
+          state: as in `find_groups`, if the plan was made with a state.
 
         Returns:
           The plan.
 
         Raises:
-          ValueError: the file is no plan, is damaged or of a newer format, or its masks don't fit its shapes.
-            The message names the file.
+          ValueError: if the file is not a plan, is damaged or has a newer format, or if its masks don't fit its
+            shapes. The message names the file.
         """
         return Plan(*read_plan(path), state)
 
@@ -291,8 +294,8 @@ class Plan:
         arrays = [path for path, leaf in zip(paths, leaves, strict=True) if is_array_leaf(leaf)]
         extra = [path for path in arrays if path not in self.shapes]
         if missing or extra:
-            which = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which the plan does not know"
-            raise ValueError(f"`params` is not what the plan was made for: it {which}.")
+            which = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which is not in the plan"
+            raise ValueError(f"`params` is not the tree that the plan was made for: it {which}.")
 
 
 def _on_device(mask: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Plans as files: an uncompressed `.npz` of a JSON header and bool arrays, checked before anything is read."""
+"""Plans as files: an uncompressed `.npz` of a JSON header and bool arrays, which is checked before it is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Kept = Mapping[str, tuple[np.ndarray | None, ...]]
 
 
 def write_plan(path: str | os.PathLike, shapes: Shapes, kept: Kept) -> None:
-    """Writes the file whole or not at all."""
+    """Writes the complete file, or no file at all."""
     arrays, axes = {}, []
     for name, masks in kept.items():
         for dim, mask in enumerate(masks):
@@ -36,7 +36,7 @@ def read_plan(path: str | os.PathLike) -> tuple[dict[str, tuple[int, ...]], dict
     """Shapes and masks of a file that `write_plan` wrote.
 
     Raises:
-      ValueError: it is no such file, it is damaged, or its masks do not fit its shapes.
+      ValueError: if the file is not a plan or is damaged, or if its masks do not fit its shapes.
     """
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
@@ -50,7 +50,7 @@ def read_plan(path: str | os.PathLike) -> tuple[dict[str, tuple[int, ...]], dict
 
 def _read(archive: zipfile.ZipFile, size: int) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
     members = {member.filename: member for member in archive.infolist()}
-    # Nothing is compressed, so that a file can't claim more than it holds.
+    # No part is compressed, so a file can't announce more data than it contains.
     if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
         raise ValueError("it is compressed, which a plan is not")
     if sum(member.file_size for member in archive.infolist()) > size:
@@ -86,7 +86,7 @@ def _text(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> s
 
 
 def _array(content: bytes, part: str) -> np.ndarray:
-    """An array in the `.npy` format. NumPy's own reader makes room for the shape that a file claims."""
+    """Reads an array in the `.npy` format. NumPy's own reader would allocate whatever shape the file announces."""
     stream = io.BytesIO(content)
     version = npy.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
@@ -101,7 +101,7 @@ def _array(content: bytes, part: str) -> np.ndarray:
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"{shape!r} is no shape, at {name!r}")
+        raise ValueError(f"{shape!r} is not a shape, at {name!r}")
     return tuple(shape)
 
 
@@ -109,7 +109,7 @@ def _axis(axis: Any, shapes: Shapes) -> tuple[str, int]:
     match axis:
         case [str(name), int(dim)] if name in shapes and type(dim) is int and 0 <= dim < len(shapes[name]):
             return name, dim
-    raise ValueError(f"{axis!r} is no axis of its parameters")
+    raise ValueError(f"{axis!r} is not an axis of its parameters")
 
 
 def _checked(mask: np.ndarray, name: str, dim: int, shapes: Shapes) -> np.ndarray:
@@ -121,5 +121,5 @@ def _checked(mask: np.ndarray, name: str, dim: int, shapes: Shapes) -> np.ndarra
             f"got {mask.dtype} of shape {mask.shape}"
         )
     if mask.size and mask.view(np.uint8).max() > 1:
-        raise ValueError(f"the mask of axis {dim} of {name!r} holds bytes that are no bools")
+        raise ValueError(f"the mask of axis {dim} of {name!r} has bytes that are not bools")
     return mask

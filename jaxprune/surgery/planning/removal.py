@@ -1,4 +1,4 @@
-"""Planning: which units go, by their scores, until a budget of units, parameters or FLOPs is met."""
+"""Planning: units are removed in the order of their scores until a budget of units, parameters or FLOPs is met."""
 
 from __future__ import annotations
 
@@ -33,34 +33,35 @@ def plan_removal(
 ) -> Plan:
     """Chooses the units to remove.
 
-    Units with the lowest scores go first. The score of a unit is the L2 norm of its slices of all members,
-    the sum of given scores over them, or what `UnitScores` say; it is divided by the mean (or maximum) over
-    its group.
+    The units with the lowest scores are removed first. The score of a unit is the L2 norm of its slices of all
+    members. If weight scores are given, it is their sum over these slices; if `UnitScores` are given, these are
+    used. The score is then divided by the mean (or maximum) over its group.
 
     Args:
-      groups: what `find_groups` found.
+      groups: the groups that `find_groups` returned.
       params: the parameters that were analysed, as arrays.
-      sparsity: share of the budget to remove, in [0, 1). Of n units that cost the same exactly
-        `round(sparsity * n)` go; where units differ, the smallest removal that reaches the share.
-      scope: "local" removes the same share of each group's units, "global" the lowest scores of all groups.
-      score: `UnitScores` (`jp.surgery.taylor_scores` and its kin), or a tree like `params` of scores that
-        broadcast to the parameters (larger = keep; None leaves do not count), or a function of `params` that
-        gives one of the two. Without it: `jp.surgery.l2_scores`.
-      round_to: the number of kept units of a group is a multiple of this (or all of them).
-      minimum: units that every group keeps.
-      budget: what `sparsity` is a share of: "params" (entries of all parameters), "flops" (of contractions
-        and convolutions at the traced shapes) or "units".
-      normalize: what unit scores are divided by: the "mean" or "max" of their group; None for nothing.
-      overrides: group name, or regular expression that matches a whole path of one of its members (or a
-        leading part of it, up to a slash) -> share of its units to remove, outside the search for the budget.
-      exclude: names or path patterns as in `overrides`, of groups that lose nothing.
+      sparsity: fraction of the budget to remove, in [0, 1). If all n units cost the same, exactly
+        `round(sparsity * n)` units are removed; if their costs differ, the fewest that reach the fraction.
+      scope: "local" removes the same fraction of each group's units, "global" the lowest scores of all groups.
+      score: `UnitScores` (from `jp.surgery.taylor_scores` or one of its siblings), or a tree like `params` of scores
+        that broadcast to the parameters (larger = keep; None leaves do not count), or a function of `params` that
+        gives one of the two. By default `jp.surgery.l2_scores`.
+      round_to: the number of kept units of a group is a multiple of this, unless the group keeps all its units.
+      minimum: minimum number of units that every group keeps.
+      budget: the quantity that `sparsity` is a fraction of: "params" (entries of all parameters), "flops" (of
+        contractions and convolutions at the traced shapes) or "units".
+      normalize: unit scores are divided by the "mean" or "max" of their group; None leaves them unchanged.
+      overrides: mapping from groups to the fraction of their units to remove, independent of the budget. A key is
+        the name of a group, or a regular expression that matches a whole path of one of its members (or a
+        leading part of the path that ends before a slash).
+      exclude: names or path patterns, as in `overrides`, of groups that lose no units.
 
     Returns:
       The plan.
 
     Raises:
-      ValueError: an argument is out of range, a pattern matches no group, a group that may lose units has no
-        score, or the budget can't be reached.
+      ValueError: if an argument is out of range, if a pattern matches no group, if a group that may lose units has
+        no score, or if the budget can't be reached.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -93,8 +94,8 @@ def plan_removal(
     unscored = [g.name for g in groups if g.name not in order and fixed.get(g.name) != 0]
     if unscored:
         raise ValueError(
-            f"`score` has nothing for group {unscored[0]!r} ({len(unscored)} in all): pass "
-            f"exclude={unscored[:5]}{' and so on' if len(unscored) > 5 else ''}, or score them too."
+            f"`score` has no scores for group {unscored[0]!r} ({len(unscored)} in all): pass "
+            f"exclude={unscored[:5]}{' and so on' if len(unscored) > 5 else ''}, or give scores for them."
         )
 
     def removable(group: Group, number: int) -> int:
@@ -134,26 +135,26 @@ def plan_removal(
         of_outputs = groups.state is None and any(" of output " in f.reason for f in groups.frozen)
         raise ValueError(
             f"`sparsity` {sparsity} of the {budget} can't be reached: with `minimum`={minimum}, "
-            f"`round_to`={round_to} and what is frozen or excluded, at most "
-            f"{most / max(counted.whole, 1):.3f} goes."
+            f"`round_to`={round_to} and the frozen and excluded groups, at most "
+            f"{most / max(counted.whole, 1):.3f} can be removed."
             + (f" Axes of an output are frozen.{OUTPUT_STATE}" if of_outputs else "")
         )
     return _plan(groups, keep_for(first_level(levels, lambda i: counted.removed(keep_for(i)) >= target)))
 
 
 def plan_units(groups: Groups, keep: Mapping[str, Any]) -> Plan:
-    """A plan that keeps the given units.
+    """Makes a plan that keeps the given units.
 
     Args:
-      groups: what `find_groups` found.
-      keep: group name -> bool array of shape (group.size,), True = keep; groups not named lose nothing.
+      groups: the groups that `find_groups` returned.
+      keep: group name -> bool array of shape (group.size,), True = keep; groups that are not named lose no units.
 
     Returns:
       The plan.
 
     Raises:
-      KeyError: no group has this name.
-      ValueError: a mask has the wrong shape or keeps nothing.
+      KeyError: if no group has this name.
+      ValueError: if a mask has the wrong shape or keeps no unit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -169,8 +170,8 @@ def plan_units(groups: Groups, keep: Mapping[str, Any]) -> Plan:
         mask = np.asarray(mask, bool)
         if mask.shape != (group.size,) or not mask.any():
             raise ValueError(
-                f"`keep` must have shape ({group.size},) and keep a unit, got {mask.shape} with {mask.sum()} "
-                f"kept at {name!r}."
+                f"`keep` must have shape ({group.size},) and keep at least one unit, got {mask.shape} with "
+                f"{mask.sum()} kept units at {name!r}."
             )
         masks[group.atom] = mask
     return _plan(groups, Keep(masks))
@@ -184,7 +185,7 @@ def _normalized(scores: np.ndarray, how: str | None) -> np.ndarray:
 
 
 def _ranks(groups: Sequence[Group], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """For each group the sorted places of its units in the order of all units, lowest score first."""
+    """For each group the sorted ranks of its units among all units; rank 0 is the lowest score."""
     if not groups:
         return {}
     owner = np.concatenate([np.full(g.size, i) for i, g in enumerate(groups)])
