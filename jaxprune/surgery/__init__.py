@@ -4,6 +4,7 @@ from jaxprune.surgery.compensation import compensate
 from jaxprune.surgery.coupled import Coupled
 from jaxprune.surgery.evaluation.verify import Verification
 from jaxprune.surgery.groups import Frozen, Group, Groups, Member, find_groups
+from jaxprune.surgery.layers import Branch, Branches, find_branches
 from jaxprune.surgery.masked_function import masked_fn
 from jaxprune.surgery.nnx_modules import shrink_module
 from jaxprune.surgery.planning.from_masks import plan_from_masks
@@ -22,6 +23,8 @@ from jaxprune.surgery.scores import (
 )
 
 __all__ = [
+    "Branch",
+    "Branches",
     "Coupled",
     "Frozen",
     "Group",
@@ -33,6 +36,7 @@ __all__ = [
     "activation_scores",
     "batch_norm_scores",
     "compensate",
+    "find_branches",
     "find_groups",
     "fpgm_scores",
     "l2_scores",
