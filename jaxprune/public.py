@@ -27,6 +27,7 @@ from jaxprune.surgery import (
     find_groups,
     masked_fn,
     plan_from_masks,
+    plan_layers,
     plan_removal,
 )
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
@@ -65,6 +66,7 @@ __all__ = [
     "masked_fn",
     "matmul_conv",
     "plan_from_masks",
+    "plan_layers",
     "plan_removal",
     "prunable",
     "prune_at_init",

@@ -26,7 +26,7 @@ def stacks(graph: Graph) -> tuple[list[Stack], list[Refused]]:
             continue
         parts = scan_parts(node.eqn, node.ins)
         xs = [v for v in parts.xs if v != LITERAL]
-        if not any(v in graph.data for v in parts.carry):
+        if not any(v in graph.data and graph.is_float(v) for v in parts.carry):
             continue
         if any(v in graph.data for v in xs):
             refused.append(Refused(index, "the steps of this scan run over an input: they are no layers"))
@@ -43,7 +43,7 @@ def stacks(graph: Graph) -> tuple[list[Stack], list[Refused]]:
         elif node.eqn.params["length"] < 2:
             refused.append(Refused(index, NOTHING_LEFT))
         else:
-            skip = next(v for v in parts.carry if v in graph.data)
+            skip = next(v for v in parts.carry if v in graph.data and graph.is_float(v))
             of_params = frozenset(p for p in params if p is not None)
             found.append(Stack(index, node.eqn.params["length"], of_params, skip))
     return found, refused
