@@ -23,9 +23,11 @@ from jaxprune.surgery import (
     Coupled,
     Plan,
     compensate,
+    find_branches,
     find_groups,
     masked_fn,
     plan_from_masks,
+    plan_layers,
     plan_removal,
 )
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
@@ -53,6 +55,7 @@ __all__ = [
     "apply_masks",
     "calibrate",
     "compensate",
+    "find_branches",
     "find_groups",
     "get_masks",
     "gradual",
@@ -63,6 +66,7 @@ __all__ = [
     "masked_fn",
     "matmul_conv",
     "plan_from_masks",
+    "plan_layers",
     "plan_removal",
     "prunable",
     "prune_at_init",

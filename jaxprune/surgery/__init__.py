@@ -4,6 +4,15 @@ from jaxprune.surgery.compensation import compensate
 from jaxprune.surgery.coupled import Coupled
 from jaxprune.surgery.evaluation.verify import Verification
 from jaxprune.surgery.groups import Frozen, Group, Groups, Member, find_groups
+from jaxprune.surgery.layers import (
+    Branch,
+    Branches,
+    LayerPlan,
+    LayerVerification,
+    branch_norms,
+    find_branches,
+    plan_layers,
+)
 from jaxprune.surgery.masked_function import masked_fn
 from jaxprune.surgery.nnx_modules import shrink_module
 from jaxprune.surgery.planning.from_masks import plan_from_masks
@@ -22,17 +31,23 @@ from jaxprune.surgery.scores import (
 )
 
 __all__ = [
+    "Branch",
+    "Branches",
     "Coupled",
     "Frozen",
     "Group",
     "Groups",
+    "LayerPlan",
+    "LayerVerification",
     "Member",
     "Plan",
     "UnitScores",
     "Verification",
     "activation_scores",
     "batch_norm_scores",
+    "branch_norms",
     "compensate",
+    "find_branches",
     "find_groups",
     "fpgm_scores",
     "l2_scores",
@@ -40,6 +55,7 @@ __all__ = [
     "mean_scores",
     "obs_scores",
     "plan_from_masks",
+    "plan_layers",
     "plan_removal",
     "plan_units",
     "shrink_module",

@@ -1,0 +1,165 @@
+"""The function without its removed branches, on small parameters and on full ones."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.jaxprs import as_abstract, is_array_leaf
+from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.surgery.layers.branches import Branches, find_branches
+from jaxprune.surgery.layers.evaluation import MISSING, Bypassed, Scaled, run
+from jaxprune.surgery.layers.graph import Place
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def bypass(
+    fn: Callable, tree: PyTree, removed: Sequence[str], shapes: Shapes, gone: Collection[str]
+) -> Callable:
+    """Function of small parameters that computes what `fn` computes without some branches.
+
+    Args:
+      fn: the full function.
+      tree: its parameters, abstract.
+      removed: the names of the branches.
+      shapes: path -> shape of each parameter that is left.
+      gone: the paths of the others.
+    """
+    cache: dict[Any, tuple[Branches, Bypassed]] = {}
+    full_paths, full_leaves, full_treedef = flatten_with_paths(tree)
+
+    @functools.wraps(fn)
+    def small_fn(params: PyTree, *inputs: Any) -> Any:
+        by_path = _checked(params, shapes)
+        avals = [
+            as_abstract(by_path[path]) if path in by_path else leaf
+            for path, leaf in zip(full_paths, full_leaves, strict=True)
+        ]
+        full = jax.tree.unflatten(
+            full_treedef,
+            [
+                jax.ShapeDtypeStruct(old.shape, new.dtype, weak_type=new.weak_type)
+                if is_array_leaf(old)
+                else old
+                for old, new in zip(full_leaves, avals, strict=True)
+            ],
+        )
+        abstract = jax.tree.map(lambda x: as_abstract(x) if is_array_leaf(x) else x, inputs)
+        leaves, treedef = jax.tree.flatten((full, abstract))
+        key = (treedef, tuple((x.shape, x.dtype, x.weak_type) if is_array_leaf(x) else x for x in leaves))
+        try:
+            found = cache.get(key)
+        except TypeError:  # something static in the tree can't be hashed
+            key, found = None, None
+        if found is None:
+            branches = find_branches(fn, full, *abstract)
+            found = branches, _bypassed(branches, removed, gone)
+            fixed = all(isinstance(n, int) for x in leaves if is_array_leaf(x) for n in x.shape)
+            if key is not None and fixed and not branches.graph.traced.closes_over_tracers:
+                cache[key] = found
+        branches, mode = found
+        traced = branches.graph.traced
+        return run(traced, [by_path.get(path, MISSING) for path in traced.paths], inputs, mode)
+
+    return small_fn
+
+
+def scaled(branches: Branches, scales: Mapping[str, Any]) -> Scaled:
+    """What multiplies the output of each branch by a number, in the function that was analysed.
+
+    Args:
+      branches: those of the function.
+      scales: name -> a number, which may be traced.
+    """
+    drops: dict[Place, dict[int, Any]] = {}
+    steps: dict[Place, list[Any]] = {}
+    lengths = {node.place: node.eqn.params.get("length", 0) for node in branches.graph.nodes}
+    for name, scale in scales.items():
+        for place, operand in branches[name].drops:
+            there = drops.setdefault(place, {})
+            there[operand] = there[operand] * scale if operand in there else scale
+        for place, step in branches[name].steps:
+            steps.setdefault(place, [1.0] * lengths[place])[step] = scale
+    return Scaled(
+        drops, {place: jnp.stack([jnp.asarray(s, jnp.float32) for s in of]) for place, of in steps.items()}
+    )
+
+
+def masked_error(
+    fn: Callable, params: PyTree, inputs: tuple[Any, ...], removed: Iterable[str], small: Sequence[Any]
+) -> float:
+    """Largest difference of results to those of `fn` with zeros for branches, relative to the largest one."""
+    branches = find_branches(fn, params, *inputs)
+    arrays = [x for x in jax.tree.leaves(params) if is_array_leaf(x)]
+    mode = scaled(branches, dict.fromkeys(checked_names(branches, removed), 0.0))
+    expected = jax.tree.leaves(run(branches.graph.traced, arrays, inputs, mode))
+    errors = [0.0]
+    for a, b in zip(small, expected, strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        error = float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) if a.size else 0.0
+        errors.append(error if np.isfinite(error) else float("inf"))
+    return max(errors)
+
+
+def checked_names(branches: Branches, removed: Iterable[str]) -> list[str]:
+    """The names, all of which a function must have.
+
+    Raises:
+      ValueError: it lacks one.
+    """
+    names = list(removed)
+    for name in names:
+        if name not in branches:
+            there = f"{', '.join(map(repr, branches.keys()[:20]))} ({len(branches)} in all)"
+            raise ValueError(
+                f"`fn` has no branch {name!r} on these parameters and inputs. There are: {there or 'none'}. "
+                "Pass the function that was analysed."
+            )
+    return names
+
+
+def _bypassed(branches: Branches, removed: Sequence[str], gone: Collection[str]) -> Bypassed:
+    graph = branches.graph
+    names = checked_names(branches, removed)
+    found = branches.removed(names)
+    for path in sorted(set(gone) - {graph.traced.paths[i] for i in found.params}):
+        raise ValueError(
+            f"`fn` uses {path!r} beside the branches that were removed, unlike the function that was analysed."
+        )
+    drops: dict[Place, frozenset[int]] = {}
+    for name in names:
+        for place, operand in branches[name].drops:
+            drops[place] = drops.get(place, frozenset()) | {operand}
+    steps = {}
+    for index, of in found.steps.items():
+        mask = np.ones(graph.nodes[index].eqn.params["length"], bool)
+        mask[sorted(of)] = False
+        steps[graph.nodes[index].place] = mask
+    return Bypassed(drops, steps, frozenset(graph.nodes[i].place for i in found.nodes))
+
+
+def _checked(params: PyTree, shapes: Shapes) -> dict[str, Any]:
+    """Path -> array of small parameters.
+
+    Raises:
+      ValueError: a path or a shape is not that of the small parameters.
+    """
+    paths, leaves, _ = flatten_with_paths(params)
+    by_path = {p: leaf for p, leaf in zip(paths, leaves, strict=True) if is_array_leaf(leaf)}
+    hint = "Pass `plan.shrink(params)`."
+    for path, leaf in by_path.items():
+        if path not in shapes:
+            raise ValueError(f"`params` has {path!r}, which the plan removes or does not know. {hint}")
+        if np.shape(leaf) != shapes[path]:
+            raise ValueError(
+                f"{path!r} must have the small shape {shapes[path]}, got {np.shape(leaf)}. {hint}"
+            )
+    for path in shapes.keys() - by_path.keys():
+        raise ValueError(f"`params` lacks {path!r}. {hint}")
+    return by_path

@@ -1,0 +1,224 @@
+"""Running a traced function anew with branches bypassed, scaled or watched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from jaxprune.jax_compat import context_of
+from jaxprune.jaxprs import Traced, bind, is_array_leaf
+from jaxprune.jaxprs.calls import bodies_of, is_inline, kind_of, scan_parts
+from jaxprune.jaxprs.equations import literal_value, walk
+from jaxprune.surgery.layers.graph import Place
+
+MISSING: Any = object()  # in place of what nothing uses
+
+
+class Mode(Protocol):
+    """What runs in place of some equations.
+
+    opened: calls that are evaluated equation by equation; dead: equations that are left out; equation: (place,
+    equation, operands) -> results.
+    """
+
+    opened: set[Place]
+    dead: frozenset[Place]
+    rematerializes: bool
+
+    def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]: ...
+
+
+def run(traced: Traced, params: Sequence[Any], inputs: Any, mode: Mode) -> Any:
+    """The results of a traced function in a mode.
+
+    Args:
+      traced: the function.
+      params: its parameter arrays in order, `MISSING` where nothing uses one.
+      inputs: pytree of its inputs.
+      mode: what runs in place of some equations.
+    """
+    arrays = [x if x is MISSING else jnp.asarray(x) for x in params]
+    arrays += [jnp.asarray(x) for x in jax.tree.leaves(inputs) if is_array_leaf(x)]
+    outs = evaluate(traced.jaxpr, (), [*traced.consts, *arrays], mode, ())
+    return jax.tree.unflatten(traced.out_tree, outs)
+
+
+def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], mode: Mode, place: Place) -> list[Any]:
+    """Runs a jaxpr in a mode; results that nothing uses are `MISSING`."""
+
+    def equation(index: int, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
+        at = (*place, index)
+        if at in mode.dead:
+            return [MISSING] * len(eqn.outvars)
+        with context_of(eqn):
+            if is_inline(eqn) and (at in mode.opened or any(x is MISSING for x in args)):
+                return _call(eqn, args, mode, at)
+            return mode.equation(at, eqn, args)
+
+    return walk(jaxpr, consts, args, _literal, equation)
+
+
+def _call(eqn: JaxprEqn, args: list[Any], mode: Mode, place: Place) -> list[Any]:
+    """Runs the body of a call in a mode; what is rematerialized stays so."""
+    (body,) = bodies_of(eqn)
+    inner = body.of(args)
+    if kind_of(eqn) != "remat" or not mode.rematerializes:
+        return evaluate(body.jaxpr, body.consts, inner, mode, place)
+    there = [x is not MISSING for x in inner]
+    left: list[bool] = []
+
+    def present(*values: Any) -> list[Any]:
+        given = iter(values)
+        full = [next(given) if flag else MISSING for flag in there]
+        outs = evaluate(body.jaxpr, body.consts, full, mode, place)
+        left[:] = [x is not MISSING for x in outs]
+        return [x for x in outs if x is not MISSING]
+
+    kept = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
+    outs = iter(jax.checkpoint(present, **kept)(*(x for x in inner if x is not MISSING)))
+    return [next(outs) if flag else MISSING for flag in left]
+
+
+def _literal(atom: Literal) -> Any:
+    value = literal_value(atom)
+    is_number = isinstance(value, (bool, int, float, complex)) and not isinstance(value, np.generic)
+    return np.asarray(value, getattr(atom.aval, "dtype", None)) if is_number else value
+
+
+def around(places: Iterable[Place]) -> set[Place]:
+    """The calls that equations lie in."""
+    return {place[:depth] for place in places for depth in range(1, len(place))}
+
+
+class Bypassed:
+    """Leaves out the operands of additions, the steps of scans and all that nothing uses any more."""
+
+    rematerializes = True
+
+    def __init__(
+        self,
+        drops: Mapping[Place, frozenset[int]],
+        steps: Mapping[Place, np.ndarray],
+        dead: frozenset[Place],
+    ):
+        self.drops, self.steps, self.dead = drops, steps, dead
+        self.opened = around((*drops, *steps))
+
+    def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
+        if place in self.drops:
+            left = [x for operand, x in enumerate(args) if operand not in self.drops[place]]
+            (out,) = eqn.outvars
+            return left or [jnp.zeros(out.aval.shape, out.aval.dtype)]  # type: ignore[attr-defined]
+        if place in self.steps:
+            kept = self.steps[place]
+            return _scan(eqn, args, kept, lambda before, after, _: (after, ()), ())[0]
+        return bind(eqn, args)
+
+
+class Scaled:
+    """Multiplies the operands of additions, and what steps of scans change, by numbers that may be traced."""
+
+    rematerializes = True
+    dead: frozenset[Place] = frozenset()
+
+    def __init__(self, drops: Mapping[Place, Mapping[int, Any]], steps: Mapping[Place, Any]):
+        self.drops, self.steps = drops, steps
+        self.opened = around((*drops, *steps))
+
+    def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
+        for operand, scale in self.drops.get(place, {}).items():
+            args[operand] = _times(scale, args[operand])
+        if place in self.steps:
+            return _scan(
+                eqn, args, None, lambda before, after, s: (_between(s, before, after), ()), self.steps[place]
+            )[0]
+        return bind(eqn, args)
+
+
+class Watched:
+    """Notes what each addition and each step of a scan is given and gives."""
+
+    rematerializes = False  # what is noted must leave the call
+    dead: frozenset[Place] = frozenset()
+
+    def __init__(self, drops: Mapping[Place, frozenset[int]], steps: Iterable[Place], measure: Any):
+        self.drops, self.steps, self.measure = drops, set(steps), measure
+        self.opened = around((*drops, *self.steps))
+        self.sums: dict[Place, tuple[Any, Any]] = {}
+        self.scans: dict[Place, Any] = {}
+
+    def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
+        if place in self.steps:
+
+            def change(before: list[Any], after: list[Any], _: Any) -> tuple[list[Any], Any]:
+                at = next(i for i, x in enumerate(before) if jnp.issubdtype(x.dtype, jnp.floating))
+                return after, self.measure(before[at], after[at])
+
+            outs, self.scans[place] = _scan(eqn, args, None, change, ())
+            return outs
+        outs = bind(eqn, args)
+        if place in self.drops:
+            (operand,) = self.drops[place]
+            self.sums[place] = args[1 - operand], outs[0]
+        return outs
+
+
+def _scan(
+    eqn: JaxprEqn,
+    args: Sequence[Any],
+    kept: np.ndarray | None,
+    change: Callable[[list[Any], list[Any], Any], tuple[list[Any], Any]],
+    extra: Any,
+) -> tuple[list[Any], Any]:
+    """Runs a scan over some of its steps, or over all.
+
+    Args:
+      eqn, args: the scan and its operands.
+      kept: which steps run.
+      change: (carry before a step, carry after it, the step's slice of `extra`) -> (carry, what is noted).
+      extra: a pytree of arrays with an entry for each step.
+
+    Returns:
+      (the results, what was noted at each step).
+    """
+    p, (consts, carry, xs) = eqn.params, scan_parts(eqn, args)
+    (body,) = bodies_of(eqn)
+    length, count = p["length"], len(carry)
+    if kept is not None:
+        # The parameters come without the slices already; what else is scanned over loses them here.
+        xs = [x[np.flatnonzero(kept)] if np.shape(x)[0] == length else x for x in xs]
+        length = int(kept.sum())
+
+    def step(carry: list[Any], scanned: tuple[list[Any], Any]) -> tuple[list[Any], Any]:
+        values, scale = scanned
+        inner = body.of([*consts, *carry, *values])
+        outs = walk(body.jaxpr, body.consts, inner, _literal, lambda _, e, a: bind(e, a))
+        after, noted = change(carry, outs[:count], scale)
+        return after, (outs[count:], noted)
+
+    unroll = max(1, min(int(p["unroll"]), length))
+    carry, (ys, notes) = lax.scan(step, list(carry), (xs, extra), length, reverse=p["reverse"], unroll=unroll)
+    return [*carry, *ys], notes
+
+
+def _times(scale: Any, value: Any) -> Any:
+    """The product, which is zero where the scale is, whatever the value."""
+    scaled = value * jnp.asarray(scale, value.dtype)
+    return jnp.where(scale == 0, jnp.zeros_like(value), scaled)
+
+
+def _between(scale: Any, before: Sequence[Any], after: Sequence[Any]) -> list[Any]:
+    """What a step gives, exactly at 1 and 0, and on the line between them for floats."""
+
+    def one(old: Any, new: Any) -> Any:
+        if jnp.issubdtype(new.dtype, jnp.inexact):
+            new = new + (jnp.asarray(scale, new.dtype) - 1) * (new - old)
+        return jnp.where(scale == 0, old, new)
+
+    return [one(old, new) for old, new in zip(before, after, strict=True)]

@@ -1,0 +1,278 @@
+"""A plan of layers that are left out, and everything that follows from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.files import write_whole
+from jaxprune.jaxprs import as_abstract, is_array_leaf
+from jaxprune.opt_state import flat_arrays, owners
+from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.surgery.inference.model import KeptAxes
+from jaxprune.surgery.layers.bypass import bypass, masked_error
+from jaxprune.surgery.layers.removed_leaves import without_leaves
+from jaxprune.surgery.planning.optimizer import shrink_opt_state
+from jaxprune.surgery.slicing import shrink_leaf
+from jaxprune.tables import shape_text, table_text
+
+FORMAT = "jaxprune layer plan 1"
+_TOLERANCE = 1e-4
+
+
+class LayerVerification(NamedTuple):
+    """error: largest difference to the function with zeros for the branches; tolerance: what counts as equal."""
+
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the small function computes what it must."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPlan:
+    """Which layers are left out; made by `plan_layers`, or read with `LayerPlan.load`.
+
+    Printing it shows a table of the parameters that get smaller or go.
+
+    Attributes:
+      removed: the names of the branches that are left out.
+      shapes: path -> shape of the full parameter.
+      kept: path -> a mask for each axis (bool, True = keep), or None where the whole axis is kept.
+      gone: the paths of the parameters that nothing uses any more.
+      tree: the full parameters, abstract.
+    """
+
+    removed: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    kept: KeptAxes = field(repr=False)
+    gone: frozenset[str] = field(repr=False)
+    tree: PyTree = field(repr=False)
+
+    @property
+    def small_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Path -> shape of each parameter that is left."""
+        return {
+            path: tuple(n if m is None else int(m.sum()) for n, m in zip(shape, self.kept[path], strict=True))
+            for path, shape in self.shapes.items()
+            if path not in self.gone
+        }
+
+    def shrink(self, params: PyTree) -> PyTree:
+        """Removes the layers from a tree like the parameters: values, gradients, averages, masks or scores.
+
+        Parameters that nothing uses any more go, stacked ones lose their slices. A dict loses the key, and a
+        dict that gets empty goes too; in a list, a tuple, an NNX State and a module of Equinox the place stays
+        and holds None, so that all other paths are what they were.
+
+        Args:
+          params: tree with the paths and shapes that the plan was made for. Axes of size 1 may stand for axes
+            that broadcast, and scalars for whole leaves, as in masks.
+
+        Returns:
+          A tree with the leaves that are left.
+
+        Raises:
+          ValueError: a path or a shape is not the plan's.
+        """
+        paths, leaves, treedef = flatten_with_paths(params)
+        self._check_paths(paths, leaves)
+        small = [
+            shrink_leaf(path, leaf, self.shapes[path], self.kept[path]) if is_array_leaf(leaf) else leaf
+            for path, leaf in zip(paths, leaves, strict=True)
+        ]
+        gone = {i for i, path in enumerate(paths) if path in self.gone}
+        return without_leaves(jax.tree.unflatten(treedef, small), gone)
+
+    def masks(self, params: PyTree) -> PyTree:
+        """The plan as masks on the full parameters: what goes is False.
+
+        Args:
+          params: tree with the paths and shapes that the plan was made for.
+
+        Returns:
+          Tree like `params` of bool arrays that broadcast to their parameters (True = keep), or the scalar
+          `True` where a parameter is kept whole.
+        """
+        paths, leaves, treedef = flatten_with_paths(params)
+        self._check_paths(paths, leaves)
+        return jax.tree.unflatten(
+            treedef,
+            [
+                self._mask(path) if is_array_leaf(leaf) else leaf
+                for path, leaf in zip(paths, leaves, strict=True)
+            ],
+        )
+
+    def compact(self, fn: Callable) -> Callable:
+        """The small function: computes on `shrink(params)` what `fn` computes without the layers.
+
+        It has the signature of `fn`, takes inputs of any shape at which `fn` has these branches (each new shape
+        is traced anew, so call it inside `jax.jit`), and can be differentiated, vmapped and scanned. A layer
+        that lies partly inside a function with a derivative of its own is differentiated as it is computed.
+
+        Args:
+          fn: the function that was analysed.
+
+        Returns:
+          Function `small_fn(small_params, *inputs)`.
+
+        Raises:
+          ValueError: when it is called, if `fn` has not the branches of the plan, or `small_params` not the
+            parameters that are left.
+        """
+        return bypass(fn, self.tree, self.removed, self.small_shapes, self.gone)
+
+    def shrink_opt_state(self, opt_state: PyTree, min_dim_size_to_factor: int = 128) -> PyTree:
+        """Removes the layers from an optimizer state.
+
+        Args:
+          opt_state: the state of any optax optimizer of the full parameters, as in `Plan.shrink_opt_state`.
+          min_dim_size_to_factor: Adafactor's argument of this name.
+
+        Returns:
+          The state for the small parameters.
+
+        Raises:
+          ValueError: the state has all weights in one row (`optax.flatten`), or an array that belongs to a
+            parameter by its path but has a shape that can't be its own.
+        """
+        size = sum(map(math.prod, self.shapes.values()))
+        if self.gone and flat_arrays(opt_state, owners(opt_state, list(self.shapes)), size):
+            raise ValueError(
+                "the optimizer state has all weights in one row, from which whole parameters can't be removed: "
+                "start it anew with tx.init(plan.shrink(params))."
+            )
+        small = shrink_opt_state(opt_state, self.shapes, self.kept, min_dim_size_to_factor)
+        found = owners(small, list(self.shapes))
+        gone = {i for i, owner in enumerate(found) if owner is not None and owner.path in self.gone}
+        return without_leaves(small, gone)
+
+    def verify(
+        self, fn: Callable, params: PyTree, *inputs: Any, tolerance: float = _TOLERANCE
+    ) -> LayerVerification:
+        """Compares the small function with the full one in which zeros stand for what the branches give.
+
+        Args:
+          fn: the function that was analysed.
+          params: the full parameters.
+          *inputs: concrete inputs.
+          tolerance: largest error that counts as equal, relative to the largest output.
+
+        Returns:
+          The report; `report.ok` says whether the small function computes what it must.
+
+        Raises:
+          ValueError: a path or a shape of `params` is not the plan's.
+        """
+        small = self.compact(fn)(self.shrink(params), *inputs)
+        error = masked_error(fn, params, inputs, self.removed, jax.tree.leaves(small))
+        return LayerVerification(error, tolerance)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the plan as a JSON file. A file that is there is replaced once the new one is whole.
+
+        Args:
+          path: the file.
+        """
+        slices = {
+            name: np.flatnonzero(~masks[0]).tolist()
+            for name, masks in self.kept.items()
+            if masks and masks[0] is not None
+        }
+        content = {
+            "format": FORMAT,
+            "removed": list(self.removed),
+            "gone": sorted(self.gone),
+            "slices": slices,
+            "shapes": {name: [int(n) for n in shape] for name, shape in self.shapes.items()},
+        }
+        write_whole(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+
+    @staticmethod
+    def load(path: str | os.PathLike, params: PyTree) -> LayerPlan:
+        """Reads a plan that `save` wrote.
+
+        Args:
+          path: the file.
+          params: the full parameters, or `jax.ShapeDtypeStruct`s of them (`jax.eval_shape` of the model's
+            init): they tell where the removed leaves had their places.
+
+        Returns:
+          The plan.
+
+        Raises:
+          ValueError: the file is no plan, or not one for `params`.
+        """
+        try:
+            with open(path, "rb") as file:
+                content = json.loads(file.read())
+            if content["format"] != FORMAT:
+                raise ValueError(f"its format is {content['format']!r}")
+            shapes = {name: tuple(map(int, shape)) for name, shape in content["shapes"].items()}
+            kept: dict[str, tuple[Any, ...]] = {name: (None,) * len(s) for name, s in shapes.items()}
+            for name, places in content["slices"].items():
+                mask = np.ones(shapes[name][0], bool)
+                mask[np.asarray(places, int)] = False
+                kept[name] = (mask, *kept[name][1:])
+            removed, gone = tuple(map(str, content["removed"])), frozenset(map(str, content["gone"]))
+        except OSError:
+            raise
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(f"{os.fspath(path)!r} is not a {FORMAT!r} file: {error}.") from None
+        tree = jax.tree.map(lambda x: as_abstract(x) if is_array_leaf(x) else x, params)
+        plan = LayerPlan(removed, shapes, kept, gone, tree)
+        plan.check(params)
+        return plan
+
+    def check(self, params: PyTree) -> None:
+        """Raises a ValueError for parameters whose paths or shapes are not the plan's."""
+        paths, leaves, _ = flatten_with_paths(params)
+        self._check_paths(paths, leaves)
+        for path, leaf in zip(paths, leaves, strict=True):
+            if is_array_leaf(leaf) and np.shape(leaf) != self.shapes[path]:
+                raise ValueError(
+                    f"{path!r} must have shape {self.shapes[path]}, as in the plan, got {np.shape(leaf)}."
+                )
+
+    def __str__(self) -> str:
+        small = self.small_shapes
+        rows = [
+            (path, shape_text(shape), "removed" if path in self.gone else shape_text(small[path]))
+            for path, shape in self.shapes.items()
+            if path in self.gone or small[path] != shape
+        ]
+        before, after = (sum(map(math.prod, shapes.values())) for shapes in (self.shapes, small))
+        share = 1 - after / max(before, 1)
+        table = table_text(("parameter", "shape", "small shape"), rows)
+        layers = f"left out: {', '.join(self.removed) or 'nothing'}"
+        return f"{layers}\n\n{table}\n\n{before:,} -> {after:,} parameters ({share:.1%} removed)"
+
+    __repr__ = __str__
+
+    def _mask(self, path: str) -> Any:
+        shape = self.shapes[path]
+        if path in self.gone:
+            return jnp.zeros((1,) * len(shape), bool)
+        if not shape or self.kept[path][0] is None:
+            return True
+        return jnp.asarray(self.kept[path][0]).reshape(-1, *[1] * (len(shape) - 1))
+
+    def _check_paths(self, paths: list[str], leaves: list[Any]) -> None:
+        missing = sorted(self.shapes.keys() - set(paths))
+        arrays = [path for path, leaf in zip(paths, leaves, strict=True) if is_array_leaf(leaf)]
+        extra = [path for path in arrays if path not in self.shapes]
+        if missing or extra:
+            which = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which the plan does not know"
+            raise ValueError(f"`params` is not what the plan was made for: it {which}.")

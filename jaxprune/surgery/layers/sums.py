@@ -1,0 +1,187 @@
+"""Residual sums: the operands of additions that can be dropped because another one passes them by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from jaxprune.surgery.layers.graph import LITERAL, Dead, Graph
+
+# What a skip may go through and still be one: with one operand that depends on the inputs.
+_LOOKED_THROUGH = frozenset((
+    "mul", "div", "add", "sub", "convert_element_type", "reshape", "broadcast_in_dim", "transpose", "pad", "slice",
+    "squeeze", "copy", "expand_dims", "reduce_precision", "concatenate", "reduce_window", "reduce_window_sum",
+    "reduce_window_max",
+))  # fmt: skip
+_NONLINEAR = frozenset((
+    "max", "tanh", "logistic", "erf", "exp", "erfc", "select_n", "integer_pow", "square", "rsqrt", "sqrt", "sin",
+    "cos",
+))  # fmt: skip
+NO_RELATION = (
+    "no operand of this sum is computed from another one, nor are both from one value of which the other is a "
+    "projection"
+)
+NOTHING_LEFT = "no parameters would be left"
+
+
+class Residual(NamedTuple):
+    """An operand that can be dropped.
+
+    node, operand: the addition and its operand; skip: the value that it is added to; dead: what dies with it.
+    """
+
+    node: int
+    operand: int
+    skip: int
+    dead: Dead
+
+
+class Refused(NamedTuple):
+    """An addition none of whose operands can go, and why."""
+
+    node: int
+    reason: str
+
+
+class _Term(NamedTuple):
+    """A summand or an inner sum: an operand of an addition, its sign, and the summands that it consists of."""
+
+    node: int
+    operand: int
+    value: int
+    sign: int
+    leaves: frozenset[int]  # values
+
+
+def residuals(graph: Graph) -> tuple[list[Residual], list[Refused]]:
+    """The operands of sums that can be dropped, in order of the source, and sums of which none can."""
+    found, refused = [], []
+    adds = {i for i in range(len(graph.nodes)) if _is_sum(graph, i)}
+    inner = {i for i in adds if _only_sum(graph, i) in adds}
+    alive = sum(graph.count(p) > 0 for p in graph.params)
+    for root in sorted(adds - inner):
+        terms = list(_terms(graph, root, 1, adds & inner))
+        reasons: list[str] = []
+        here: list[Residual] = []
+        leaves = [t for t in terms if t.leaves == frozenset({t.value})]
+        for term in (t for t in terms if t.operand != LITERAL):
+            skip = _skip(graph, term, leaves)
+            dead = graph.dead_after([(term.node, term.operand)])
+            if not any(map(graph.is_weighted, dead.nodes)):
+                continue
+            if skip is None:
+                skip = _projected(graph, term, leaves, dead)
+            if skip is None:
+                reasons.append(NO_RELATION)
+            elif len(dead.params) >= alive:
+                reasons.append(NOTHING_LEFT)
+            else:
+                here.append(Residual(term.node, term.operand, skip, dead))
+        if not here and reasons:
+            refused.append(Refused(root, reasons[-1]))
+        found += here
+    return _distinct(graph, found), refused
+
+
+def _distinct(graph: Graph, found: list[Residual]) -> list[Residual]:
+    """Of those with which the same products die, the first."""
+    seen: set[frozenset[int]] = set()
+    out = []
+    for residual in sorted(found, key=lambda r: (r.node, r.operand)):
+        key = frozenset(filter(graph.is_weighted, residual.dead.nodes))
+        if key not in seen:
+            seen.add(key)
+            out.append(residual)
+    return out
+
+
+def _is_sum(graph: Graph, index: int) -> bool:
+    """Whether a node adds two float arrays of one type that both depend on the inputs."""
+    node = graph.nodes[index]
+    if node.name not in ("add", "add_any", "sub") or LITERAL in node.ins:
+        return False
+    kinds = {
+        (getattr(graph.avals[v], "shape", None), str(graph.avals[v].dtype)) for v in (*node.ins, *node.outs)
+    }
+    return len(kinds) == 1 and all(v in graph.data and graph.is_float(v) for v in node.ins)
+
+
+def _only_sum(graph: Graph, index: int) -> int | None:
+    """The node that is the only one to use a node's result."""
+    (out,) = graph.nodes[index].outs
+    users = graph.users.get(out, ())
+    return users[0][0] if len(users) == 1 and out not in graph.outs else None
+
+
+def _terms(graph: Graph, index: int, sign: int, inner: set[int]) -> Iterator[_Term]:
+    """All operands in a tree of additions: summands, and inner sums as a whole."""
+    node = graph.nodes[index]
+    for operand, value in enumerate(node.ins):
+        of_operand = -sign if node.name == "sub" and operand == 1 else sign
+        below = graph.maker.get(value)
+        terms = list(_terms(graph, below, of_operand, inner)) if below in inner and below is not None else []
+        leaves = frozenset().union(*(t.leaves for t in terms)) if terms else frozenset({value})
+        if not (node.name == "sub" and operand == 0):  # without it, minus the other operand would be left
+            yield _Term(index, operand, value, of_operand, leaves)
+        elif not terms:
+            yield _Term(index, LITERAL, value, of_operand, leaves)  # a skip that can't go itself
+        yield from terms
+
+
+def _skip(graph: Graph, term: _Term, leaves: list[_Term]) -> int | None:
+    """The summand beside a term that passes it by: one that the term is computed from."""
+    for other in leaves:
+        if other.value not in term.leaves and other.sign > 0:
+            for value in _through(graph, other.value):
+                if graph.above[term.value] >> value & 1 and value != term.value and graph.is_float(value):
+                    return other.value
+    return None
+
+
+def _through(graph: Graph, value: int) -> Iterator[int]:
+    """A value, and what it is made of by scaling, casting and moving entries alone."""
+    while True:
+        yield value
+        index = graph.maker.get(value)
+        if index is None or graph.nodes[index].name not in _LOOKED_THROUGH:
+            return
+        data = [v for v in graph.nodes[index].ins if v in graph.data]
+        if len(data) != 1:
+            return
+        (value,) = data
+
+
+def _projected(graph: Graph, term: _Term, leaves: list[_Term], dead: Dead) -> int | None:
+    """The other of two summands, if it is a projection of the one value that both are made of."""
+    others = [t for t in leaves if t.value not in term.leaves]
+    if len(leaves) != 2 or len(others) != 1 or others[0].sign < 0:
+        return None
+    (other,) = others
+    node = graph.nodes[term.node]
+    beside = graph.dead_after([(term.node, 1 - term.operand)])
+    if node.ins[1 - term.operand] != other.value:
+        return None
+    entries, of_other = _entries(graph, dead), _entries(graph, beside)
+    counts = [sum(map(graph.is_weighted, d.nodes)) for d in (dead, beside)]
+    bends = [sum(_bends(graph, i) for i in d.nodes) for d in (dead, beside)]
+    if (
+        len(entries) == 1
+        and entries == of_other
+        and counts[0] >= 2
+        and counts[1] == 1
+        and bends[0] > bends[1]
+    ):
+        return other.value
+    return None
+
+
+def _entries(graph: Graph, dead: Dead) -> set[int]:
+    """The values that nodes which die together take from outside."""
+    made = {out for i in dead.nodes for out in graph.nodes[i].outs}
+    used = {v for i in dead.nodes for v in graph.nodes[i].ins if v in graph.data and graph.is_float(v)}
+    return used - made
+
+
+def _bends(graph: Graph, index: int) -> bool:
+    node = graph.nodes[index]
+    return node.name in _NONLINEAR and any(v in graph.data for v in node.ins)
