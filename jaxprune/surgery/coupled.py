@@ -33,8 +33,8 @@ class Coupled:
     (1, ..., C, ..., 1) where one axis does.
 
     Without `where`, every leaf that a group touches is pruned: biases, statistics and embeddings as well. A
-    `where` that leaves out a leaf keeps all groups that touch it. A tree may lack statistics of which it
-    is not told (Linen's `params` without `batch_stats`): they then count nothing.
+    `where` that leaves out a leaf keeps all groups that touch it. A tree may lack statistics (Linen's
+    `params` without `batch_stats`): they then count nothing.
 
     With `scope="local"` each group loses the same share of its units. In a tree of shares (an allocation) a
     group takes that of its first leaf. `jp.plan_from_masks(groups, masks)` gives the plan that removes what is

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import plain_models
 import pytest
-from checks import difference, random_plan
+from checks import difference
 from flax.training.train_state import TrainState
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -163,30 +163,6 @@ def test_infinite_scores_keep_and_nan_comes_first(groups, on_host):
     np.testing.assert_array_equal(sums, np.float32([inf, -inf, nan, 3.0]))
 
 
-@pytest.mark.slow_beyond(3)
-@pytest.mark.parametrize("name", MODELS)
-def test_masks_plans_and_units_tell_the_same(name):
-    """Masks of a plan give the plan back, masks of the units of a plan are the plan's."""
-    fn, params, inputs = MODELS[name]()
-    groups = jp.find_groups(fn, params, *inputs)
-    plan = random_plan(groups, seed=5)
-    masks = plan.masks(params)
-    again = jp.plan_from_masks(groups, masks)
-    assert plan.small_shapes == again.small_shapes
-    for path, axes in plan.kept.items():
-        for a, b in zip(axes, again.kept[path], strict=True):
-            np.testing.assert_array_equal(True if a is None else a, True if b is None else b)
-    if not len(groups):
-        return
-    paths = [leaf.path for leaf in leaves_of(params)]
-    cut = coupled_units(groups, range(len(groups)), paths)
-    pruned = cut.pruned([np.broadcast_to(plan.mask(path), plan.shapes[path]) for path in paths])
-    for path, mask in zip(paths, cut.masks([~units for units in pruned]), strict=True):
-        np.testing.assert_array_equal(
-            np.broadcast_to(mask, plan.shapes[path]), np.broadcast_to(plan.mask(path), plan.shapes[path])
-        )
-
-
 @pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("scope", ["global", "local"])
 @pytest.mark.parametrize("name", TRAINED)
@@ -270,7 +246,8 @@ def test_vmapped_scanned_and_sharded_masks_are_those_of_one_array(groups):
     big = {**placed, "up": jax.device_put(jnp.ones((64, 4)), NamedSharding(mesh, P("d", None)))}
     cut = coupled_units(groups, [0], sorted(big))
     text = jax.jit(cut.scores).lower([big[name] for name in sorted(big)]).compile().as_text()
-    assert "all-gather" not in text or "f32[64,4]" not in text.split("all-gather", 1)[1].split("\n", 1)[0]
+    gathered = [line for line in text.splitlines() if " all-gather" in line]
+    assert not any("[64,4]" in line for line in gathered), gathered
 
 
 SPARSE = {
@@ -297,7 +274,7 @@ def test_sparse_training_moves_whole_units(method, groups):
         return (optax.apply_updates(params, updates), state), None
 
     (_, state), _ = jax.lax.scan(step, (PARAMS, tx.init(PARAMS)), length=3)
-    assert jp.plan_from_masks(groups, jp.get_masks(state)).widths["up"] == (2, 2)
+    assert jp.plan_from_masks(groups, jp.get_masks(state)).small_shapes["up"] == (2, 2)
 
 
 def test_what_works_leaf_by_leaf_says_so(groups):
@@ -315,36 +292,6 @@ def test_in_an_allocation_a_group_takes_the_share_of_its_first_leaf(groups):
         PARAMS, {"b": 0.25, "up": 0.5, "down": 0.5, "out": 0.5}, structure=jp.Coupled(groups)
     )
     assert kept_units(masks) == [0, 1, 3]
-
-
-def test_plan_from_masks_names_what_is_masked_in_part(groups):
-    full = {"up": True, "b": True, "down": True, "out": True}
-    assert jp.plan_from_masks(groups, full).small_shapes["up"] == (2, 4)
-    b = jnp.array([True, False, True, True])
-    with pytest.raises(
-        ValueError, match=r"unit 1 of group 'b\[0\]' in part: all of it at 'b', but not at 'down'"
-    ):
-        jp.plan_from_masks(groups, {**full, "b": b})
-    one = jnp.ones((2, 4), bool).at[0, 1].set(False)
-    with pytest.raises(
-        ValueError, match=r"weights at 'up' \(such as \(0, 1\)\).*the groups there are 'b\[0\]'"
-    ):
-        jp.plan_from_masks(groups, {**full, "up": one})
-    with pytest.raises(ValueError, match=r"weights at 'out' .*no group touches it"):
-        jp.plan_from_masks(groups, {**full, "out": jnp.zeros(1, bool)})
-    none = {"up": jnp.zeros((1, 4), bool), "b": jnp.zeros(4, bool), "down": False, "out": True}
-    with pytest.raises(ValueError, match=r"all 4 units of group 'b\[0\]'"):
-        jp.plan_from_masks(groups, none)
-    with pytest.raises(ValueError, match="lacks 'down'"):
-        jp.plan_from_masks(groups, dict.fromkeys(("up", "b", "out"), True))
-    with pytest.raises(ValueError, match="has 'more' besides"):
-        jp.plan_from_masks(groups, {**full, "more": jnp.zeros(1, bool)})
-    with pytest.raises(ValueError, match=r"got shape \(3,\) at 'b' of shape \(4,\)"):
-        jp.plan_from_masks(groups, {**full, "b": jnp.ones(3, bool)})
-    with pytest.raises(TypeError, match="got float32 at 'b'"):
-        jp.plan_from_masks(groups, {**full, "b": jnp.ones(4)})
-    with pytest.raises(ValueError, match="traced array at 'b'"):
-        jax.jit(lambda b: jp.plan_from_masks(groups, {**full, "b": b}) and 0)(b)
 
 
 def test_a_structure_can_be_replaced_in_a_recipe(groups):
