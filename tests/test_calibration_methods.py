@@ -131,7 +131,7 @@ def test_masks_by_a_function_compare_the_weights_of_each_output_where_asked():
 
 def test_a_score_of_another_shape_is_an_error():
     message = (
-        r"MaskOnly `score` must give an array of the shape of each weight matrix, \(8, 6\) here, got \(6,\)"
+        r"MaskOnly `score` must return an array of the shape of each weight matrix, \(8, 6\) here, got \(6,\)"
     )
     with pytest.raises(ValueError, match=message):
         prune(draw(0, 8, 6), draw(1, 20, 8), 0.5, method=jp.MaskOnly(lambda w: w.sum(0)))

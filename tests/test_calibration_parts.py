@@ -77,7 +77,7 @@ def images(params, x):
 def test_what_a_pattern_does_not_fit_stays_dense_and_is_named():
     params, batches = {"rgb": draw(0, 3, 3, 3, 8), "hidden": draw(1, 3, 3, 8, 4)}, [draw(2, 2, 5, 5, 3)]
     for method in (jp.SparseGPT(), jp.MaskOnly()):
-        with pytest.warns(UserWarning, match=r"NM\(2, 4\): `m` does not divide .* stay dense: 'rgb'"):
+        with pytest.warns(UserWarning, match=r"NM\(2, 4\): `m` does not divide .* remain dense: 'rgb'"):
             new, masks = jp.reconstruct(images, params, batches, structure=jp.NM(2, 4), method=method)
         assert masks["rgb"] is True
         np.testing.assert_array_equal(new["rgb"], params["rgb"])

@@ -200,7 +200,7 @@ def test_groups_that_feed_no_weight_must_be_excluded():
     groups, stats = jp.find_groups(fn, params, x), jp.calibrate(fn, params, [x], moments="full")
     scores = obs_scores(groups, params, stats)
     assert list(scores.by_group) == ["out[0]"]
-    with pytest.raises(ValueError, match=r"`score` has nothing for group '[kq]\[1\]'"):
+    with pytest.raises(ValueError, match=r"`score` has no scores for group '[kq]\[1\]'"):
         jp.plan_removal(groups, params, 0.5, score=scores)
     assert jp.plan_removal(groups, params, 0.5, score=scores, budget="units", exclude="q").small_shapes[
         "out"
@@ -230,7 +230,7 @@ def test_an_input_of_two_units_has_no_score():
         ({"moments": "diagonal"}, "moments='full'"),
         ({"damping": -1.0}, "`damping` must not be negative"),
         ({"params": {"up": jnp.ones((6, 8))}}, "it lacks"),
-        ({"shape": (8, 4)}, r"they hold 'down' of shape \(8, 5\)"),
+        ({"shape": (8, 4)}, r"they have 'down' of shape \(8, 5\)"),
     ],
 )
 def test_mistakes_in_scores_are_named(change, message):

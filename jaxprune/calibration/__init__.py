@@ -1,4 +1,4 @@
-"""Calibration: statistics of what weights multiply, and pruning that compensates what it removes."""
+"""Calibration: input statistics of weights, and pruning that compensates for the removed weights."""
 
 from jaxprune.calibration._calibrate import calibrate
 from jaxprune.calibration._reconstruct import reconstruct

@@ -1,4 +1,4 @@
-"""Statistics of what every weight of a model multiplies."""
+"""Statistics of the inputs that every weight of a model multiplies."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ def calibrate(
     row_weights: RowWeights | None = None,
     progress: bool = False,
 ) -> Statistics:
-    r"""Input statistics of every weight that multiplies activations: $X^T X$ or its diagonal, sums, rows.
+    r"""Computes input statistics of every weight that multiplies activations: $X^T X$ or its diagonal, sums, rows.
 
-    `fn` is traced; a weight is a parameter that reaches a matrix product or a convolution, through casts,
-    transposes, reshapes, slices and inside `jit`, `scan` (layer by layer) or `remat`. All batches go through
-    together, from one weight to the next, so that only the live activations are held.
+    `fn` is traced. A weight is a parameter that reaches a matrix product or a convolution through casts,
+    transposes, reshapes and slices, also inside `jit`, `scan` (layer by layer) or `remat`. All batches pass through
+    the model together, from one weight to the next, so that only the live activations are in memory.
 
     Args:
       fn: function of (params, *inputs).
       params: pytree of arrays.
-      batches: iterable of batches of one shape: each a tuple of inputs, or one input.
-      where: tree of bools (or a prefix of one, or a function that gives it), the weights to look at;
+      batches: iterable of batches of the same shape. A batch is a tuple of inputs, or one input.
+      where: tree of bools (or a prefix of one, or a function that returns it) that selects the weights;
         None for `prunable(params)`.
-      moments: "diagonal" for what Wanda and RIA need, "full" for X^T X.
-      row_weights: function of the inputs of a batch that gives a weight to each row of activations, such as
-        the padding mask (batch, position): rows of weight 0 don't count. Where activations have no such
+      moments: "diagonal" for the diagonal of X^T X, which Wanda and RIA need, "full" for X^T X.
+      row_weights: function of the inputs of a batch that returns a weight for each row of activations, such as
+        the padding mask (batch, position): rows of weight 0 don't count. If activations have no such
         leading axes (a pooled vector), each row counts once.
       progress: whether to show a progress bar.
 
     Returns:
-      Dict from a weight's path to its `WeightStatistics`.
+      Dict from the path of a weight to its `WeightStatistics`.
 
     Raises:
-      ValueError: no batch, or batches that differ in shape; a weight of `where` that multiplies nothing;
-        row weights that fit no activations; a weight whose inputs have no row, or are NaN or infinite.
-      TypeError: parameters that are tracers.
+      ValueError: if there is no batch, or batches differ in shape; if a weight of `where` multiplies no activations;
+        if the row weights fit no activations; if the inputs of a weight have no row, or are NaN or infinite.
+      TypeError: if parameters are tracers.
 
     Warns:
-      UserWarning: matrices whose inputs are all 0, such as those of an expert that no row reaches: scores by
-        these statistics know nothing of them.
+      UserWarning: if all inputs of a matrix are 0, such as those of an expert that no row reaches. Scores by
+        these statistics have no information about the matrix.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,7 +90,7 @@ def calibrate(
 def _unseen_matrices(
     model: CalibrationModel, found: dict[int, dict[Matrix, Moments]]
 ) -> dict[str, tuple[int, int]]:
-    """Path -> how many weights lie in matrices that see no input but 0, and how many there are."""
+    """Path -> number of weights in matrices whose inputs are all 0, and number of all weights."""
     counts = {}
     for leaf, of_leaf in found.items():
         n = sum(

@@ -1,4 +1,4 @@
-"""One-shot pruning: every layer is pruned on what the already pruned layers before it give it."""
+"""One-shot pruning: every layer is pruned on the outputs of the pruned layers before it."""
 
 from __future__ import annotations
 
@@ -36,55 +36,56 @@ def reconstruct(
     on_layer: OnLayer | None = None,
     progress: bool = False,
 ) -> tuple[PyTree, PyTree]:
-    r"""Prunes a model without training it, from calibration batches, in one pass through it.
+    r"""Prunes a model without training it, from calibration batches, in one pass through the model.
 
-    Layer by layer: $X^T X$ of the inputs that the pruned layers before it give, then
-    $\min \|X W - X W_0\|_F$ over sparse $W$ by `method`, then on with the pruned weight. Weights of the same
-    inputs share one factorization. A weight that is used at several places is pruned at the first of them, on
-    the inputs that all of them have in the dense model. Weights whose inputs are 0 in every row, such as those
-    of an expert that no row reaches, are pruned by their size, as many as asked for; the others keep their
-    values.
+    The model is pruned layer by layer. For each layer $X^T X$ is computed from the outputs of the pruned layers
+    before it, `method` solves $\min \|X W - X W_0\|_F$ over sparse $W$, and the pass continues with the pruned
+    weight. Weights of the same inputs share one factorization. A weight that is used at several places is pruned
+    at the first of them, on its inputs at all of these places in the dense model. Weights whose inputs are 0 in
+    every row, such as those of an expert that no row reaches, are pruned by magnitude to the requested sparsity;
+    the kept ones among them keep their values.
 
     Args:
       fn: function of (params, *inputs).
       params: pytree of arrays.
-      batches: iterable of batches of one shape: each a tuple of inputs, or one input.
-      sparsity: share of each weight's units to prune, in [0, 1): a float, or a tree like `params` (an
-        allocation). None for 0.5, and for what its pattern says with N:M, which takes no other (but 0 in a
-        tree: such a weight stays dense).
-      structure: `Unstructured()`, `NM(n, m)`, whose groups run along the inputs that the model itself tells,
+      batches: iterable of batches of the same shape. A batch is a tuple of inputs, or one input.
+      sparsity: fraction of the units of each weight to prune, in [0, 1): a float, or a tree like `params` (an
+        allocation). None for 0.5, or with N:M for the sparsity of the pattern. N:M takes no other sparsity, except 0
+        in a tree: such a weight remains dense.
+      structure: `Unstructured()`, `NM(n, m)`, whose groups run along the inputs as traced from the model,
         or `Block((inputs, outputs))`.
       method: `SparseGPT()`, `ADMM()`, or `MaskOnly(score)`.
-      refine: what follows in each layer, such as `(Swaps(), LeastSquares())`.
-      fisher: tree like `params` of `jp.scores.fisher`'s scores; with it the errors of output o count
-        $d_o = \sum_i fisher_{io} / \sum_i w_{io}^2 \|X_i\|^2$, how much the loss minds them, and
-        $\sum_o d_o \|X w_o - X w_{0,o}\|^2$ is made small. It says which outputs of a weight keep more of
-        theirs; `jp.allocate.from_scores(fisher, sparsity)` says the same of the weights. With N:M it changes
-        nothing. None: all outputs count alike.
-      dense_targets: how far, from 0 to 1, a layer's target moves to what it gives in the dense model, on the
-        dense layers' inputs: at 1, $\min \|X W - X_{dense} W_0\|$, it makes up for all that the layers before
-        it lost, and may learn their noise where rows are few. Where the product is added to a residual
-        stream, the target is the dense sum. Above 0 it takes a second pass.
-      where: tree of bools (or a prefix of one, or a function that gives it), the weights to prune;
+      refine: refinements that are applied to each layer after `method`, such as `(Swaps(), LeastSquares())`.
+      fisher: tree like `params` of scores from `jp.scores.fisher`. With it, errors of output o are weighted by
+        $d_o = \sum_i fisher_{io} / \sum_i w_{io}^2 \|X_i\|^2$, how sensitive the loss is to them, and
+        $\sum_o d_o \|X w_o - X w_{0,o}\|^2$ is minimized. It determines which outputs of a weight keep more of
+        their weights; `jp.allocate.from_scores(fisher, sparsity)` does the same among the weights of a model. With
+        N:M it has no effect. None weights all outputs equally.
+      dense_targets: how far, from 0 to 1, the target of a layer moves to its output in the dense model, on the
+        inputs from the dense layers. At 1 the layer solves $\min \|X W - X_{dense} W_0\|$: it compensates all errors
+        of the layers before it, and may fit their noise if there are few rows. If the product is added to a
+        residual stream, the target is the dense sum. A value above 0 needs a second pass.
+      where: tree of bools (or a prefix of one, or a function that returns it) that selects the weights to prune;
         None for `prunable(params)`.
-      row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
-      on_layer: is called with a `LayerResult` for each weight. `MaskOnly` alone needs no X^T X, only its
-        diagonal; the errors reported here do need it.
+      row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
+      on_layer: function that is called with a `LayerResult` for each weight. The errors in it need X^T X, whereas
+        `MaskOnly` alone needs only its diagonal.
       progress: whether to show a progress bar.
 
     Returns:
-      (params, masks): pruned weights are exactly zero; masks are bool arrays, True = keep, and the scalar True
-      where nothing is pruned.
+      (params, masks): pruned weights are exactly zero. Masks are bool arrays, True = keep, or the scalar True for a
+      leaf without pruned weights.
 
     Raises:
-      ValueError: as `calibrate`; a sparsity outside [0, 1), or another than the pattern's with N:M;
-        `dense_targets` outside [0, 1]; a weight of which `fn` multiplies a part only, or slices that overlap;
-        a weight named by `where` or by a tree of sparsities that N:M does not fit; no weight that it fits.
-      TypeError: a structure of other kinds; parameters that are tracers.
+      ValueError: if `calibrate` would raise one; if a sparsity is outside [0, 1), or differs from the pattern's
+        with N:M; if `dense_targets` is outside [0, 1]; if `fn` multiplies by only a part of a weight, or by
+        slices of it that overlap; if N:M does not fit a weight that `where` or a tree of sparsities names; if N:M
+        fits no weight.
+      TypeError: if the structure is of another kind; if parameters are tracers.
 
     Warns:
-      UserWarning: without a `where`, weights that multiply no activations, or that N:M does not fit (the three
-        channels of an image): they stay dense. Weights whose inputs are 0 in every row.
+      UserWarning: if no `where` is given, and weights multiply no activations, or N:M does not fit them (the three
+        channels of an image): they remain dense. If weights have inputs that are 0 in every row.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -110,8 +111,8 @@ def reconstruct(
     model = open_model(fn, params, batches, where, row_weights)
     if model.lost:
         warnings.warn(
-            f"{len(model.lost)} weights multiply no activations in `fn` and stay dense: {model.lost[0]!r}"
-            f"{', ...' if len(model.lost) > 1 else ''}. Leave them out of `where` to say that this is meant.",
+            f"{len(model.lost)} weights multiply no activations in `fn` and remain dense: {model.lost[0]!r}"
+            f"{', ...' if len(model.lost) > 1 else ''}. If this is intended, leave them out of `where`.",
             stacklevel=2,
         )
     shares, named = _shares(model, params, sparsity, cutting, where)
@@ -121,7 +122,7 @@ def reconstruct(
         if uncut:
             warnings.warn(
                 f"{units.label}: `m` does not divide the inputs of {len(uncut)} weights, which "
-                f"stay dense: {', '.join(map(repr, uncut))}. Leave them out of `where` to say that this is meant.",
+                f"remain dense: {', '.join(map(repr, uncut))}. If this is intended, leave them out of `where`.",
                 stacklevel=2,
             )
     method.check(cutting)
@@ -130,7 +131,7 @@ def reconstruct(
     start = by_method(method, counts, cutting)
     is_full = method.moments == "full" or refine or dense_targets or on_layer is not None
     send_through(layers, start, refine, dense_targets, on_layer, progress, "full" if is_full else "diagonal")
-    layers.warn_of_unseen("They are pruned by their size, the others keep their values", stacklevel=2)
+    layers.warn_of_unseen("They are pruned by magnitude, and the kept ones keep their values", stacklevel=2)
     return layers.result(params)
 
 
@@ -149,9 +150,9 @@ def _fisher_scores(
         if score.shape != np.shape(weight) or not (np.isfinite(score) & (score >= 0)).all():
             raise ValueError(
                 f"`fisher` must have finite scores of at least 0 in the shape of each weight, got others at "
-                f"{path!r} (shape {score.shape} for {np.shape(weight)}). Take them from `jp.scores.fisher`."
+                f"{path!r} (shape {score.shape} for {np.shape(weight)}). Compute them with `jp.scores.fisher`."
             )
-        # Only their ratios count: whatever their size, they and their sums fit float32.
+        # Only their ratios count, so they are scaled such that they and their sums fit float32.
         scores[leaf] = (score / max(score.max(initial=0), np.finfo(np.float64).tiny)).astype(np.float32)
     return scores
 
@@ -159,7 +160,7 @@ def _fisher_scores(
 def _shares(
     model: CalibrationModel, params: PyTree, sparsity: Any, structure: MatrixStructure, where: PyTree | None
 ) -> tuple[dict[int, float], bool]:
-    """The share of each leaf that is multiplied by, and whether the leaves were named one by one."""
+    """The sparsity of each leaf that multiplies activations, and whether the leaves were named one by one."""
     if sparsity is None:
         sparsity = 0.5 if structure.fixed_sparsity is None else structure.fixed_sparsity
     paths, _, _ = flatten_with_paths(params)
@@ -176,7 +177,7 @@ def _shares(
 def _without_uncut(
     model: CalibrationModel, structure: MatrixStructure, shares: dict[int, float], named: bool
 ) -> tuple[CalibrationModel, list[str]]:
-    """The model without the weights that stay dense with N:M, and the paths of those that it doesn't fit."""
+    """The model without the weights that remain dense with N:M, and the paths of the weights that N:M doesn't fit."""
     wrong = {use.leaf: use for use in model.program.uses if shares[use.leaf] > 0 and not fits(structure, use)}
     dense = {leaf for leaf, share in shares.items() if share == 0} | wrong.keys()
     uses = [use for use in model.program.uses if use.leaf not in dense]

@@ -1,4 +1,4 @@
-"""Better masks for a model that is already pruned, whatever pruned it."""
+"""Refinement of the masks of a model that was pruned by any method."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ def swap_refine(
     on_layer: OnLayer | None = None,
     progress: bool = False,
 ) -> tuple[PyTree, PyTree]:
-    """Swaps kept and pruned weights of each output while its layer's error falls: see `Swaps`.
+    """Swaps kept and pruned weights of each output while the error of its layer falls; see `Swaps`.
 
-    Each layer is refined on the inputs that the refined layers before it give; each output keeps its count
-    of weights, N:M stays N:M.
+    Each layer is refined on the outputs of the refined layers before it. Each output keeps its number of kept
+    weights, and N:M masks remain N:M.
 
     Args:
       fn: function of (params, *inputs).
-      params: the dense parameters: what the layers should give.
+      params: the dense parameters, which define the outputs that the layers should reproduce.
       pruned: the pruned parameters.
-      masks: their masks. Leaves whose mask is a scalar, and those that multiply no activations, are left as
-        `pruned` has them.
-      batches: iterable of batches of one shape: each a tuple of inputs, or one input.
-      structure: `Unstructured()`, or the `NM(n, m)` that the masks have.
+      masks: the masks of the pruned parameters. Leaves whose mask is a scalar, and leaves that multiply no
+        activations, are returned as they are in `pruned`.
+      batches: iterable of batches of the same shape. A batch is a tuple of inputs, or one input.
+      structure: `Unstructured()`, or the `NM(n, m)` of the masks.
       swaps: `Swaps(...)`, or another refinement such as `LeastSquares()`.
-      row_weights: function of the inputs of a batch that weighs rows, such as the padding mask.
-      on_layer: is called with a `LayerResult` for each weight.
+      row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
+      on_layer: function that is called with a `LayerResult` for each weight.
       progress: whether to show a progress bar.
 
     Returns:
       (params, masks), as `reconstruct` returns them.
 
     Raises:
-      ValueError: trees that don't match; masks that aren't of the structure; what `reconstruct` raises.
+      ValueError: if trees don't match; if masks don't have the structure; if `reconstruct` would raise one.
 
     Warns:
-      UserWarning: weights whose inputs are 0 in every row; the kept ones keep their values.
+      UserWarning: if weights have inputs that are 0 in every row; the kept ones among them keep their values.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -86,10 +86,10 @@ def swap_refine(
                 f"`pruned` must have the shapes of `params`: {np.shape(leaf)} at {path!r}, "
                 f"got {np.shape(given[path][0])}."
             )
-    # A pattern leaves dense what it does not fit: nothing of it can be swapped.
+    # A weight that the pattern does not fit is dense, so it has no weights to swap.
     whole = is_kept_whole if cutting.matrix_units().kept is None else np.all
     chosen = [not whole(mask) for _, mask in given.values()]
-    # What has no mask is that of the pruned model: its biases may have been trained since.
+    # Leaves without a mask are taken from the pruned model, whose biases may have been trained since.
     dense = [
         x if is_chosen else given[path][0] for path, x, is_chosen in zip(paths, leaves, chosen, strict=True)
     ]
@@ -114,13 +114,13 @@ def swap_refine(
         return now
 
     send_through(layers, start, (swaps,), on_layer=on_layer, progress=progress)
-    layers.warn_of_unseen("Those that are kept keep their values", stacklevel=2)
+    layers.warn_of_unseen("The kept ones among them keep their values", stacklevel=2)
     start_from, masks = (jax.tree.unflatten(treedef, x) for x in zip(*given.values(), strict=True))
     return layers.result(start_from, masks)
 
 
 def _check_pattern(structure: MatrixStructure, path: str, use: Use, mask: np.ndarray) -> None:
-    """Raises ValueError for a mask that is not N:M along the inputs."""
+    """Raises a ValueError if a mask is not N:M along the inputs."""
     units = structure.matrix_units()
     if units.kept is None:
         return
@@ -131,5 +131,5 @@ def _check_pattern(structure: MatrixStructure, path: str, use: Use, mask: np.nda
     if most > units.kept:
         raise ValueError(
             f"`masks` must be {units.label} along the inputs, got {most} kept of "
-            f"{units.inputs} at {path!r}. Give the structure that the masks have."
+            f"{units.inputs} at {path!r}. Pass the structure of the masks."
         )

@@ -1,4 +1,4 @@
-"""Models as jaxprs: what goes through the equations of a function of parameters stands here, and only here."""
+"""Models as jaxprs: all code that walks through the equations of a function of parameters builds on this package."""
 
 from jaxprune.jaxprs.equations import bind, shape_of
 from jaxprune.jaxprs.sources import Source, source_of

@@ -1,8 +1,8 @@
-"""Calls: the one table of primitives that hold jaxprs, and which of their operands each body takes.
+"""Calls: the one table of primitives that contain jaxprs, and which of their operands each body takes.
 
-What walks through a jaxpr asks here whether an equation is a call, of which kind, and what its bodies are. A
-primitive that is missing here (`shard_map`, whose body sees shards, kernels, callbacks) is an operation like
-any other: nothing looks inside it.
+Code that walks through a jaxpr uses this table to find out whether an equation is a call, of which kind, and what
+its bodies are. A primitive that is missing here (`shard_map`, whose body sees shards, kernels, callbacks) is an
+operation like any other: its body is not analysed.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     }
 )
 
-# Calls with one body, whose results are the call's on the operands as they stand.
+# Calls with one body, which returns the results of the call on its unchanged operands.
 INLINE: frozenset[Kind] = frozenset(("plain", "remat", "custom", "custom_jvp", "custom_vjp"))
 
 
 class Body(NamedTuple):
-    """A jaxpr that an equation calls: its inputs are the operands at these places (of a scan's, slices)."""
+    """A jaxpr that an equation calls; its inputs are the operands at these places (in a scan, slices of some)."""
 
     jaxpr: Jaxpr
     consts: Sequence[Any]
     operands: tuple[int, ...]
 
     def of(self, operands: Sequence[T]) -> list[T]:
-        """What belongs to the inputs of the body, of what belongs to the operands of the call."""
+        """Selects the items for the inputs of the body from items for the operands of the call."""
         return [operands[place] for place in self.operands]
 
 
 class Parts(NamedTuple):
-    """The operands of a loop: those that each step sees, those that it changes, those it takes slices of."""
+    """The operands of a loop: constants of all steps, the carry, and the operands that each step takes a slice of."""
 
     consts: list[Any]
     carry: list[Any]
@@ -59,17 +59,17 @@ class Parts(NamedTuple):
 
 
 def kind_of(eqn: JaxprEqn) -> Kind | None:
-    """What kind of call an equation is; None if it is none."""
+    """The kind of call of an equation; None if the equation is not a call."""
     return KINDS.get(eqn.primitive.name)
 
 
 def is_inline(eqn: JaxprEqn) -> bool:
-    """Whether an equation is a call that could as well be replaced by its body."""
+    """Whether an equation is a call that could be replaced by its body."""
     return kind_of(eqn) in INLINE
 
 
 def bodies_of(eqn: JaxprEqn) -> tuple[Body, ...]:
-    """The bodies of a call: of a while its condition first, of a cond the branches in order, else one."""
+    """The bodies of a call: the condition and the body of a while, the branches of a cond in order, else one body."""
     p, n = eqn.params, len(eqn.invars)
     match kind_of(eqn):
         case None:
@@ -93,26 +93,26 @@ def bodies_of(eqn: JaxprEqn) -> tuple[Body, ...]:
 
 
 def scan_parts(eqn: JaxprEqn, operands: Sequence[Any]) -> Parts:
-    """What belongs to the constants, the carry and the scanned operands of a scan."""
+    """Splits items for the operands of a scan into those for its constants, its carry and its scanned operands."""
     n_consts, n_carry = jax_compat.scan_counts(eqn)
     stop = n_consts + n_carry
     return Parts(list(operands[:n_consts]), list(operands[n_consts:stop]), list(operands[stop:]))
 
 
 def while_parts(eqn: JaxprEqn, operands: Sequence[Any]) -> tuple[list[Any], Parts]:
-    """What belongs to the constants of a while loop's condition, and to its body."""
+    """Splits items for the operands of a while loop into those for its condition's constants and for its body."""
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     stop = n_cond + n_body
     return list(operands[:n_cond]), Parts(list(operands[n_cond:stop]), list(operands[stop:]), [])
 
 
 def settled(step: Callable[[list[T]], Sequence[T]], carry: Sequence[T], join: Callable[[T, T], T]) -> list[T]:
-    """The results of a loop's body, its carry first, as it is after any number of steps.
+    """Facts about the results of a loop's body, the carry first, that hold after any number of steps.
 
     Args:
-      step: what is known of a body's results, of what is known of its carry.
-      carry: what is known of the carry before the first step.
-      join: what is known of a value that is one of two.
+      step: function from facts about the carry to facts about the results of the body.
+      carry: facts about the carry before the first step.
+      join: function of two facts that returns a fact which holds for a value that satisfies either of them.
     """
     now = list(carry)
     while True:

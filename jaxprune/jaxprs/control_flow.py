@@ -1,4 +1,4 @@
-"""Control flow and custom derivatives around bodies that have changed: rebuilt, never inlined away."""
+"""Control flow and custom derivatives around changed bodies: the calls are rebuilt, not replaced by their bodies."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def rebuild(
     Args:
       eqn: the call.
       args: its operands, which may have other shapes than in the equation.
-      bodies: what runs in place of each of its bodies (`calls.bodies_of`): their inputs -> their results.
-      rule: the derivative of a custom_jvp or custom_vjp, and what runs in place of it. Without it such a call
-        is differentiated as its body is.
+      bodies: functions that run in place of the bodies of the call (`calls.bodies_of`): inputs -> results.
+      rule: the derivative of a custom_jvp or custom_vjp, and a function that runs in place of it. Without a rule
+        such a call is differentiated through its body.
 
     Returns:
       The results.
@@ -61,13 +61,13 @@ def scan(
     body: Callable[[list[Any], Any], tuple[list[Any], Any]],
     state: Any,
 ) -> tuple[list[Any], Any]:
-    """Runs a scan with another body, which carries a state of its own along.
+    """Runs a scan with another body, which carries an additional state.
 
     Args:
       eqn: the scan.
       args: its operands.
       body: (inputs of the scan's body, state) -> (results of the body, state).
-      state: before the first step.
+      state: the state before the first step.
 
     Returns:
       (the results of the scan, the state after the last step).
@@ -84,7 +84,9 @@ def scan(
         step,
         (carry, state),
         xs,
-        length=None if xs else p["length"],  # with operands their own length counts: it may be symbolic
+        length=None
+        if xs
+        else p["length"],  # scanned operands define the length themselves: it may be symbolic
         reverse=p["reverse"],
         unroll=p["unroll"],
         _split_transpose=p.get("_split_transpose", False),
@@ -93,7 +95,7 @@ def scan(
 
 
 def abstract_operands(eqn: JaxprEqn, args: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
-    """The operands as shapes and dtypes: those that they have now, with the types of the equation's."""
+    """The operands as shapes and dtypes: their current shapes, with the dtypes of the equation's operands."""
     return [
         jax.ShapeDtypeStruct(np.shape(x), v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False))
         for x, v in zip(args, cast(Any, eqn.invars), strict=True)
@@ -101,7 +103,7 @@ def abstract_operands(eqn: JaxprEqn, args: Sequence[Any]) -> list[jax.ShapeDtype
 
 
 def _while(eqn: JaxprEqn, args: Sequence[Any], cond: Callable, body: Function) -> list[Any]:
-    """Binds the primitive itself: a loop that was vmapped has a predicate for each member of the batch."""
+    """Binds the primitive itself, since a vmapped loop has a predicate for each member of the batch."""
     of_cond, (of_body, carry, _) = while_parts(eqn, abstract_operands(eqn, args))
     traced = {
         "cond_jaxpr": jax.make_jaxpr(cond)(*of_cond, *carry),
@@ -111,7 +113,7 @@ def _while(eqn: JaxprEqn, args: Sequence[Any], cond: Callable, body: Function) -
 
 
 def _linear_solve(eqn: JaxprEqn, args: Sequence[Any], bodies: Sequence[Function]) -> list[Any]:
-    """Binds the primitive itself: its derivative is a solve with the products and solvers it has."""
+    """Binds the primitive itself, since its derivative is a solve with its own products and solvers."""
     lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
     avals, first, rest = abstract_operands(eqn, args), 0, iter(bodies)
     traced = []

@@ -16,9 +16,9 @@ from jaxprune.jaxprs.equations import bind
 class Derivative(NamedTuple):
     """A derivative of a call as a function of (inputs, directions).
 
-    For custom_jvp: directions are the tangents of `inexact_in`, results the outputs, then the tangents of
-    `inexact_out`. For custom_vjp: directions are the cotangents of `inexact_out`, results the cotangents
-    of `inexact_in`; the forward pass is part of it.
+    For custom_jvp the directions are the tangents of `inexact_in`, and the results are the outputs followed by the
+    tangents of `inexact_out`. For custom_vjp the directions are the cotangents of `inexact_out`, and the results are
+    the cotangents of `inexact_in`; the function includes the forward pass.
     """
 
     closed: ClosedJaxpr
@@ -27,10 +27,10 @@ class Derivative(NamedTuple):
 
 
 def derivative_of(eqn: JaxprEqn) -> Derivative:
-    """Traces the derivative rule that a custom_jvp or custom_vjp call carries."""
+    """Traces the derivative rule of a custom_jvp or custom_vjp call."""
     ins = [_abstract(v.aval) for v in eqn.invars]
     outs = [_abstract(v.aval) for v in eqn.outvars]
-    constants = eqn.params["num_consts"]  # closed over by the function: its rule knows no tangents for them
+    constants = eqn.params["num_consts"]  # closed over by the function: its rule has no tangents for them
     inexact_in = tuple(
         i for i, x in enumerate(ins) if i >= constants and jnp.issubdtype(x.dtype, jnp.inexact)
     )

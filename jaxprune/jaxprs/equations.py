@@ -1,4 +1,4 @@
-"""Equations of a jaxpr: binding one of them anew, and going through all of them."""
+"""Equations of a jaxpr: applying one of them again, and walking through all of them."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def walk(
     literal: Callable[[Literal], T],
     equation: Callable[[int, JaxprEqn, list[T]], Sequence[T]],
 ) -> list[T]:
-    """Goes through the equations of a jaxpr in order, with one thing known of each value.
+    """Walks through the equations of a jaxpr in order, with one fact about each value.
 
-    That thing is what the caller likes: the value itself, where it comes from, or which axes it has.
+    The caller chooses the kind of fact: the value itself, its origin, or its axes.
 
     Args:
       jaxpr: an open jaxpr.
-      consts: what is known of its constants.
-      args: what is known of its inputs.
-      literal: what is known of a literal.
-      equation: (number of an equation, the equation, what is known of its operands) -> of its results.
+      consts: the facts about its constants.
+      args: the facts about its inputs.
+      literal: function from a literal to the fact about it.
+      equation: (number of an equation, the equation, facts about its operands) -> facts about its results.
 
     Returns:
-      What is known of the results.
+      The facts about the results.
     """
     known: dict[Any, T] = dict(zip(jaxpr.constvars, consts, strict=True))
     known.update(zip(jaxpr.invars, args, strict=True))
@@ -56,5 +56,5 @@ def walk(
 
 
 def literal_value(atom: Literal) -> Any:
-    """The number that a literal stands for: what `walk` reads where the values themselves are followed."""
+    """The value of a literal; the `literal` argument of `walk` if the facts are the values themselves."""
     return atom.val

@@ -1,4 +1,4 @@
-"""FLOPs: what products and calls cost, in one formula for whole functions, for parts of them and for weights."""
+"""FLOPs of products and calls, in one formula for whole functions, for parts of them and for weights."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ N = TypeVar("N", int, float)
 
 
 class Made(NamedTuple):
-    """A value that is made of parameters alone.
+    """A value that is computed from parameters alone.
 
-    of: their numbers; picked: whether an input picked parts of them. What an input picks is a weight (an expert's
-    matrix), unless another weight multiplies it: then it is an activation (rows of an embedding).
+    of: numbers of these parameters; picked: whether an input picked parts of them. A picked part is a weight (an
+    expert's matrix), unless another weight multiplies it: then it is an activation (rows of an embedding).
     """
 
     of: frozenset[int] = frozenset()
     picked: bool = False
 
 
-# Where a value comes from: the parameters that it is made of, or None if an input has a part in it.
+# The origin of a value: the parameters that it is computed from, or None if it depends on an input.
 Origin = Made | None
 
 
@@ -42,8 +42,8 @@ def product_flops(
 ) -> int:
     """Floating-point operations of a product of `PRODUCTS`, two a multiply-add.
 
-    A ragged product over rows counts each row once, with the matrix of its group; one that contracts the ragged
-    dimension has a result for each group, of which each row is in one.
+    A ragged product over rows counts each row once, with the matrix of its group. A product that contracts the
+    ragged dimension has a result for each group, and each row contributes to one of them.
 
     Args:
       eqn: the equation.
@@ -59,10 +59,10 @@ def product_flops(
 
 
 def call_flops(eqn: JaxprEqn, bodies: Sequence[Sequence[N]]) -> list[N]:
-    """Floating-point operations of a call, from those of its bodies: one number for each thing that is counted.
+    """Floating-point operations of a call, given those of its bodies: one number for each quantity that is counted.
 
-    The body of a loop of known length counts that often, loops of unknown length count once, a conditional as
-    its dearest branch and a linear solver as its dearest part.
+    The body of a loop counts once per step if the length is known, and once otherwise. A conditional counts as its
+    most expensive branch, and a linear solver as its most expensive part.
     """
     if kind_of(eqn) in ("cond", "linear_solve"):
         return list(max(bodies, key=sum))
@@ -72,8 +72,8 @@ def call_flops(eqn: JaxprEqn, bodies: Sequence[Sequence[N]]) -> list[N]:
 def flops_by_parameter(traced: Traced) -> list[float]:
     """FLOPs of the products that each parameter of a function takes part in.
 
-    A product counts for the parameter that its operand is made of; one made of several counts for each by its
-    size, and products of two activations count for none.
+    A product counts for the parameter that its operand is computed from. If the operand is computed from several
+    parameters, the product is divided among them by size. Products of two activations count for no parameter.
     """
     weights: list[Origin] = [Made(frozenset({i})) for i in range(len(traced.paths))]
     ins = [*[Made()] * len(traced.consts), *weights, *[None] * len(traced.input_paths)]
@@ -110,7 +110,7 @@ def _of_equation(eqn: JaxprEqn, ins: list[Origin], sizes: Sequence[int]) -> tupl
         case "cond" | "linear_solve" as kind:
             found = [_of_jaxpr(body.jaxpr, body.of(ins), sizes) for body in bodies]
             outs = [_join([ins[0], *origins]) for origins in zip(*(outs for _, outs in found), strict=True)]
-            if kind == "linear_solve":  # its bodies are not what it computes
+            if kind == "linear_solve":  # its results are not those of its bodies
                 outs = [_join(ins)] * len(eqn.outvars)
             return call_flops(eqn, [flops for flops, _ in found]), outs
     if is_inline(eqn):
@@ -131,7 +131,7 @@ def _of_equation(eqn: JaxprEqn, ins: list[Origin], sizes: Sequence[int]) -> tupl
 
 
 def _picked(ins: Sequence[Origin]) -> Origin:
-    """Where parts of the first operand come from, at places that the others tell."""
+    """The origin of parts of the first operand, which the other operands index."""
     array, *places = ins
     by_input = any(place is None for place in places)
     return None if array is None else array._replace(picked=array.picked or by_input)
@@ -140,7 +140,7 @@ def _picked(ins: Sequence[Origin]) -> Origin:
 def _of_loop(
     body: Jaxpr, consts: list[Origin], carry: list[Origin], xs: list[Origin], sizes: Sequence[int]
 ) -> tuple[list[float], list[Origin]]:
-    """One turn of a loop's body, with a carry that comes from all that went into it in any turn."""
+    """One step of a loop's body; the origin of the carry joins its origins in all steps."""
     flops: list[float] = []
 
     def step(carry: list[Origin]) -> list[Origin]:
@@ -159,7 +159,7 @@ def _join(origins: Sequence[Origin]) -> Origin:
 
 
 def _contracted(eqn: JaxprEqn) -> tuple[tuple[int, ...], int]:
-    """The dimensions of the left operand that a product contracts, and leading ones of its result to leave out."""
+    """The dimensions of the left operand that a product contracts, and how many leading result dimensions to omit."""
     if eqn.primitive.name == "dot_general":
         return tuple(eqn.params["dimension_numbers"][0][0]), 0
     numbers = eqn.params["ragged_dot_dimension_numbers"]

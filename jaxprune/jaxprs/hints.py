@@ -1,8 +1,8 @@
-"""What is known of the values of a jaxpr when some of its inputs are known numbers.
+"""Facts about the values of a jaxpr if some of its inputs are known numbers.
 
-A value is known, or one thing or both are told of it: that it is zero, that it equals input i. Both are told by
-bools, which may be traced: they then depend on the known numbers. What an operation makes of a value that it
-is not known for is unknown, so nothing is told that does not hold (0 * inf is taken for 0).
+A value is known, or there are up to two facts about it: that it is zero, and that it equals input i. Both facts are
+bools, which may be traced: they then depend on the known numbers. The result of an operation without a rule for its
+operands is unknown, so every fact holds (0 * inf is taken as 0).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LARGEST_RESULT = 1 << 12  # entries: larger results are not computed
 
 
 def evaluate(jaxpr: Jaxpr, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
-    """What is known of the results."""
+    """The facts about the results."""
     return walk(jaxpr, consts, args, lambda literal: Known(literal.val), _equation)
 
 
@@ -59,7 +59,7 @@ def _equation(index: int, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
     if name in _PARTWISE:
         return [Hint(is_zero(x), same_of(x)) for x in ins]
     if name == "is_finite":
-        return [Known(np.True_)]  # a training that went wrong is not what is asked about
+        return [Known(np.True_)]  # the facts are about a training without NaN and infinities
     if len(eqn.outvars) != 1:
         return [Hint(is_zero(ins[0]) if name == "split" else False) for _ in eqn.outvars]
     if name == "select_n":
@@ -72,14 +72,14 @@ def _inside(body: Body, ins: list[Value]) -> list[Value]:
 
 
 def _computed(eqn: JaxprEqn, values: list[Any]) -> list[Value] | None:
-    """The results from known operands; None where they are not to be had, or too large."""
+    """The results from known operands; None if they can't be computed, or are too large."""
     name = eqn.primitive.name
     if eqn.effects or not all(is_plain(v.aval) for v in (*eqn.invars, *eqn.outvars)):
         return None
     shapes = [v.aval.shape for v in eqn.invars]
     whole = all(np.shape(value) == shape for value, shape in zip(values, shapes, strict=True))
     if name in _SPREADS and not np.ndim(values[0]):
-        return [Known(values[0])]  # one number stays one
+        return [Known(values[0])]  # one number everywhere remains one number everywhere
     if name in _EXTREMES and not whole and not np.ndim(values[0]) and math.prod(shapes[0]):
         return [Known(values[0])]
     if not whole and all(not np.ndim(value) for value in values) and name in _POINTWISE:
@@ -117,8 +117,8 @@ def _same_result(name: str, eqn: JaxprEqn, ins: list[Value]) -> tuple[int, Any] 
         return same[0]
     if name == "convert_element_type":
         old, new = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
-        # To a wider type and back nothing is lost. That a narrow one came from a wider one is not known here:
-        # a parameter that was rounded on the way equals itself all the same once it is narrow.
+        # A conversion to a wider type and back loses nothing. Whether a narrow value came from a wider one is not
+        # known here: a parameter that was rounded on the way still equals itself in the narrow type.
         is_float = jnp.issubdtype(old, jnp.floating) and jnp.issubdtype(new, jnp.floating)
         return same[0] if is_float and jnp.promote_types(old, new) in (old, new) else None
     if len(ins) != 2 or name not in ("add", "add_any", "sub", "mul", "div"):
@@ -131,7 +131,7 @@ def _same_result(name: str, eqn: JaxprEqn, ins: list[Value]) -> tuple[int, Any] 
 
 
 def _select(which: Value, cases: list[Value]) -> Value:
-    """`select_n`; of unknown choice among an input and zeros that input: such an entry is pruned, not trained."""
+    """`select_n`; an unknown choice of an input or zeros counts as the input: such an entry is pruned, not trained."""
     if isinstance(which, Known) and not np.ndim(which.value):
         return _chosen(which.value, cases)
     zero = all_of([is_zero(x) for x in cases])
@@ -143,7 +143,7 @@ def _select(which: Value, cases: list[Value]) -> Value:
 
 
 def _chosen(which: Any, cases: Sequence[Value]) -> Value:
-    """The case of a known number."""
+    """The case that a known number selects."""
     is_case = [all_equal(which, i) for i in range(len(cases))]
     for case, is_it in zip(cases, is_case, strict=True):
         if is_it is True:
@@ -182,11 +182,11 @@ def _cond(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
 
 
 def _scan(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
-    """A loop whose carry holds inputs: what is known is carried through a loop of its own."""
+    """A loop whose carry has inputs: the facts are carried through a separate loop."""
     (consts, carry, xs), (inside,) = scan_parts(eqn, ins), bodies_of(eqn)
     n_carry = len(carry)
     carry = [_whole(x, v.aval) for x, v in zip(carry, scan_parts(eqn, eqn.invars).carry, strict=True)]
-    # The slices of an operand are unknown, but zero where it is.
+    # The slices of an operand are unknown, but they are zero if the operand is zero.
     xs = [Hint(is_zero(x)) for x in xs]
     while True:
         parts = [x.value if isinstance(x, Known) else (x.zero, x.same[1] if x.same else False) for x in carry]
@@ -228,7 +228,7 @@ def _scan(eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
 
 
 def _whole(x: Value, aval: Any) -> Value:
-    """A value as a loop carries it: a known one in its own shape and dtype, or not known if that is large."""
+    """A value as a loop carries it: a known value in its full shape and dtype, or unknown if that is large."""
     if isinstance(x, Hint):
         return x
     if math.prod(aval.shape) > _LARGEST_RESULT or not is_plain(aval):

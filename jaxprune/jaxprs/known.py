@@ -1,4 +1,4 @@
-"""What may be known of a value in a jaxpr: its number, or that it is zero, or that it equals an input."""
+"""Facts about a value in a jaxpr: its number, or that it is zero, or that it equals an input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-_LARGEST_CONSTANT = 1 << 20  # a table of learning rates, but no data set
+_LARGEST_CONSTANT = 1 << 20  # admits a table of learning rates, but not a data set
 
 
 class Known(NamedTuple):
@@ -21,7 +21,7 @@ class Known(NamedTuple):
 
 
 class Hint(NamedTuple):
-    """Unknown but for this: `zero` everywhere; `same` as input i, where the bool of (i, bool) holds."""
+    """An unknown value with facts: `zero` everywhere; the `same` as input i, if the bool of (i, bool) is true."""
 
     zero: Any = False
     same: tuple[int, Any] | None = None
@@ -38,7 +38,7 @@ def constant(value: Any) -> Value:
 
 
 def both(a: Any, b: Any) -> Any:
-    """`a and b`; known where it can be."""
+    """`a and b`; a Python bool if it is known."""
     a, b = flag(a), flag(b)
     if isinstance(a, bool):
         return b if a else False
@@ -57,17 +57,17 @@ def either(a: Any, b: Any) -> Any:
 
 
 def all_of(flags: Sequence[Any]) -> Any:
-    """Whether all of them hold."""
+    """Whether all flags hold."""
     return functools.reduce(both, flags, True)
 
 
 def flag(a: Any) -> Any:
-    """A bool of Python's, or a traced one as it is."""
+    """A Python bool, or the unchanged traced bool."""
     return a if isinstance(a, Tracer) else bool(a)
 
 
 def is_plain(x: Any) -> bool:
-    """Numbers or bools: no PRNG keys, tokens or references."""
+    """Whether a value has numbers or bools, and not PRNG keys, tokens or references."""
     dtype = getattr(x, "dtype", None)
     if dtype is None:
         return isinstance(x, bool | int | float | complex)
@@ -75,23 +75,23 @@ def is_plain(x: Any) -> bool:
 
 
 def is_zero(x: Value) -> Any:
-    """Whether a value is surely zero everywhere; a bool, which may be traced."""
+    """Whether a value is certainly zero everywhere; a bool, which may be traced."""
     if isinstance(x, Hint):
         return x.zero
     return all_equal(x.value, 0)
 
 
 def all_equal(value: Any, number: int) -> Any:
-    """Whether all entries are this number; on the host where they are known, so that nothing is compiled."""
+    """Whether all entries are this number; compared on the host if they are known, so that nothing is compiled."""
     xp = jnp if isinstance(value, Tracer) else np
     return flag(xp.all(xp.asarray(value) == number))
 
 
 def is_one(x: Value) -> Any:
-    """Whether a value is surely 1 everywhere."""
+    """Whether a value is certainly 1 everywhere."""
     return all_equal(x.value, 1) if isinstance(x, Known) else False
 
 
 def same_of(x: Value) -> tuple[int, Any] | None:
-    """The input that a value equals, and where that is so; None if none is known."""
+    """The number of the input that a value equals, and whether this holds; None if no such input is known."""
     return x.same if isinstance(x, Hint) else None

@@ -1,6 +1,6 @@
-"""Programs: a traced function as one flat list of steps, with the products by parameters found in it.
+"""Programs: a traced function as one flat list of steps, and the products by parameters among them.
 
-Calls and scans that a parameter enters are laid out flat, a scan iteration by iteration; all others stay one
+Calls and scans that a parameter enters are flattened, a scan iteration by iteration. Every other equation is one
 step. Equal steps on equal operands are one step.
 """
 
@@ -24,7 +24,7 @@ from jaxprune.jaxprs.signatures import signature
 from jaxprune.jaxprs.tracing import Traced
 from jaxprune.jaxprs.views import Matrix, View, follow, index, whole
 
-INDEX = "index"  # what the key of a step that takes one slice of a scanned operand begins with
+INDEX = "index"  # first item of the key of a step that takes one slice of a scanned operand
 
 
 class Step(NamedTuple):
@@ -39,7 +39,7 @@ class Step(NamedTuple):
 class Use(NamedTuple):
     """One product of activations by a parameter: `rows(value x) @ matrix(parameter leaf)`.
 
-    `out` is the value of the product where it has the rows' order, (rows, outputs); None where it hasn't.
+    `out` is the value of the product if it is ordered as the rows are, (rows, outputs), else None.
     """
 
     leaf: int
@@ -62,7 +62,7 @@ class Program(NamedTuple):
 
 
 def flatten(traced: Traced, tracked: set[int]) -> Program:
-    """Lays a traced function out flat and finds the products by tracked parameters."""
+    """Flattens a traced function and finds the products by tracked parameters."""
     flat = _Flat()
     jaxpr, n_params = traced.jaxpr, len(traced.avals)
     n_consts = len(traced.consts)
@@ -77,13 +77,13 @@ def flatten(traced: Traced, tracked: set[int]) -> Program:
 
 
 class _Flat:
-    """What is known of the values so far."""
+    """The program so far, and facts about its values."""
 
     def __init__(self):
         self.steps: list[Step] = []
         self.uses: list[Use] = []
         self.constants: dict[int, Any] = {}
-        self.known: dict[int, Any] = {}  # small integers: loop counters and what is made of them
+        self.known: dict[int, Any] = {}  # small integers: loop counters and values computed from them
         self.views: dict[int, View] = {}
         self.batched: set[int] = set()
         self._count = 0
@@ -100,7 +100,7 @@ class _Flat:
         return number
 
     def integer(self, value: Any) -> int:
-        """The constant that holds a small integer."""
+        """The number of the constant with this small integer."""
         value = np.asarray(value)
         key = (str(value.dtype), value.tobytes())
         if key not in self._numbers:
@@ -109,7 +109,7 @@ class _Flat:
         return self._numbers[key]
 
     def add(self, run: Callable, key: Hashable, ins: tuple[int, ...], n_outs: int) -> tuple[int, ...]:
-        """Adds a step, unless there is the same one already."""
+        """Adds a step, unless the same step exists already."""
         if (key, ins) in self._seen:
             return self._seen[key, ins]
         outs = tuple(self.new() for _ in range(n_outs))
@@ -120,7 +120,7 @@ class _Flat:
         return outs
 
     def inline(self, jaxpr: Jaxpr, consts: Sequence[Any], ins: Sequence[int]) -> list[int]:
-        """Lays a jaxpr out on values; returns the numbers of its results."""
+        """Adds the steps of a jaxpr on these values; returns the numbers of its results."""
         numbers = [self.constant(c) for c in consts]
         outs = walk(jaxpr, numbers, ins, lambda literal: literal, self._equation)
         return [self._number(v) for v in outs]
@@ -139,7 +139,7 @@ class _Flat:
         if _is_small(eqn) and all(value is not None for value in values):
             with jax.ensure_compile_time_eval():
                 return [self.integer(value) for value in bind(eqn, values)]
-        key = eqn if eqn.effects else signature(eqn)  # an equation with effects is like no other
+        key = eqn if eqn.effects else signature(eqn)  # an equation with effects equals no other
         outs = self.add(_runner(eqn), key, ins, len(eqn.outvars))
         if views and views[0] is not None:
             found = follow(eqn, views[0], values[1:])
@@ -159,7 +159,7 @@ class _Flat:
         return outs
 
     def _ragged(self, eqn: JaxprEqn, atoms: list[Any], view: Any, weight: Matrix) -> None:
-        """A product whose rows are told apart by the sizes of their groups."""
+        """A product whose rows are assigned to groups by the sizes of the groups."""
         (inputs_axis,) = eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers[0][0]
         x, sizes = self._number(atoms[0]), self._number(atoms[2])
         key = ("routed", inputs_axis, str(eqn.invars[0].aval), str(eqn.invars[2].aval))
@@ -203,7 +203,7 @@ class _Flat:
 
 
 def _runner(eqn: JaxprEqn) -> Callable[..., list[Any]]:
-    """The equation as a function of its operands that are no literals."""
+    """The equation as a function of its operands that are not literals."""
 
     def run(*args: Any) -> list[Any]:
         given = iter(args)
@@ -221,7 +221,7 @@ def _stack(*parts: Any) -> list[Any]:
 
 
 def _is_small(eqn: JaxprEqn) -> bool:
-    """Whether an equation makes single integers or bools only."""
+    """Whether all results of an equation are single integers or bools."""
     return all(
         shape_of(v) == () and getattr(getattr(v.aval, "dtype", None), "kind", "") in tuple("biu")
         for v in eqn.outvars

@@ -1,4 +1,4 @@
-"""Ragged products: each group of rows has a weight of its own, and the sizes of the groups are data."""
+"""Ragged products: each group of rows has its own weight, and the sizes of the groups are data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxprune.jaxprs.equations import shape_of
 from jaxprune.jaxprs.rows import DotRows
 from jaxprune.jaxprs.views import Matrix, View, matrix
 
-ROWS = DotRows((0,), (2,), 3)  # of what `routed` gives
+ROWS = DotRows((0,), (2,), 3)  # the rows of the result of `routed`
 
 
 def ragged_product(eqn: JaxprEqn, views: list[View | None]) -> Matrix | None:
@@ -37,7 +37,7 @@ def ragged_product(eqn: JaxprEqn, views: list[View | None]) -> Matrix | None:
 
 
 def routed(inputs_axis: int, x: Any, sizes: Any) -> list[Any]:
-    """The rows of each group, zero where a row is another's: (groups, rows, inputs)."""
+    """The rows of each group, with zeros in place of rows of other groups: (groups, rows, inputs)."""
     x = jnp.moveaxis(x, inputs_axis, 1)
     ends = jnp.cumsum(sizes)
     row = lax.broadcasted_iota(sizes.dtype, (sizes.shape[0], x.shape[0]), 1)

@@ -1,4 +1,4 @@
-"""Residual streams: products that are added to what passes them by."""
+"""Residual streams: products that are added to a value which bypasses them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from jaxprune.jaxprs.rows import DotRows
 
 
 def residual_streams(program: Program) -> dict[Use, tuple[int, int]]:
-    """The products that are added to a residual stream, a bias first perhaps, and the stream before that.
+    """The products that are added to a residual stream, possibly after a bias, and the stream before the addition.
 
-    Nothing else reads such a product, and its stream depends on the inputs and on no weight that comes later.
+    No other step reads such a product, and its stream depends on the inputs and on no later weight.
     """
     maker = {out: step for step in program.steps for out in step.outs}
     readers: dict[int, list[Step]] = {}
@@ -39,11 +39,11 @@ def _added_to(program: Program, readers: dict[int, list[Step]], use: Use) -> int
             return None
         if others[0] in program.batched:
             return others[0]
-        number = step.outs[0]  # a bias: the stream comes after it
+        number = step.outs[0]  # a bias: the stream is added after it
 
 
 def _ancestors(maker: dict[int, Step], number: int) -> set[int]:
-    """A value and all that it is made of."""
+    """A value and all values that it depends on."""
     stack, seen = [number], set()
     while stack:
         at = stack.pop()

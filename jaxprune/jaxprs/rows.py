@@ -1,4 +1,4 @@
-"""Rows: the activations that a weight multiplies, as the rows of one matrix a group."""
+"""Rows: the activations that a weight multiplies, as the rows of one matrix per group."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxprune.jaxprs.views import Matrix, View, matrix
 
 @dataclasses.dataclass(frozen=True)
 class DotRows:
-    """Rows of an operand of `dot_general`: its axes are groups (batch axes), inputs (contracted), or rows."""
+    """Rows of an operand of `dot_general`: its axes are groups (batch axes), inputs (contracted axes), or rows."""
 
     groups: tuple[int, ...]
     inputs: tuple[int, ...]
@@ -38,7 +38,7 @@ class DotRows:
 
 @dataclasses.dataclass(frozen=True)
 class ConvRows:
-    """Rows of the input of a convolution: one a patch, its entries ordered (window, channel).
+    """Rows of the input of a convolution: one row per patch, with entries in the order (window, channel).
 
     Channels come last so that N:M groups, which are neighbours, run along them.
     """
@@ -88,9 +88,9 @@ Rows = DotRows | ConvRows
 
 
 def weight_product(eqn: JaxprEqn, views: list[View | None]) -> tuple[int, Rows, Matrix] | None:
-    """What an equation multiplies by a parameter: (operand of the activations, their rows, the weight).
+    """The product of an equation by a parameter: (operand of the activations, their rows, the weight).
 
-    None where it is no product of activations and one parameter.
+    None if the equation is not a product of activations and one parameter.
     """
     name = eqn.primitive.name
     if name == "dot_general" and (views[0] is None) != (views[1] is None):
@@ -130,14 +130,14 @@ def _conv(eqn: JaxprEqn, view: View) -> tuple[int, Rows, Matrix] | None:
         tuple(lhs),
         groups,
     )
-    last = len(view.axes)  # where `_split_first` puts the groups
+    last = len(view.axes)  # position at which `_split_first` puts the groups
     return 0, rows, matrix(split, [last], [*window_axes, in_axis], [out_axis])
 
 
 def weights_of_rows(weights: Any, rows: Rows, shape: tuple[int, ...]) -> jax.Array | None:
-    """Weights such as (batch, position), as one number a row of activations; None where they don't fit.
+    """Weights such as (batch, position), as one number per row of activations; None if they don't fit.
 
-    They fit where they match the leading axes of the rows, or their merged product.
+    They fit if they match the leading axes of the rows, or the merged product of these axes.
     """
     row_shape = rows.row_shape(shape)
     if row_shape[: weights.ndim] == weights.shape:

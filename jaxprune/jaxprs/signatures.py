@@ -1,4 +1,4 @@
-"""Keys of equations: two with the same key compute the same, so layers of one kind compile once."""
+"""Keys of equations: two equations with the same key compute the same, so equal layers are compiled once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def signature(eqn: JaxprEqn) -> Hashable:
     """The key of an equation: its primitive, parameters, literal operands and abstract values."""
     params = eqn.params
     if kind_of(eqn) in ("custom_jvp", "custom_vjp"):
-        # Derivative rules are objects of their own at every call, and a forward pass does not look at them.
+        # Derivative rules are new objects at every call, and a forward pass does not use them.
         params = {"call_jaxpr": params["call_jaxpr"]}
     return (
         eqn.primitive.name,
@@ -76,7 +76,7 @@ def _aval(aval: Any) -> Hashable:
 
 
 class _Identity:
-    """Equal only to the key of the very same object, which it keeps alive."""
+    """A key that equals only the key of the same object, and keeps the object alive."""
 
     __slots__ = ("value",)
 

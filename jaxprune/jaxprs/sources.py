@@ -1,4 +1,4 @@
-"""Source lines: where in the user's files an equation comes from."""
+"""Source lines: the line of the user's files that an equation comes from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 class Source:
     """The source line of an equation, looked up only when it is printed.
 
-    Equations inside JAX's own jitted functions have none: theirs is the line of the call.
+    Equations inside JAX's own jitted functions have no such line: they get the line of the call.
     """
 
     __slots__ = ("_caller", "_eqn")
@@ -29,7 +29,7 @@ class Source:
 
 
 def source_of(eqn: JaxprEqn) -> str:
-    """`file.py:line` of an equation, in the user's own file where there is one, with its module scope."""
+    """`file.py:line` of an equation, in the user's own file if there is one, with its module scope."""
     frames = [f for f in user_frames(eqn) if not f.file_name.startswith(_OURS)]
     own = [f for f in frames if not any(library in f.file_name for library in _LIBRARIES)]
     scope = str(eqn.source_info.name_stack)

@@ -1,7 +1,7 @@
-"""Streams: all calibration batches go through a function together, from one weight to the next.
+"""Streams: all calibration batches pass through a function together, from one weight to the next.
 
-Between two weights lies a segment: the steps that the next weight's activations need. It is compiled once for
-all layers of one kind and run batch by batch; what nothing needs any more is let go.
+Between two weights is a segment: the steps that the activations of the next weight need. A segment is compiled once
+for all layers of one kind and run batch by batch. Values that no later step needs are released.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Site(NamedTuple):
     """Weights that multiply the same activations, and these activations, batch by batch."""
 
     uses: list[Use]
-    activations: list[Any]  # (groups, rows, inputs) after `uses[0].rows`
+    activations: list[Any]  # (groups, rows, inputs) once `uses[0].rows` is applied
 
 
 def sites(program: Program) -> list[list[Use]]:
-    """The uses in the order of the program, those of the same activations together."""
+    """The uses in the order of the program; uses of the same activations are grouped."""
     together: dict[Hashable, list[Use]] = {}
     for use in program.uses:
         together.setdefault((use.x, use.rows), []).append(use)
@@ -39,7 +39,7 @@ class Stream:
       program: the flat program.
       params: values of its parameters.
       batches: values of its inputs, batch by batch.
-      wanted: other values that will be taken, once each.
+      wanted: other values that will be taken, each of them once.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Stream:
         self._needed = set(self._ancestors(list(self._wanted), lambda i: True))
 
     def set_param(self, leaf: int, value: Any) -> None:
-        """Changes a parameter for all that comes after."""
+        """Changes a parameter for all later sites."""
         self._shared[self.program.params[leaf]] = value
 
     def __iter__(self) -> Iterator[Site]:
@@ -78,14 +78,14 @@ class Stream:
         return found
 
     def _values(self, number: int) -> list[Any]:
-        """A value batch by batch, or the only one of a value that depends on no input."""
+        """A value batch by batch, or one item if the value depends on no input."""
         if number not in self.program.batched:
             return self._shared_values([number])
         self._run([number])
         return [values[number] for values in self._batches]
 
     def _run(self, targets: list[int]) -> None:
-        """Runs what the targets need and was not run yet, batch by batch."""
+        """Runs the steps that the targets need and that were not run yet, batch by batch."""
         steps = self._ancestors(targets, lambda i: self._is_batched(i) and i not in self._done)
         if not steps:
             return
@@ -98,7 +98,7 @@ class Stream:
             for out in self.program.steps[i].outs
             if self._wanted[out] or self._later_readers(out)
         ]
-        # What depends on parameters only is made anew in every segment: a parameter may have changed.
+        # Values that depend on parameters only are computed again in every segment: a parameter may have changed.
         shared = [n for n in reads if n not in self.program.batched]
         own = [n for n in reads if n in self.program.batched]
         makers = self._ancestors(shared, lambda i: not self._is_batched(i))
@@ -126,7 +126,7 @@ class Stream:
         return run([self._shared[n] for n in sources], [])
 
     def _ancestors(self, targets: Sequence[int], among: Callable[[int], bool]) -> list[int]:
-        """Steps that the targets need, in order, looking no further than steps that are not `among`."""
+        """Steps that the targets need, in order; steps for which `among` is false are not followed further."""
         found: set[int] = set()
         stack = list(targets)
         while stack:
@@ -174,7 +174,7 @@ def compiled(
 
 
 class _Segment:
-    """Steps as a static argument of `jit`: equal when their keys are."""
+    """Steps as a static argument of `jit`: two segments are equal if their keys are equal."""
 
     __slots__ = ("_hash", "_key", "outs", "steps")
 

@@ -1,4 +1,4 @@
-"""A model as one jaxpr: parameters and inputs flat, dead equations gone."""
+"""A model as one jaxpr with flat parameters and inputs, and without dead equations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Traced(NamedTuple):
 
 
 def trace(fn: Callable, params: PyTree, inputs: tuple[Any, ...]) -> Traced:
-    """Traces `fn(params, *inputs)`; leaves that are no arrays (functions, strings, bools) stay as they are.
+    """Traces `fn(params, *inputs)`; leaves that are not arrays (functions, strings, bools) are passed unchanged.
 
     Args:
       fn: function of a pytree of parameters and any number of input pytrees.
@@ -69,7 +69,7 @@ def trace(fn: Callable, params: PyTree, inputs: tuple[Any, ...]) -> Traced:
 
 
 def is_array_leaf(leaf: Any) -> bool:
-    """Whether a leaf is traced: arrays, abstract arrays and plain numbers, but no Python bool."""
+    """Whether a leaf is traced: arrays, abstract arrays and plain numbers are, Python bools are not."""
     if isinstance(leaf, (bool, str)):
         return False
     return (hasattr(leaf, "shape") and hasattr(leaf, "dtype")) or isinstance(leaf, (int, float, complex))

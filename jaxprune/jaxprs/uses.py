@@ -1,4 +1,4 @@
-"""Uses of parameters in a flat program: those that are one product by a matrix, and others."""
+"""Uses of parameters in a flat program: products by a matrix, and other uses."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ _PRODUCTS = PRODUCTS - {"ragged_dot_general"}  # whose rows are not the operand 
 
 
 def otherwise_used(program: Program, shapes: Sequence[tuple[int, ...]]) -> set[int]:
-    """Parameters with entries whose value serves more than one matrix product, or something else beside it.
+    """Parameters with entries that are used in more than one matrix, or in other operations as well.
 
     Args:
       program: the flat program.
-      shapes: of its parameters.
+      shapes: the shapes of its parameters.
 
     Returns:
-      Those that are used as two matrices which share entries, by operations other than products, or as results.
+      The parameters that are used as two matrices which share entries, by operations other than products, or as
+      results.
     """
     readers: dict[int, list[Step]] = {}
     for step in program.steps:
@@ -34,7 +35,7 @@ def otherwise_used(program: Program, shapes: Sequence[tuple[int, ...]]) -> set[i
         for matrix in {use.matrix for use in uses}:
             matrix.put(times, matrix.of(times) + 1)
         numbers = [program.params[leaf]]
-        for number in numbers:  # it grows
+        for number in numbers:  # the list grows in the loop
             for step in readers.get(number, ()):
                 name = step.key[0] if isinstance(step.key, tuple) else ""
                 if name in FOLLOWED or name == INDEX:

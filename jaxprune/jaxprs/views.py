@@ -1,4 +1,4 @@
-"""Views: which entries of a parameter an operand holds, as strides, through casts, transposes and reshapes."""
+"""Views: the entries of a parameter that an operand has, as strides, through casts, transposes and reshapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Factors = tuple[
 ]  # (size, stride) pairs, row-major; strides count entries of the parameter
 
 
-# Operations that give the entries of their operand as they are, each at its place or at another.
+# Operations that return the entries of their operand unchanged, in the same or another position.
 _UNCHANGED = frozenset(
     ("convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision", "sharding_constraint")
 )
@@ -53,7 +53,7 @@ class Matrix(NamedTuple):
         return _size(self.groups), _size(self.inputs), _size(self.outputs)
 
     def of(self, array: np.ndarray) -> np.ndarray:
-        """The matrices (groups, inputs, outputs) out of an array of the parameter's shape: a copy."""
+        """A copy of the matrices (groups, inputs, outputs) in an array of the parameter's shape."""
         return np.array(self._strided(array), order="C").reshape(self.shape)
 
     def put(self, array: np.ndarray, matrices: Any) -> None:
@@ -87,9 +87,9 @@ def index(view: View, position: int) -> View:
 
 
 def follow(eqn: JaxprEqn, view: View, known: list[Any]) -> View | list[View] | None:
-    """The view that an equation makes of its first operand; None where the result is no view.
+    """The view that an equation makes of its first operand; None if the result is not a view.
 
-    `known` holds the values of the other operands, where they are known.
+    `known` has the values of the other operands, or None for values that are not known.
     """
     p = eqn.params
     match eqn.primitive.name:
@@ -138,7 +138,7 @@ def _size(factors: Factors) -> int:
 
 
 def _merge(factors: Factors) -> Factors:
-    """Neighbouring factors that are one stretch of memory become one; sizes of one go."""
+    """Merges neighbouring factors that are contiguous in memory, and drops factors of size 1."""
     merged: list[tuple[int, int]] = []
     for size, stride in factors:
         if size == 1:
@@ -151,7 +151,7 @@ def _merge(factors: Factors) -> Factors:
 
 
 def matrix(view: View, groups: list[int], inputs: list[int], outputs: list[int]) -> Matrix:
-    """The matrices of a view whose axes are told apart."""
+    """The matrices of a view, given which of its axes are groups, inputs and outputs."""
 
     def factors(axes: list[int]) -> Factors:
         return _merge(tuple(factor for axis in axes for factor in view.axes[axis]))
@@ -160,7 +160,7 @@ def matrix(view: View, groups: list[int], inputs: list[int], outputs: list[int])
 
 
 def _reshape(view: View, sizes: tuple[int, ...]) -> View | None:
-    """Splits and merges axes; None where an axis would be cut across its factors."""
+    """Splits and merges axes; None if an axis would be cut across its factors."""
     if 0 in sizes or 0 in view.shape:
         return None
     left = list(_merge(tuple(factor for axis in view.axes for factor in axis)))

@@ -278,7 +278,7 @@ def test_state_that_goes_round_does_not_hold_its_axes():
     assert jax.tree.map(jnp.shape, new["batch_stats"]) == jax.tree.map(jnp.shape, small["batch_stats"])
     again, _ = plan.compact(fn)({**small, **new}, x)
     assert difference(again, y) < 1e-6
-    with pytest.raises(ValueError, match="`state` must give two trees"):
+    with pytest.raises(ValueError, match="`state` must return two trees"):
         jp.find_groups(fn, variables, x, state=lambda v, out: (v["batch_stats"], out[0]))
 
 

@@ -55,9 +55,9 @@ def test_taylor_averages_the_scores_of_batches(hand):
     scores = taylor_scores(groups, loss_fn, params, iter(batches))
     np.testing.assert_allclose(scores["b[0]"], (each[0] + each[1]) / 2, rtol=1e-6)
     assert taylor_scores(groups, loss_fn=loss_fn, params=params, batches=batches) == scores
-    with pytest.raises(ValueError, match="`batches` must hold at least one batch"):
+    with pytest.raises(ValueError, match="`batches` must have at least one batch"):
         taylor_scores(groups, loss_fn, params, [])
-    with pytest.raises(ValueError, match="`loss_fn` must give one floating-point number"):
+    with pytest.raises(ValueError, match="`loss_fn` must return one floating-point number"):
         taylor_scores(groups, lambda p, batch: p["up"], params, batches)
     for given in (
         {"params": params},
@@ -127,9 +127,9 @@ def test_batch_norm_scale_finds_flax_scales_and_says_where_there_are_none():
     fn, params, inputs = library_models.MODELS["Linen CNN"]()
     groups = jp.find_groups(fn, params, *inputs)
     assert len(batch_norm_scores(groups, params).by_group) == 2
-    with pytest.raises(ValueError, match="matches no parameter that holds units"):
+    with pytest.raises(ValueError, match="matches no parameter that has units"):
         batch_norm_scores(groups, params, scales="weight")
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="is not a regular expression"):
         batch_norm_scores(groups, params, scales="(")
 
 
@@ -141,7 +141,7 @@ def test_groups_without_a_scale_must_be_excluded():
 
     groups = jp.find_groups(fn, params, data(2, 3))
     scores = batch_norm_scores(groups, params)
-    with pytest.raises(ValueError, match=r"nothing for group 'down\[0\]' \(1 in all\): pass exclude="):
+    with pytest.raises(ValueError, match=r"no scores for group 'down\[0\]' \(1 in all\): pass exclude="):
         jp.plan_removal(groups, params, 0.3, score=scores)
     plan = jp.plan_removal(groups, params, 0.3, score=scores, exclude="down")
     assert plan.small_shapes["down"] == (5, 2) and plan.small_shapes["up"][1] < 4
@@ -243,7 +243,7 @@ def test_a_lone_array_as_parameters_takes_a_function_and_an_array():
 @pytest.mark.parametrize(
     ("score", "message"),
     [
-        (UnitScores({"nope": np.ones(2)}), "names 'nope', which is no group"),
+        (UnitScores({"nope": np.ones(2)}), "names 'nope', which is not a group"),
         (UnitScores({"b[0]": np.ones(3)}), r"must have shape \(2,\) for group 'b\[0\]', got \(3,\)"),
         (UnitScores({"b[0]": np.array([1.0, np.nan])}), "not finite"),
         ({"up": 1.0}, "`score` must have the tree structure of the parameters"),
@@ -280,10 +280,10 @@ def test_mean_scores_by_hand_and_its_mistakes():
     np.testing.assert_array_equal(weighted["a"], [2.5, 1])
     for score, batches, error, message in (
         (lambda i: scores[i], [], ValueError, "at least one batch"),
-        (lambda i: scores[i].by_group, [0], TypeError, r"must give UnitScores .* batch 0"),
+        (lambda i: scores[i].by_group, [0], TypeError, r"must return UnitScores .* batch 0"),
         (lambda i: UnitScores({"a": np.zeros(i + 1)}), [0, 1], ValueError, "others for batch 1"),
     ):
         with pytest.raises(error, match=message):
             jp.surgery.mean_scores(score, batches)
-    with pytest.raises(ValueError, match=r"`weight` must give positive numbers, got 0.0"):
+    with pytest.raises(ValueError, match=r"`weight` must return positive numbers, got 0.0"):
         jp.surgery.mean_scores(lambda i: scores[i], [0], weight=lambda i: 0)

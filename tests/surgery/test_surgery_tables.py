@@ -79,7 +79,7 @@ def test_unit_scores_are_a_mapping_from_names_to_arrays():
     assert dict(scores).keys() == {"a", "b"} and list(scores.values())[1] == [3.0]
     assert [name for name, _ in scores.items()] == ["a", "b"]
     assert "a" in scores and "c" not in scores and scores.get("c") is None and scores.get("b") == [3.0]
-    with pytest.raises(KeyError, match=r"no scores of group 'c'. There are: 'a', 'b'"):
+    with pytest.raises(KeyError, match=r"no scores of group 'c'. There are scores of: 'a', 'b'"):
         scores["c"]
 
 

@@ -1,1 +1,1 @@
-"""The engine of calibration: a model with its batches opened as a stream, and its weights layer by layer."""
+"""The engine of calibration: it streams the batches through the model and processes the weights layer by layer."""

@@ -1,4 +1,4 @@
-"""Weights on their way from dense to pruned, layer by layer."""
+"""The weights while they are pruned, layer by layer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.statistics.moments import Moments, safe_scale
 from jaxprune.structures.matrix import MatrixStructure
 
-_FLOOR = 1e-3  # of the mean: what an output that the loss doesn't mind counts
+_FLOOR = 1e-3  # of the mean: weight of an output to which the loss is not sensitive
 
 
 class LayerResult(NamedTuple):
-    """How well one matrix was pruned: `error` is ||X W - target||^2 / ||target||^2 on the layer's own inputs."""
+    """The result of pruning one weight: `error` is ||X W - target||^2 / ||target||^2 on the layer's own inputs."""
 
     path: str
     error: float
@@ -32,21 +32,21 @@ class LayerResult(NamedTuple):
 
 OnLayer = Callable[[LayerResult], None]
 
-# (use, matrices to come near to, X^T X, weights and masks so far, what the uses of these inputs share)
+# (use, target matrices, X^T X, weights and masks so far, values shared by the uses of these inputs)
 # -> pruned matrices and masks.
 Pair = tuple[jax.Array, jax.Array]
 Start = Callable[[Use, jax.Array, jax.Array, Pair, dict[str, Any]], Pair]
 
 
 class LayerWeights:
-    """Host copies of the weights, their masks, and which of their entries are done.
+    """Host copies of the weights, their masks, and which of their entries have been processed.
 
     Args:
       model: the dense model.
-      structure: what the masks have.
-      parts: the matrices to prune by; None for all, of those that overlap the first.
+      structure: the structure of the masks.
+      parts: the matrices to prune; None for all, and the first of those that overlap.
       fisher: scores of each leaf.
-      before: leaf -> weights and mask to start from; the dense weights and no mask where there are none.
+      before: leaf -> weights and mask to start from; other leaves start from the dense weights without a mask.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LayerWeights:
         for leaf, w in self._dense.items():
             if not np.isfinite(w).all():
                 raise ValueError(
-                    f"`params` must be finite, got NaN or infinite ones at {model.paths[leaf]!r}."
+                    f"`params` must be finite, got NaN or infinite values at {model.paths[leaf]!r}."
                 )
         start = before or {leaf: (w, np.ones(w.shape, bool)) for leaf, w in self._dense.items()}
         self.weights = {leaf: np.array(w) for leaf, (w, _) in start.items()}
@@ -81,9 +81,9 @@ class LayerWeights:
         refine: Sequence[Refinement],
         on_layer: Callable[[LayerResult], None] | None,
     ) -> dict[int, Any]:
-        """Prunes the weights of one site, but for those done before; returns the parameters that changed.
+        """Prunes the weights of one site that are not processed yet; returns the parameters that changed.
 
-        `targets` turn a weight's dense matrices into those to come near to.
+        `targets` are functions from the dense matrices of a weight to its target matrices.
         """
         shared: dict[str, Any] = {}
         changed = {}
@@ -113,7 +113,7 @@ class LayerWeights:
         return changed
 
     def result(self, params: PyTree, masks: PyTree | None = None) -> tuple[PyTree, PyTree]:
-        """`params` and `masks` (None for the scalar True) with those of the pruned weights."""
+        """`params` and `masks` (None for the scalar True), with the pruned weights and their masks inserted."""
         paths, leaves, treedef = flatten_with_paths(params)
         position = {path: leaf for leaf, path in enumerate(self.model.paths)}
         new, all_masks = list(leaves), [True] * len(leaves) if masks is None else jax.tree.leaves(masks)
@@ -126,7 +126,7 @@ class LayerWeights:
         return jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, all_masks)
 
     def warn_of_unseen(self, then: str, stacklevel: int) -> None:
-        """Names the weights about which the batches say nothing, if there are any, and what becomes of them."""
+        """Warns of unseen weights, if there are any; `then` says what is done with them."""
         found = {self.model.paths[leaf]: (n, self.weights[leaf].size) for leaf, n in self.unseen.items()}
         warn_of_unseen(found, then, stacklevel + 1)
 
@@ -136,14 +136,14 @@ class LayerWeights:
         return not use.matrix.of(self._done[use.leaf]).any()
 
     def _scale_of_outputs(self, use: Use, w0: jax.Array, gram: jax.Array) -> Any:
-        """Root of how much an error of each output counts, (groups, 1, outputs); 1 where all count alike."""
+        """Root of the weight of each output's error, (groups, 1, outputs); 1 if all outputs count equally."""
         if use.leaf not in self._fisher:
             return jnp.ones((), jnp.float32)
         fisher = jnp.asarray(use.matrix.of(self._fisher[use.leaf]), jnp.float32)
         return _scale_of_outputs(fisher, w0, gram)
 
     def _write(self, use: Use, w: jax.Array, mask: Any, same: Any, unseen: Any) -> None:
-        """Kept weights that are the same, or that the data say nothing about, keep every bit of their values."""
+        """Writes the new weights; kept weights that are the same, or have unseen inputs, keep their exact values."""
         weights, kept = self.weights[use.leaf], use.matrix.of(self.masks[use.leaf])
         old, dense = use.matrix.of(weights), use.matrix.of(self._dense[use.leaf])
         mask, same, unseen = np.asarray(mask), np.asarray(same), np.asarray(unseen)[:, :, None]
@@ -155,7 +155,7 @@ class LayerWeights:
 
 
 def by_method(method: Method, counts: dict[Part, np.ndarray], structure: MatrixStructure) -> Start:
-    """Starts from what a method gives."""
+    """Makes a start function that prunes with a method."""
 
     def start(use, w0, xtx, now, shared):
         del now
@@ -171,7 +171,7 @@ def by_method(method: Method, counts: dict[Part, np.ndarray], structure: MatrixS
 
 
 def diagonal_of(xtx: jax.Array) -> jax.Array:
-    """The diagonal of X^T X, which may be all that there is, (groups, inputs)."""
+    """The diagonal of X^T X, (groups, inputs); `xtx` may itself be only the diagonal."""
     return xtx if xtx.ndim == 2 else jnp.diagonal(xtx, axis1=1, axis2=2)
 
 

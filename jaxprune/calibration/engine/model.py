@@ -1,4 +1,4 @@
-"""A model and its calibration batches, checked and opened as a stream."""
+"""A model and its calibration batches: checks, and the stream of its activations."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class CalibrationModel(NamedTuple):
     paths: list[str]  # of the parameter arrays
     values: list[Any]  # of the parameter arrays
     batches: list[list[Any]]
-    row_weights: list[Any]  # one array or None a batch
-    lost: list[str]  # weights that multiply nothing
+    row_weights: list[Any]  # one array or None per batch
+    lost: list[str]  # weights that multiply no activations
 
     def stream(self, wanted: Sequence[int] = ()) -> Stream:
         return Stream(self.program, self.values, self.batches, wanted)
 
     def moments(self, site: Site, kind: Kind) -> tuple[Moments, bool]:
-        """Moments of a site's inputs, checked, and whether the row weights fit them."""
+        """The checked moments of a site's inputs, and whether the row weights fit them."""
         moments, fit = moments_of(site.activations, site.uses[0].rows, kind, self.row_weights)
         path = self.paths[site.uses[0].leaf]
         if not bool(jnp.isfinite(moments.squares).all()):
             raise ValueError(
-                f"`batches` must give finite inputs to every weight, got NaN or infinite ones at {path!r}."
+                f"`batches` must give finite inputs to every weight, got NaN or infinite inputs at {path!r}."
             )
         if not float(moments.total) > 0:
             given = "`batches`" if self.row_weights[0] is None else "`row_weights`"
@@ -56,21 +56,23 @@ def open_model(
     row_weights: RowWeights | None,
     named: bool | None = None,
 ) -> CalibrationModel:
-    """Traces `fn`, finds the products by the parameters of `where`, and checks everything.
+    """Traces `fn`, finds the products by the parameters of `where`, and checks all arguments.
 
-    It is an error where weights of `where` multiply nothing, if they were `named` (None: if `where` is given).
+    It is an error if weights of `where` multiply no activations and were `named` (None: if `where` is given).
     """
     paths, leaves, _ = flatten_with_paths(params)
     if any(isinstance(leaf, Tracer) for leaf in leaves):
         raise TypeError(
-            "`params` must be arrays: calibration runs outside `jit`, it compiles its own pieces."
+            "`params` must be arrays, not tracers: call calibration outside `jit`, since it compiles its own pieces."
         )
     tracked = prunable_leaves(params, where)
     arrays = [i for i, leaf in enumerate(leaves) if is_array_leaf(leaf)]
     position = {leaf: n for n, leaf in enumerate(arrays)}
     inputs = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
     if not inputs:
-        raise ValueError("`batches` must hold at least one batch: a tuple of inputs, or one input, each.")
+        raise ValueError(
+            "`batches` must have at least one batch. A batch is a tuple of inputs, or one input."
+        )
     flat = [jax.tree.leaves(batch) for batch in inputs]
     _check_batches(inputs, flat)
     traced = trace(fn, params, inputs[0])
@@ -79,8 +81,8 @@ def open_model(
     lost = [paths[i] for i in tracked if leaves[i].size and position[i] not in found]
     if lost and ((where is not None if named is None else named) or not found):
         raise ValueError(
-            f"`where` names {lost[0]!r}, which no matmul or convolution of `fn` multiplies activations by "
-            f"({len(lost)} such of {len(tracked)}). Leave it out of `where`."
+            f"`where` names {lost[0]!r}, but no matrix product or convolution of `fn` multiplies activations by it "
+            f"({len(lost)} such weights of {len(tracked)}). Leave it out of `where`."
         )
     weights: list[Any] = [None] * len(inputs)
     if row_weights is not None:
@@ -96,7 +98,7 @@ def open_model(
 
 
 def shared_moments(model: CalibrationModel) -> dict[tuple[int, Matrix], Moments]:
-    """Moments in the dense model of the weights that are used more than once: of all their uses together."""
+    """Moments in the dense model of weights that are used more than once, over all uses of each weight."""
     uses = [(use.leaf, use.matrix) for use in model.program.uses]
     again = {key for key in uses if uses.count(key) > 1} if len(set(uses)) < len(uses) else set()
     found: dict[tuple[int, Matrix], Moments] = {}
@@ -112,7 +114,7 @@ def shared_moments(model: CalibrationModel) -> dict[tuple[int, Matrix], Moments]
 
 
 def with_progress(stream: Stream, progress: bool, label: str) -> Iterator[Site]:
-    """The sites of a stream, with a progress bar on demand."""
+    """The sites of a stream, with a progress bar if requested."""
     if not progress:
         yield from stream
         return
@@ -128,11 +130,11 @@ def with_progress(stream: Stream, progress: bool, label: str) -> Iterator[Site]:
 
 
 def check_row_weights(weights: list[Any]) -> None:
-    """Raises for row weights that fitted no activations."""
+    """Raises a ValueError if the row weights fitted no activations."""
     if weights[0] is not None:
         raise ValueError(
-            f"`row_weights` gave shape {weights[0].shape}, which is the leading shape of no weight's "
-            "activations. Give one number a row, such as (batch, position)."
+            f"`row_weights` returned an array of shape {weights[0].shape}, but the activations of no weight have this "
+            "leading shape. Return one number per row, such as shape (batch, position)."
         )
 
 
@@ -141,8 +143,8 @@ def _check_batches(batches: list[tuple[Any, ...]], flat: list[list[Any]]) -> Non
     for i, (batch, leaves) in enumerate(zip(batches, flat, strict=True)):
         if (jax.tree.structure(batch), [_kind(x) for x in leaves]) != first:
             raise ValueError(
-                f"`batches` must be alike in structure, shapes and dtypes, got {[_kind(x) for x in leaves]} "
-                f"in batch {i} after {first[1]}. Drop a smaller last batch, or pad it and give `row_weights`."
+                f"`batches` must have the same structure, shapes and dtypes, got {[_kind(x) for x in leaves]} "
+                f"in batch {i} after {first[1]}. Drop a smaller last batch, or pad it and pass `row_weights`."
             )
 
 

@@ -1,4 +1,4 @@
-"""Parts: the matrices that a parameter is pruned by, and how many units each of them loses."""
+"""Parts: the matrices in which a parameter is pruned, and the number of units that each of them loses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Part = tuple[int, Matrix]
 
 
 def parts_of(model: CalibrationModel) -> dict[int, list[Matrix]]:
-    """For each parameter the matrices that hold each of its entries once, in the order of the program.
+    """For each parameter the matrices that together contain each of its entries once, in the order of the program.
 
-    A matrix whose entries another one holds too, such as a slice beside the whole, is left out.
+    A matrix whose entries are all part of another one, such as a slice of the whole, is left out.
 
     Raises:
-      ValueError: matrices that overlap in part, or that leave entries out.
+      ValueError: if matrices overlap in part, or do not contain all entries.
     """
     found: dict[int, dict[Matrix, None]] = {}
     for use in model.program.uses:
@@ -37,14 +37,14 @@ def _disjoint(model: CalibrationModel, leaf: int, matrices: list[Matrix]) -> lis
         if inside.any():
             raise ValueError(
                 f"the products of {path!r} overlap in part: `fn` multiplies by slices of it that share some "
-                "of their weights. Give the slices as parameters of their own, or leave it out of `where`."
+                "of their weights. Make the slices separate parameters, or leave it out of `where`."
             )
         matrix.put(taken, np.ones(matrix.shape, bool))
         chosen.append(matrix)
     if not taken.all():
         raise ValueError(
-            f"`fn` multiplies activations by {int(taken.sum())} of the {taken.size} weights of {path!r} "
-            "only, so that no share of the whole can be pruned. Give that part as a parameter of its own, "
+            f"`fn` multiplies activations by only {int(taken.sum())} of the {taken.size} weights of {path!r}, "
+            "so no fraction of the whole weight can be pruned. Make that part a separate parameter, "
             "or leave it out of `where`."
         )
     return [matrix for matrix in matrices if matrix in chosen]
@@ -53,7 +53,7 @@ def _disjoint(model: CalibrationModel, leaf: int, matrices: list[Matrix]) -> lis
 def counts_of(
     parts: dict[int, list[Matrix]], shares: dict[int, float], structure: MatrixStructure
 ) -> dict[Part, np.ndarray]:
-    """Units to prune in each group of each matrix: round(share * units) over all those of a parameter."""
+    """Number of units to prune in each group of each matrix: round(share * units) over all matrices of a parameter."""
     counts = {}
     for leaf, mine in parts.items():
         sizes = [n_units(structure, m.shape[1:]) for m in mine for _ in range(m.shape[0])]

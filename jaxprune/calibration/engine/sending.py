@@ -1,4 +1,4 @@
-"""The batches on their way through a model: each weight is pruned on what the pruned ones before it give."""
+"""One pass of the batches through a model: each weight is pruned on the outputs of the pruned weights before it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def send_through(
     progress: bool = False,
     kind: Kind = "full",
 ) -> None:
-    """Sends the batches through, pruning every weight on the way."""
+    """Sends the batches through the model, and prunes every weight on the way."""
     model = layers.model
     shared = shared_moments(model)
     residual = residual_streams(model.program) if dense_targets else {}

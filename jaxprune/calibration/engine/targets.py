@@ -1,4 +1,4 @@
-"""Targets from the dense model: what a layer should give, so that it makes up for the layers before it."""
+"""Targets from the dense model: outputs with which a layer compensates the errors of the layers before it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from jaxprune.jaxprs.rows import Rows, weights_of_rows
 from jaxprune.jaxprs.stream import Site
 from jaxprune.statistics.moments import Moments, cross_moment
 
-_DAMPING = 0.01  # of each diagonal entry of X^T X: how much a change of the target has to explain
+_DAMPING = 0.01  # of each diagonal entry of X^T X: penalty on changes of the weights for the target
 
 
 class DenseTargets:
-    """The dense model beside the pruned one, site by site."""
+    """The dense model, run beside the pruned model site by site."""
 
     def __init__(self, model: CalibrationModel, streams: dict[Use, tuple[int, int]], strength: float):
         self._streams = streams
@@ -31,14 +31,14 @@ class DenseTargets:
         self._sites = iter(self._dense)
 
     def skip(self) -> None:
-        """Passes a site by."""
+        """Advances the dense model past a site."""
         next(self._sites)
 
     def at(self, site: Site, moments: Moments, passing: Sequence[Any] | None) -> dict[Use, Any]:
-        """For each use of a site a function from its dense weights to those that meet the dense outputs.
+        """For each use of a site a function from its dense weights to weights that reproduce the dense outputs.
 
-        `moments` are those of the site's inputs in the pruned model, and `passing` holds the residual stream
-        of the pruned model that the site's product is added to.
+        `moments` are the moments of the site's inputs in the pruned model. `passing` is the residual stream of the
+        pruned model that the product of the site is added to.
         """
         there = next(self._sites)
         gram, scale = moments.xtx(), moments.largest_scale

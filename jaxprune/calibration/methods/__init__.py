@@ -1,4 +1,4 @@
-"""How the weights of one layer are pruned (`Method`), and how pruned ones are made better (`Refinement`)."""
+"""How the weights of one layer are pruned (`Method`), and how pruned weights are improved (`Refinement`)."""
 
 from jaxprune.calibration.methods.admm import ADMM
 from jaxprune.calibration.methods.least_squares import LeastSquares

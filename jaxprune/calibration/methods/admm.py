@@ -18,20 +18,22 @@ from jaxprune.structures.matrix import MatrixStructure
 
 @dataclasses.dataclass(frozen=True)
 class ADMM:
-    r"""Alternates between the least squares solution and its projection on sparse weights.
+    r"""Alternates between the least squares solution and its projection onto sparse weights.
 
     On inputs scaled to unit norm, with $G$ the scaled and damped $X^T X$ and $W_0$ the scaled weights:
-    $Z = (W + U) \odot mask$, $U \leftarrow U + W - Z$, $W = (G + \rho I)^{-1} (G W_0 + \rho (Z - U))$, where
-    the mask keeps the largest $|W + U|$ for `ramp` rounds, of a sparsity that grows as a cubic, and stays.
+    $Z = (W + U) \odot mask$, $U \leftarrow U + W - Z$, $W = (G + \rho I)^{-1} (G W_0 + \rho (Z - U))$. In the first
+    `ramp` rounds the mask keeps the largest $|W + U|$, at a sparsity that grows as a cubic. Then the mask is fixed.
 
     Args:
       rounds: number of rounds.
-      ramp: rounds in which the mask changes.
+      ramp: number of rounds in which the mask changes.
       rho: weight of the distance to the sparse weights.
-      damping: what is added to the diagonal of $X^T X$, relative to each of its entries (they are 1 after scaling).
+      damping: number that is added to the diagonal of $X^T X$, relative to each of its entries (they are 1 after
+        scaling).
 
     Raises:
-      ValueError: counts below 1, `ramp` above `rounds`, a `rho` that isn't positive, a negative `damping`.
+      ValueError: if `rounds` or `ramp` is below 1, if `ramp` is above `rounds`, if `rho` is not positive, or if
+        `damping` is negative.
 
     References:
       Boža, Fast and Effective Weight Update for Pruned Large Language Models, 2024, arXiv:2401.02938.

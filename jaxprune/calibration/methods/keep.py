@@ -16,24 +16,24 @@ _SMALLEST = 1.2e-38  # about the smallest normal float32
 def keep_costly(
     costs: jax.Array, w: jax.Array, unseen: jax.Array, n_pruned: Any, structure: MatrixStructure
 ) -> jax.Array:
-    """Keep-mask of a matrix (inputs, outputs): all but the `n_pruned` units of the lowest costs.
+    """Mask of a matrix (inputs, outputs) that keeps all but the `n_pruned` units of the lowest costs.
 
-    N:M groups run along the inputs, and their pattern alone says how many go. Units of unseen inputs alone are
-    pruned before all others, those of the smallest weights first.
+    N:M groups run along the inputs, and the pattern alone determines how many weights are pruned. Units that have
+    only unseen inputs are pruned before all others, in ascending order of their weights' size.
 
     Args:
-      costs: at least 0, (inputs, outputs); what they are at unseen inputs does not matter.
+      costs: costs of at least 0, (inputs, outputs); their values at unseen inputs do not matter.
       w: the weights, of the same shape.
       unseen: which inputs are always 0, (inputs,).
-      n_pruned: units to prune.
-      structure: what the units are.
+      n_pruned: number of units to prune.
+      structure: the structure that defines the units.
     """
     units = unit_costs(costs, w, unseen, structure)
     return keep_units(units, n_pruned, structure, costs.shape)
 
 
 def unit_costs(costs: jax.Array, w: jax.Array, unseen: jax.Array, structure: MatrixStructure) -> jax.Array:
-    """Costs of units: at least 0, and below 0 for those of unseen inputs alone, in the order of their sizes."""
+    """Costs of units: at least 0, or below 0 and in the order of their sizes if all their inputs are unseen."""
     unseen = jnp.broadcast_to(unseen[:, None], costs.shape)
     units = structure.unit_scores(jnp.where(unseen, 0.0, costs))
     sizes = structure.unit_scores(jnp.abs(w))
@@ -44,7 +44,7 @@ def unit_costs(costs: jax.Array, w: jax.Array, unseen: jax.Array, structure: Mat
 def keep_units(
     units: jax.Array, n_pruned: Any, structure: MatrixStructure, shape: tuple[int, ...]
 ) -> jax.Array:
-    """Keep-mask of a matrix of this shape from the scores of its units."""
+    """Mask of a matrix of this shape from the scores of its units, True = keep."""
     cut = structure.cut_matrix(shape)
     counts = n_pruned if structure.matrix_units().kept is None else None
     (kept,) = cut.select([units], counts, [None])
@@ -52,5 +52,5 @@ def keep_units(
 
 
 def n_units(structure: MatrixStructure, shape: tuple[int, int]) -> int:
-    """Units of a matrix."""
+    """Number of units of a matrix."""
     return math.prod(structure.unit_shape(shape))

@@ -1,4 +1,4 @@
-"""Least squares on the kept weights of a layer, each output by itself, all of them at once."""
+"""Least squares on the kept weights of a layer: a separate problem per output, all solved at once."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from jax import lax
 
 @dataclasses.dataclass(frozen=True)
 class LeastSquares:
-    r"""Refits the kept weights: $\min \|X W - X W_0\|_F$ over $W$ with the mask's zeros.
+    r"""Refits the kept weights: $\min \|X W - X W_0\|_F$ over $W$ with the zeros of the mask.
 
-    Conjugate gradients on every output at once, scaled by the diagonal: a step is one product with $X^T X$,
-    and none makes the error larger.
+    The solver is conjugate gradients on all outputs at once, scaled by the diagonal. A step is one product with
+    $X^T X$, and no step increases the error.
 
     Args:
       steps: number of steps.
-      damping: what is added to the diagonal of $X^T X$ for changes of a weight, relative to each of its entries.
+      damping: penalty on changes of a weight; it is added to the diagonal of $X^T X$, relative to each of its
+        entries.
 
     Raises:
-      ValueError: `steps` below 1 or a negative `damping`.
+      ValueError: if `steps` is below 1 or `damping` is negative.
     """
 
     steps: int = 20

@@ -1,4 +1,4 @@
-"""Masks by a score, with the weights left as they are."""
+"""Masks by a score; the kept weights keep their values."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Score = Literal["magnitude", "wanda", "ria"]
 
 @dataclasses.dataclass(frozen=True)
 class MaskOnly:
-    """Prunes the lowest scores of each layer and leaves the other weights as they are.
+    """Prunes the weights of the lowest scores in each layer; the other weights keep their values.
 
     Args:
-      score: "magnitude", "wanda" or "ria", or a function of parameters that gives scores, larger = keep, as in
-        `jp.gradual`. It is called with each weight as a matrix (inputs, outputs), in float32, and gives an array of
-        this shape; it must be traceable.
-      per_output: whether weights are compared with those of the same output only, each output pruned alike;
-        None for what the score's authors do (Wanda alone does). Without structure only: N:M groups and
-        blocks are compared as always.
+      score: "magnitude", "wanda" or "ria", or a function of parameters that returns scores, larger = keep, as in
+        `jp.gradual`. It is called with each weight as a matrix (inputs, outputs), in float32, and returns an array
+        of this shape; it must be traceable.
+      per_output: whether weights are compared only with weights of the same output, so that all outputs have the same
+        sparsity. None for the choice of the score's authors: only Wanda compares per output. It applies
+        to unstructured pruning only; N:M groups and blocks are compared as always.
 
     Raises:
-      ValueError: an unknown `score`; in `jp.reconstruct`, scores of another shape.
+      ValueError: if `score` is unknown; in `jp.reconstruct`, if the scores have another shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -102,17 +102,17 @@ def _scored(score: Callable[..., Any], w: jax.Array) -> jax.Array:
     found = call_score(score, w, None)
     if jnp.shape(found) != w.shape:
         raise ValueError(
-            f"MaskOnly `score` must give an array of the shape of each weight matrix, {w.shape} here, "
+            f"MaskOnly `score` must return an array of the shape of each weight matrix, {w.shape} here, "
             f"got {jnp.shape(found) if hasattr(found, 'shape') else type(found).__name__}."
         )
     return jnp.asarray(found, jnp.float32)
 
 
 def keep_highest_per_output(scores: jax.Array, n_pruned: Any) -> jax.Array:
-    """Keep-mask (inputs, outputs) that prunes every output alike, the lowest scores of each.
+    """Mask (inputs, outputs) that prunes the same number of weights of every output, those of the lowest scores.
 
-    What n_pruned leaves over after equal parts goes from the outputs whose next lowest score has the lowest
-    flat index.
+    If n_pruned is not a multiple of the number of outputs, the remaining weights are pruned in the outputs whose
+    next lowest score has the lowest flat index.
     """
     inputs, outputs = scores.shape
     equal, over = n_pruned // outputs, n_pruned % outputs

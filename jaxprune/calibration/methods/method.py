@@ -1,4 +1,4 @@
-"""What a method and a refinement are, and how they meet the matrices of one weight."""
+"""The protocols of methods and refinements, and how both are applied to the matrices of one weight."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from jaxprune.structures.matrix import MatrixStructure
 class Method(Protocol):
     """How the weights of one matrix (inputs, outputs) are pruned, given X^T X of its inputs.
 
-    `moments` says whether the diagonal of X^T X is enough: it may then be all that there is.
+    `moments` says whether the diagonal of X^T X is enough. If it is, only the diagonal may be computed.
     """
 
     moments: ClassVar[Kind]
 
     def check(self, structure: MatrixStructure) -> None:
-        """Raises for a structure that the method can't do."""
+        """Raises an error if the method does not support the structure."""
         ...
 
     def factorize(self, gram: jax.Array) -> Any:
-        """What all weights of the same inputs share."""
+        """The factorization that all weights of the same inputs share."""
         ...
 
     def solve(
@@ -35,17 +35,17 @@ class Method(Protocol):
 
 
 class Refinement(Protocol):
-    """How pruned weights and their mask are made better, given X^T X."""
+    """How pruned weights and their mask are improved, given X^T X."""
 
     def refine(
         self, w0: jax.Array, gram: jax.Array, w: jax.Array, mask: jax.Array, structure: MatrixStructure
     ) -> tuple[jax.Array, jax.Array]:
-        """Weights and mask whose error on X^T X is no larger."""
+        """Weights and mask whose error on X^T X is not larger than before."""
         ...
 
 
 def over_groups(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` on each group; a single one is not mapped over, which compiles to better code."""
+    """Maps `fn` over the groups; a single group is not mapped over, which compiles to better code."""
 
     def apply(*args: Any) -> Any:
         if jax.tree.leaves(args)[0].shape[0] != 1:

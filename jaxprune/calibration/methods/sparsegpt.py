@@ -20,18 +20,18 @@ _NEVER = 1e38  # a cost above all others; infinite ones would make NaN in the me
 
 @dataclasses.dataclass(frozen=True)
 class SparseGPT:
-    r"""Prunes input by input and lets the inputs that follow make up for it.
+    r"""Prunes input by input; the weights of the following inputs compensate the pruned weights.
 
-    With $H = X^T X$ + damping and $U^T U = H^{-1}$, $U$ upper triangular, the weight $w_{jo}$ costs
-    $w_{jo}^2 / U_{jj}^2$ and its removal changes the weights after it by $-U_{j,j:} w_{jo} / U_{jj}$. The
-    cheapest weights of each block of inputs go (N:M: of each group as it is reached).
+    Let $H = X^T X$ + damping and $U^T U = H^{-1}$ with $U$ upper triangular. The weight $w_{jo}$ costs
+    $w_{jo}^2 / U_{jj}^2$, and its removal changes the weights after it by $-U_{j,j:} w_{jo} / U_{jj}$. The
+    cheapest weights of each block of inputs are pruned (with N:M: of each group as it is reached).
 
     Args:
-      block: inputs whose masks are chosen together, a multiple of N:M's m and of a block's inputs.
-      damping: what is added to the diagonal of $X^T X$, relative to the mean of the diagonal.
+      block: number of inputs whose masks are chosen together, a multiple of N:M's m and of a block's inputs.
+      damping: number that is added to the diagonal of $X^T X$, relative to the mean of the diagonal.
 
     Raises:
-      ValueError: `block` below 1 or a negative `damping`.
+      ValueError: if `block` is below 1 or `damping` is negative.
 
     References:
       Frantar, Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, 2023,
@@ -68,7 +68,7 @@ class SparseGPT:
 
 
 def damped(gram: jax.Array, share: float) -> jax.Array:
-    """X^T X with a share of its mean diagonal added, and 1 for inputs that are always 0."""
+    """X^T X plus a fraction of the mean of its diagonal, and with 1 on the diagonal for inputs that are always 0."""
     diagonal = jnp.diagonal(gram)
     dead = diagonal <= 0
     return gram + jnp.diag(jnp.where(dead, 1.0, share * jnp.mean(diagonal)).astype(gram.dtype))
@@ -76,7 +76,7 @@ def damped(gram: jax.Array, share: float) -> jax.Array:
 
 @jax.jit
 def _factorize(gram: jax.Array, share: Any) -> jax.Array:
-    """The inverse factor, with ten times the damping as long as float32 finds X^T X indefinite."""
+    """The inverse factor; damping is multiplied by ten as long as X^T X is indefinite in float32."""
 
     def attempt(carry):
         share, _, tries = carry
@@ -90,12 +90,12 @@ def _factorize(gram: jax.Array, share: Any) -> jax.Array:
 
 
 def inverse_factor(h: jax.Array) -> jax.Array:
-    """Upper triangular U with U^T U = H^-1: the inverse of the Cholesky factor from below, H = M M^T."""
+    """Upper triangular U with U^T U = H^-1: the inverse of M, where H = M M^T and M is upper triangular."""
     return _inverse_upper(jnp.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1])
 
 
 def _inverse_upper(m: jax.Array) -> jax.Array:
-    """Inverse of an upper triangular matrix by halves: nearly all of it is matrix products."""
+    """Inverse of an upper triangular matrix by recursive halving, mostly by matrix products."""
     n = len(m)
     if n <= 128:
         return solve_triangular(m, jnp.eye(n, dtype=m.dtype), lower=False)
@@ -136,7 +136,7 @@ def _solve(
         def costs(weights):
             return jnp.where(real[:, None], jnp.square(weights) * scale_here[:, None], _NEVER)
 
-        if units.kept is not None:  # group by group, as each is reached
+        if units.kept is not None:  # N:M: the mask of each group is chosen when the group is reached
             mask = jnp.ones((block, outputs), bool)
         else:
             count, pruned = _count_up_to(start, block, outputs, inputs, n_pruned, pruned, structure)
@@ -172,7 +172,7 @@ def _solve(
 def _count_up_to(
     start: Any, block: int, outputs: int, inputs: int, n_pruned: Any, before: Any, structure: MatrixStructure
 ) -> tuple[Any, Any]:
-    """Units to prune in a block of inputs, and those up to its end: a share of `n_pruned` by position."""
+    """Number of units to prune in a block of inputs, and up to its end: `n_pruned` in proportion to the position."""
     length = structure.matrix_units().inputs
     columns = structure.unit_shape((length, outputs))[1]
     total = -(-inputs // length)

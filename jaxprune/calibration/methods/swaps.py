@@ -1,4 +1,4 @@
-"""Swaps: of a kept and a pruned weight of one output, as long as the layer's error falls."""
+"""Swaps: a kept and a pruned weight of one output are swapped as long as the error of the layer falls."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from jaxprune.structures.matrix import MatrixStructure
 
 @dataclasses.dataclass(frozen=True)
 class Swaps:
-    r"""Prunes a kept weight $p$ and revives a pruned one $u$ of the same output, the best pair at a time.
+    r"""Prunes a kept weight $p$ and revives a pruned weight $u$ of the same output, the best pair at a time.
 
     With $e = w_0 - w$, $c = G e$ and $G = X^T X$, the pair changes the output's squared error by
-    $2 w_p c_p + w_p^2 G_{pp} - 2 v c_u' + v^2 G_{uu}$, $c_u' = c_u + w_p G_{up}$. With `dense_values` the
-    revived weight takes its dense value $v = w_{0,u}$, as in the paper; without, the best one,
-    $v = c_u' / G_{uu}$. Every output swaps once a step while its error falls; counts and N:M stay.
+    $2 w_p c_p + w_p^2 G_{pp} - 2 v c_u' + v^2 G_{uu}$, where $c_u' = c_u + w_p G_{up}$. With `dense_values` the
+    revived weight takes its dense value $v = w_{0,u}$, as in the paper. Otherwise it takes the best value,
+    $v = c_u' / G_{uu}$. Every output swaps one pair per step while its error falls. The number of kept weights of an
+    output and N:M patterns do not change.
 
-    The unstructured pair is the better of two: the cheapest $p$ with the best $u$ for it, or the best $u$ with
+    The unstructured pair is the better of two pairs: the cheapest $p$ with the best $u$ for it, or the best $u$ with
     the cheapest $p$ for it. With N:M all pairs of all groups are compared.
 
     Args:
-      steps: swaps of each output at most.
+      steps: maximum number of swaps of each output.
       dense_values: whether a revived weight takes its dense value.
 
     Raises:
-      ValueError: `steps` below 1.
+      ValueError: if `steps` is below 1.
 
     References:
       Zimmer et al., SparseSwaps: Tractable LLM Pruning Mask Refinement at Scale, 2025, arXiv:2512.10922.
@@ -49,7 +50,7 @@ class Swaps:
         """Weights (inputs, outputs) and mask after the swaps.
 
         Raises:
-          TypeError: a structure whose units are several weights.
+          TypeError: if a unit of the structure has several weights.
         """
         units = structure.matrix_units()
         if not units.are_weights:
@@ -81,7 +82,7 @@ def _swap(
         change1 = jnp.where(mask, jnp.inf, revived(c + w[p1, columns][None] * g1, w0, diagonal)[1])
         u1 = jnp.argmin(change1, axis=0)
         total1 = prune[p1, columns] + change1[u1, columns]
-        # The other way round: u first, then the p that is cheapest beside it.
+        # The other order: u first, then the p that is cheapest together with it.
         g2 = gram[u2].T
         c_u = c[u2, columns][None] + w * g2
         change2 = revived(c_u, w0[u2, columns][None], diagonal[u2, 0][None])[1]

@@ -1,1 +1,1 @@
-"""Inference: a place in the algebra of axes for every axis of every value of a function."""
+"""Inference: expresses every axis of every value of a function in the algebra of axes."""

@@ -1,4 +1,4 @@
-"""Inference: one pass over a jaxpr that gives every axis of every value its place in the algebra."""
+"""Inference: one pass over a jaxpr that expresses every axis of every value in the algebra of axes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _POSITIONS_PASS = frozenset(
 _COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"))
 _INDICATOR = "compared with positions (a one-hot)"
 
-# How deep derivative rules are followed: a rule may call the function it belongs to, so that second
-# derivatives need its rule again. Beyond that the function is differentiated as it is written.
+# Maximum nesting of derivative rules that are followed: a rule may call the function it belongs to, so that second
+# derivatives need its rule again. At greater depth the function is differentiated as it is written.
 DERIVATIVE_DEPTH = 2
 
 
@@ -41,16 +41,16 @@ def infer(
     caller: Source | None = None,
     constant: Sequence[Callable[[], Any] | None] = (),
 ) -> Frame:
-    """Infers the axes of every value of a jaxpr from those of its inputs.
+    """Infers the axes of every value of a jaxpr from the axes of its inputs.
 
     Args:
       jaxpr: the jaxpr.
       ins: axes of its inputs.
       consts: values of its constants.
       positions: which inputs are integers that count positions.
-      depth: how many derivative rules lead here.
-      caller: the equation that calls it.
-      constant: for each input that follows from constants alone, and comes in whole, what gives its value.
+      depth: number of derivative rules that this call is nested in.
+      caller: the equation that calls the jaxpr.
+      constant: for each input that depends on constants alone and is passed whole, a function that returns its value.
 
     Returns:
       The frame of the call.
@@ -132,7 +132,7 @@ def _is_position(frame: Frame, atom: Any) -> bool:
 
 
 def _keep_one_hots(frame: Frame, eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> None:
-    """Rows of an identity matrix that data look up are one-hots of the data: all of them stay."""
+    """Rows of an identity matrix that are looked up by data are one-hots of the data: all of them are kept."""
     if eqn.primitive.name not in ("gather", "dynamic_slice") or not frame.is_constant(eqn.invars[0]):
         return
     shape = shape_of(eqn.invars[0])
@@ -153,7 +153,7 @@ def _body(
     constants: Sequence[Any] = (),
     positions: Sequence[bool] = (),
 ) -> Frame:
-    """The frame of a body that the equation at `index` calls, with the operands that it may take whole."""
+    """The frame of a body that the equation at `index` calls, and the operands that the body may take whole."""
     whole = [partial(frame.value, v) if frame.is_constant(v) else None for v in constants]
     body = infer(called.jaxpr, ins, called.consts, positions, depth, frame.source(eqn), whole)
     frame.calls[index] = (*frame.calls.get(index, ()), body)
@@ -161,7 +161,7 @@ def _body(
 
 
 def _call(frame, index, eqn, ins, reason, depth):
-    """jit, remat and closed calls: the body's values are the caller's."""
+    """jit, remat and closed calls: the inputs and outputs of the body are values of the caller."""
     del reason
     frame.whole[index] = tuple(map(frame.is_constant, eqn.invars))
     positions = [_is_position(frame, v) for v in eqn.invars]
@@ -180,7 +180,7 @@ def _only_body(eqn: JaxprEqn) -> Body:
 
 
 def passes_whole(eqn: JaxprEqn) -> bool:
-    """Whether a call gives constants whole; others cut them at their border."""
+    """Whether a call returns constants whole; other calls cut them at their boundary."""
     return kind_of(eqn) == "plain"
 
 
@@ -249,7 +249,7 @@ def _cond(frame, index, eqn, ins, reason, depth):
 
 
 def _linear_solve(frame, index, eqn, ins, reason, depth):
-    """The products and solvers, each with constants of its own, map arrays like the right sides to such."""
+    """The products and solvers, each with its own constants, map arrays like the right sides to arrays like these."""
     right = ins[sum(eqn.params["const_lengths"]) :]
     for body in bodies_of(eqn):
         unify_all(_body(frame, index, eqn, body, body.of(ins), depth).outs, right, reason)
@@ -257,7 +257,7 @@ def _linear_solve(frame, index, eqn, ins, reason, depth):
 
 
 def _whole(frame: Frame, eqn: JaxprEqn, count: int) -> tuple[bool, ...]:
-    """Which operands are constants that the bodies take whole: those of the first `count` that are constant."""
+    """Which operands are constants that the bodies take whole: the constants among the first `count` operands."""
     return tuple(i < count and frame.is_constant(v) for i, v in enumerate(eqn.invars))
 
 

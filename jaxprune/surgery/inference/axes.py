@@ -1,15 +1,15 @@
 """The algebra of axes: what an axis of an array consists of, and which axes are the same axis.
 
 An axis is a row-major product of factors, written as a tuple of atoms: the features of an attention output
-are (heads, head_dim). An atom is a node of a union-find. It is a leaf (a set of units that stay or go
+are (heads, head_dim). An atom is a node of a union-find. It is a leaf (a set of units that are kept or removed
 together everywhere), a product (it was reshaped), or a sum of parts (it was concatenated or sliced). The
-equations of a model are equalities between axes, so `unify` only ever refines: an axis that was read early
-is read more finely later. Always read one through `normal`.
+equations of a model are equalities between axes, so `unify` only ever refines: an axis may have more factors when
+it is read later. Always read an axis through `normal`.
 
-Where an equality has no exact form in this algebra, both sides are frozen: their units are never removed.
+If an equality has no exact form in this algebra, both sides are frozen: their units are never removed.
 
-A size may be symbolic (a batch of any size): such an atom is frozen. Symbolic sizes are only compared for
-equality and divided, never ordered, since an order of two of them is often not known.
+A size may be symbolic (a batch of any size). Such an atom is frozen. Symbolic sizes are only compared for
+equality and divided, never ordered, since the order of two symbolic sizes is often not known.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 
 class Reason(NamedTuple):
-    """Why an axis is frozen: what happened, and the source line where it did."""
+    """Why an axis is frozen: what happened, and the source line where it happened."""
 
     text: str
-    where: object = ""  # printed only when someone looks: source lines are slow to find
+    where: object = ""  # converted to a string only when it is printed: source lines are slow to find
 
     def __str__(self) -> str:
         where = str(self.where)
@@ -52,7 +52,7 @@ _UNIT_PARTS = Reason("its entries are used one by one")
 
 
 def fresh(size: int, frozen: Reason | None = None) -> Axis:
-    """An axis of its own, equal to no other yet."""
+    """A new axis, which equals no other axis yet."""
     return (Atom(size, frozen),)
 
 
@@ -76,7 +76,7 @@ def normal(axis: Axis) -> Axis:
 
 
 def leaves_of(axis: Axis) -> Iterator[Atom]:
-    """The root leaves of an axis, each as often as it occurs."""
+    """The root leaves of an axis, each of them as often as it occurs."""
     for atom in normal(axis):
         if atom.parts is None:
             yield atom
@@ -86,7 +86,7 @@ def leaves_of(axis: Axis) -> Iterator[Atom]:
 
 
 def parts_of(atom: Atom) -> list[Axis]:
-    """The parts of a sum, flat: (a + b) * c inside it reads a * c + b * c."""
+    """The parts of a sum without nesting: (a + b) * c inside it becomes a * c + b * c."""
     if atom.parts is None:
         raise ValueError("an atom without parts")
     flat: list[Axis] = []
@@ -163,7 +163,7 @@ def cut(axis: Axis, at: int, reason: Reason) -> tuple[Axis, Axis]:
 
 
 def unify(a: Axis, b: Axis, reason: Reason) -> None:
-    """Makes two axes of the same size one; freezes what of them has no common factors."""
+    """Makes two axes of the same size equal; freezes the parts of them that have no common factors."""
     a, b = normal(a), normal(b)
     while a or b:
         if a[0] is b[0]:
@@ -204,7 +204,7 @@ def reshaped(axes: Axes, sizes: Sequence[int], reason: Reason) -> Axes:
 
 
 def split(axis: Axis, inner: int, reason: Reason) -> tuple[Axis, Axis] | None:
-    """The axis as (outer, inner) with `inner` of the given size, or None where it has no such form."""
+    """The axis as (outer, inner) with `inner` of the given size, or None if it has no such form."""
     head, tail = normal(axis), ()
     while inner != 1:
         if not head:
@@ -255,7 +255,7 @@ def _merge_sums(a: Atom, b: Atom, reason: Reason) -> None:
 
 
 def _split_common(a: Axis, b: Axis, reason: Reason) -> bool:
-    """Splits a first or last factor so that the two axes share one; False where none divides."""
+    """Splits a first or last factor so that the two axes share a factor; False if no factor divides."""
     for x, y in ((a[0], b[0]), (b[0], a[0])):
         if y.size % x.size == 0 and _factor(y, x.size, reason):
             return True
@@ -276,7 +276,7 @@ def _split_common(a: Axis, b: Axis, reason: Reason) -> bool:
 
 
 def _factor(atom: Atom, outer: int, reason: Reason) -> bool:
-    """Makes a root the product (outer, size / outer) where its parts allow."""
+    """Makes a root the product (outer, size / outer) if its parts allow it."""
     inner = atom.size // outer
     if atom.parts is None:
         atom.factors = tuple(Atom(n, atom.frozen, atom.reached) for n in (outer, inner))

@@ -1,4 +1,4 @@
-"""A frame: one call of a jaxpr, with the axes of its values and what is known of its constants."""
+"""A frame: one call of a jaxpr, with the axes of its values and the values of its constants where known."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from jaxprune.jaxprs import Source, bind, shape_of
 from jaxprune.jaxprs.derivatives import Derivative
 from jaxprune.surgery.inference.axes import Axes, Reason, fresh
 
-# Constants of more entries are not looked into while a function is analysed.
+# Constants with more entries are not read while a function is analysed.
 _LARGEST_TABLE = 2**22
 
 
 class Frame:
     """One call of a jaxpr: the axes of its values and the frames of the calls inside it.
 
-    Shared jaxprs get a frame a call, because each call may have other axes. A value that follows from
-    constants alone (a table, a mask, zeros) is like an array of NumPy's: nothing is inferred about how it is
-    made, and it is never cut there. Each use of it has axes of its own and is cut by them, so that a table
-    couples nothing but what meets in one equation.
+    A shared jaxpr has a frame per call, because each call may have other axes. A value that depends on constants
+    alone (a table, a mask, zeros) is treated like a NumPy array: no axes are inferred for the equations that make
+    it, and it is not cut there. Each use of it has its own axes and is cut by them, so that a table couples only
+    axes that are combined in one equation.
     """
 
     __slots__ = (
@@ -42,19 +42,21 @@ class Frame:
         self.derivatives: dict[int, tuple[Derivative, Frame]] = {}
         self.known: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
         self.makers: dict[Var, JaxprEqn] = {}  # constant -> the equation on constants that makes it
-        self.origins: dict[Var, Callable[[], Any]] = {}  # constant of another frame -> what gives its value
+        self.origins: dict[
+            Var, Callable[[], Any]
+        ] = {}  # constant of another frame -> function that returns its value
         self.positions: set[Var] = set()
         self.uses: dict[tuple[int | None, int], Axes] = {}  # (id of an equation or None, place) -> axes
         self.whole: dict[int, tuple[bool, ...]] = {}  # which operands a call takes whole, as constants
 
     def of(self, atom: Any) -> Axes:
-        """The axes of a variable where it is made."""
+        """The axes of a variable at the equation that makes it."""
         if atom not in self.axes:
             self.axes[atom] = unknown(atom.aval)
         return self.axes[atom]
 
     def is_constant(self, atom: Any) -> bool:
-        """Whether a value follows from constants alone."""
+        """Whether a value depends on constants alone."""
         return isinstance(atom, Literal) or atom in self.constant or atom in self.makers
 
     def add_constant(self, var: Var, origin: Callable[[], Any]) -> None:
@@ -62,7 +64,7 @@ class Frame:
         self.origins[var] = origin
 
     def value(self, atom: Any) -> Any:
-        """What a constant holds, or None where that is not known before the function runs."""
+        """The value of a constant, or None if it is not known before the function runs."""
         if isinstance(atom, Literal):
             return atom.val
         if atom not in self.known:
@@ -105,7 +107,7 @@ class Frame:
         try:
             with jax.ensure_compile_time_eval():
                 outs = bind(eqn, operands)
-        except Exception:  # what only a mesh or another platform can compute
+        except Exception:  # it can be computed only on a mesh or another platform
             return None
         self.known.update(zip(eqn.outvars, outs, strict=True))
         return self.known[var]
@@ -117,5 +119,5 @@ def _is_small(var: Var) -> bool:
 
 
 def unknown(aval: Any, reason: Reason | None = None) -> Axes:
-    """Axes equal to no other yet."""
+    """New axes, which equal no other axes yet."""
     return tuple(fresh(size, reason) for size in getattr(aval, "shape", ()))

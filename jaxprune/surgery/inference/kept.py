@@ -1,4 +1,4 @@
-"""Which units are kept: a mask per leaf atom, and the masks of axes that follow from them."""
+"""Unit masks and axis masks: a mask per leaf atom, and the masks of axes that follow from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxprune.surgery.inference.axes import Atom, Axes, Axis, normal, parts_of, 
 
 
 class Keep:
-    """Keep-masks of leaf atoms; an axis's mask is the product of its factors', a sum's the concatenation."""
+    """Unit masks of leaf atoms. The mask of an axis is the product of its factors' masks, a sum concatenates them."""
 
     def __init__(self, masks: Mapping[Atom, np.ndarray] | None = None):
         self.masks: dict[Atom, np.ndarray] = dict(masks or {})
@@ -52,10 +52,10 @@ class Conflict(ValueError):
 
 
 def assign(axis: Axis, mask: np.ndarray, masks: dict[Atom, np.ndarray]) -> None:
-    """Reads the masks of an axis's leaf atoms off the mask of the axis.
+    """Derives the masks of an axis's leaf atoms from the mask of the axis.
 
     Raises:
-      Conflict: a unit of a frozen atom is removed, or an atom has another mask already.
+      Conflict: if a unit of a frozen atom is removed, or an atom already has another mask.
     """
     factors = normal(axis)
     grid = mask.reshape([atom.size for atom in factors]) if factors else mask.reshape(())
@@ -82,12 +82,12 @@ def _assign_atom(atom: Atom, mask: np.ndarray, masks: dict[Atom, np.ndarray]) ->
 
 
 def collect(axis: Axis, values: Any, atom: Atom) -> Any:
-    """Sums a value per entry of an axis into a value per unit of one of its atoms."""
+    """Sums the values of the entries of an axis over each unit of one of its atoms."""
     return sum((block.sum(1) for block in slices(axis, values, atom)), np.zeros(atom.size, values.dtype))
 
 
 def slices(axis: Axis, values: Any, atom: Atom) -> Iterator[Any]:
-    """What an array holds along its leading axis for each unit of an atom: (atom.size, n) for each place."""
+    """The entries of an array along its leading axis for each unit of an atom: (atom.size, n) for each occurrence."""
     factors = normal(axis)
     sizes = [*(factor.size for factor in factors), math.prod(values.shape[1:])]
     for i, factor in enumerate(factors):

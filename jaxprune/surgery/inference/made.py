@@ -1,8 +1,8 @@
-"""Which units parameters make: where others are summed, zeroing parameters does not remove them.
+"""Which units are computed by parameters; zeroing parameters does not remove other units from sums over them.
 
-Copies of an input and features that a constant computes have no parameter that makes them, and copies of
-units none of their own: the rows of a weight that reads them can be zeroed, but what else sums over them
-still sees them.
+Copies of an input and features that a constant computes are computed by no parameter, and copies of units by no
+parameter of their own. The rows of a weight that reads them can be zeroed, but other sums over them still
+include them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from jaxprune.surgery.inference.axes import Atom, Axis, leaves_of
 from jaxprune.surgery.inference.frames import Frame
 from jaxprune.surgery.inference.rules import RULES
 
-# What has entered a value: the units along which parameters have, and whether any parameter or input has.
+# What a value depends on: the units along which parameters entered it, and whether any parameter or input did.
 Entered = Set[Any]
 _PARAMETER, _INPUT = "parameter", "input"
 
-# Where one operand is zero, the others remain: parameters must have entered all that inputs have.
+# If one operand is zero, the others remain: parameters must have entered all operands that inputs have entered.
 _TERMS = frozenset(
     {
         *("add", "add_any", "sub", "max", "min", "clamp", "select_n", "concatenate", "stack"),
@@ -33,7 +33,7 @@ _LOOKUPS = frozenset(("gather", "dynamic_slice"))
 
 
 def made_units(frame: Frame, makes: Sequence[bool], candidates: Set[Atom]) -> set[Atom]:
-    """The candidates that are summed in values that depend on parameters, and never without one of theirs.
+    """The candidates that are summed in values that depend on parameters, and never without a parameter of theirs.
 
     Args:
       frame: the call of the whole function.
@@ -41,8 +41,8 @@ def made_units(frame: Frame, makes: Sequence[bool], candidates: Set[Atom]) -> se
       candidates: leaf atoms.
 
     Returns:
-      The atoms that a contraction or reduction runs over with none of its operands computed from inputs
-      alone, while each of these has an operand that parameters have entered unit by unit.
+      The atoms that at least one contraction or reduction sums with no operand computed from inputs alone, and that
+      every contraction or reduction sums with an operand that parameters have entered unit by unit.
     """
     walk = _Walk(candidates)
     ins = zip(frame.jaxpr.invars, makes, strict=True)
@@ -51,7 +51,7 @@ def made_units(frame: Frame, makes: Sequence[bool], candidates: Set[Atom]) -> se
 
 
 class _Walk:
-    """Follows through all equations what has entered each value."""
+    """Tracks through all equations which parameters and inputs have entered each value."""
 
     def __init__(self, candidates: Set[Atom]):
         self.candidates = candidates
@@ -62,7 +62,7 @@ class _Walk:
         return {leaf for axis in axes for leaf in leaves_of(axis)} & self.candidates
 
     def call(self, frame: Frame, entered: Sequence[Entered]) -> list[Entered]:
-        """What has entered the results of a call, from what has entered its operands."""
+        """What has entered the results of a call, given what has entered its operands."""
 
         def known(atoms: Sequence[Any], entered: Sequence[Entered]) -> list[Entered]:
             return [set() if frame.is_constant(v) else e for v, e in zip(atoms, entered, strict=True)]
@@ -106,7 +106,7 @@ class _Walk:
     def loop(
         self, body: Frame, consts: list[Entered], carry: list[Entered], xs: list[Entered]
     ) -> list[Entered]:
-        """The results of a loop, its carry as it is after any number of steps."""
+        """What has entered the results of a loop, with a carry that holds after any number of steps."""
         before = set(self.made), set(self.bare)
 
         def step(carry: list[Entered]) -> list[Entered]:

@@ -1,4 +1,4 @@
-"""A traced model with the axes of all its values, those of its parameters by path."""
+"""A traced model with the axes of all its values, and the axes of its parameters by path."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Model(NamedTuple):
 
 
 def analyse(fn: Callable, params: PyTree, inputs: tuple[Any, ...], state: State | None = None) -> Model:
-    """Traces and infers; freezes the axes of inputs and outputs, but for the state that goes round."""
+    """Traces the function and infers its axes; freezes those of inputs and outputs, except for a recurrent state."""
     traced = trace(fn, params, inputs)
     duplicates = (
         {path for path in traced.paths if traced.paths.count(path) > 1} if _repeats(traced.paths) else ()
@@ -70,10 +70,10 @@ def analyse(fn: Callable, params: PyTree, inputs: tuple[Any, ...], state: State 
 
 
 def keep_of(model: Model, kept: KeptAxes) -> Keep:
-    """The kept units of every axis of a model, from those of its parameters.
+    """The kept units of every axis of a model, given the kept units of its parameters.
 
     Raises:
-      ValueError: the model, at these shapes, does not allow them.
+      ValueError: if the model, at these shapes, does not allow this choice of units.
     """
     masks: dict[Any, np.ndarray] = {}
     for path, axes in model.axes.items():
@@ -95,8 +95,8 @@ def keep_of(model: Model, kept: KeptAxes) -> Keep:
                 mask is None and keep.mask(axis).all()
             ):
                 raise ValueError(
-                    f"the plan does not fit this function at {path!r}, axis {dim}: the units it keeps there "
-                    "are not those that the rest of the function keeps."
+                    f"the plan does not fit this function at {path!r}, axis {dim}: the units that it keeps there "
+                    "differ from the units that the rest of the function keeps."
                 )
     return keep
 
@@ -112,7 +112,7 @@ def _repeats(paths: list[str]) -> bool:
 def _tie_state(
     state: State, params: PyTree, traced: Traced, param_axes: list[Axes], outs: list[Axes]
 ) -> set[int]:
-    """Unifies the axes of the state that comes in as parameters with those it goes out with."""
+    """Unifies the axes of the state among the parameters with those of the state among the outputs."""
     leaves, treedef = jax.tree.flatten(params)
     numbers = iter(range(len(leaves)))
     numbered = jax.tree.unflatten(
@@ -124,14 +124,14 @@ def _tie_state(
     except Exception as error:  # the user's function, on outputs that it may not be meant for
         raise ValueError(
             f"`state` can't be taken from the parameters and outputs of this function ({type(error).__name__}: "
-            f"{error}). It must give (state in, state out). For a function that gives no state back, such as "
+            f"{error}). It must return (state in, state out). For a function that returns no state, such as "
             "the model in evaluation mode, use dataclasses.replace(plan, state=None)."
         ) from error
     ins, into = jax.tree.flatten(state_in)
     out, outof = jax.tree.flatten(state_out)
     if len(ins) != len(out):
         raise ValueError(
-            "`state` must give two trees of the same leaves, the state in and the state out, "
+            "`state` must return two trees of the same leaves, the state in and the state out, "
             f"got {into} and {outof}."
         )
     for i, j in zip(ins, out, strict=True):

@@ -1,4 +1,4 @@
-"""Scores of the units of groups: pure functions that give `UnitScores`, one a file."""
+"""Scores of the units of groups: pure functions that return `UnitScores`, one function per file."""
 
 from jaxprune.surgery.scores._unit_scores import Score, UnitScores, unit_scores
 from jaxprune.surgery.scores.activation import activation_scores

@@ -1,4 +1,4 @@
-"""Scores of units, and what may stand for them."""
+"""Scores of units, and the trees and functions that can be given instead of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from jaxprune.tables import table_text
 class UnitScores:
     """A score for every unit of some groups, larger = keep; a mapping from the groups' names to arrays.
 
-    Printing it shows a table. Two are equal where their names and arrays are, also beside a plain dict.
+    Printing it shows a table. Two `UnitScores` are equal if their names and arrays are equal; they can also be
+    compared with a plain dict.
 
     Attributes:
       by_group: group name -> array of shape (group.size,).
@@ -43,7 +44,7 @@ class UnitScores:
         except KeyError:
             known = ", ".join(repr(str(known)) for known in self)
             name = name.name if isinstance(name, Group) else name
-            raise KeyError(f"no scores of group {name!r}. There are: {known}.") from None
+            raise KeyError(f"no scores of group {name!r}. There are scores of: {known}.") from None
 
     def get(self, name: str | Group, default: Any = None) -> Any:
         """The scores of a group, or `default`."""
@@ -94,21 +95,22 @@ Score = UnitScores | PyTree | Callable[[PyTree], Any]
 
 
 def unit_scores(groups: Groups, params: PyTree, score: Score) -> UnitScores:
-    r"""The scores of units that scores of entries give: \( s_i = \sum_{w \in \text{unit } i} s_w \).
+    r"""Sums scores of weights over each unit: \( s_i = \sum_{w \in \text{unit } i} s_w \).
 
     Args:
-      groups: what `find_groups` found.
+      groups: the groups that `find_groups` returned.
       params: the parameters that were analysed.
       score: tree like `params` of scores that broadcast to the parameters (larger = keep; None leaves do not
-        count), or `UnitScores`, or a function of `params` that gives one of the two. A callable module of
-        the structure of `params` is a tree.
+        count), or `UnitScores`, or a function of `params` that returns one of the two. A callable module with
+        the structure of `params` counts as a tree.
 
     Returns:
-      For each group a float64 array of shape (group.size,); of `UnitScores` the groups that they name.
+      For each group a float64 array of shape (group.size,). If `score` is `UnitScores`, these are the groups that
+      it names.
 
     Raises:
-      ValueError: the tree is not like `params`, no group has the name, or an array has the wrong shape or
-        values that are not finite.
+      ValueError: if the tree is not like `params`, if no group has a name in `UnitScores`, or if an array has the
+        wrong shape or values that are not finite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -140,7 +142,7 @@ def unit_scores(groups: Groups, params: PyTree, score: Score) -> UnitScores:
 
 
 def _leaves_like(params: PyTree, score: Any) -> list[Any] | None:
-    """The leaves of a score tree, None in places; None for a function."""
+    """The leaves of a score tree, some of which may be None; returns None if `score` is a function."""
     if callable(score) and jax.tree_util.treedef_is_leaf(jax.tree.structure(score)):
         return None
     try:
@@ -155,7 +157,7 @@ def _checked(groups: Groups, by_group: Mapping[str, Any]) -> UnitScores:
     for name, scores in by_group.items():
         if name not in sizes:
             raise ValueError(
-                f"`score` names {name!r}, which is no group. There are: {', '.join(map(repr, sizes))}."
+                f"`score` names {name!r}, which is not a group. There are: {', '.join(map(repr, sizes))}."
             )
         out[name] = np.asarray(scores, np.float64)
         if out[name].shape != (sizes[name],):
@@ -163,5 +165,5 @@ def _checked(groups: Groups, by_group: Mapping[str, Any]) -> UnitScores:
                 f"`score` must have shape ({sizes[name]},) for group {name!r}, got {out[name].shape}."
             )
         if not np.isfinite(out[name]).all():
-            raise ValueError(f"`score` gives group {name!r} values that are not finite.")
+            raise ValueError(f"`score` has values that are not finite for group {name!r}.")
     return UnitScores(out)

@@ -1,4 +1,4 @@
-"""Size of a unit's activations over calibration inputs."""
+"""Magnitude of a unit's activations over calibration inputs."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ def activation_scores(
 ) -> UnitScores:
     r"""Mean absolute (or root mean square) activation of each unit: \( s_i = \operatorname{mean} |a_i| \).
 
-    The activations of a unit are the numbers that matrix products and convolutions sum over: wherever one
-    runs over the units of a group (whatever the framework, the layer or the dimension numbers), the entries
-    of unit i in those of its operands that depend on the inputs. The mean runs over all of them: samples,
+    The activations of a unit are the numbers that matrix products and convolutions sum over. Whenever a product
+    sums over the units of a group (whatever the framework, the layer or the dimension numbers), the activations of
+    unit i are its entries in the operands that depend on the inputs. The mean is over all of them: samples,
     positions, entries of one unit (the head_dim of a head), places where the unit is used, steps of scans
-    and calls of shared layers. So hidden units are measured after their nonlinearity, heads by their
-    outputs (and head_dims of queries and keys by both), a residual stream after its norms, wherever a
-    projection reads it. What is summed over inside `lax.while_loop` is not seen.
+    and calls of shared layers. So hidden units are measured after their nonlinearity, heads by their outputs,
+    head_dims of queries and keys by both, and a residual stream after its norms, wherever a projection reads it.
+    Sums inside `lax.while_loop` are not measured.
 
     Args:
-      groups: what `find_groups` found, at whatever batch size.
+      groups: the groups that `find_groups` returned, at any batch size.
       params: the parameters that were analysed, as arrays.
-      batches: tuples of inputs `(x, ...)` of the analysed function; what is no tuple is its only input. Shapes
-        may differ from those that the groups were found at, and from batch to batch: the function is then
-        analysed at each of them.
+      batches: tuples of inputs `(x, ...)` of the analysed function; a batch that is not a tuple is its only input.
+        Shapes may differ from the shapes at which the groups were found, and from batch to batch: the function is
+        then analysed at each of these shapes.
       statistic: "mean_abs" or "rms".
 
     Returns:
       A float64 array of shape (group.size,) for each group that a matrix product or convolution of
-      activations runs over. `plan_removal` asks for the others to be excluded.
+      activations sums over. `plan_removal` requires that the other groups are excluded.
 
     Raises:
-      ValueError: there is no batch, or at the shapes of one the function has not these groups.
+      ValueError: if there is no batch, or if the function does not have these groups at the shapes of a batch.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -88,13 +88,13 @@ def activation_scores(
     means = {name: sums[name] / counts[name] for name in sums if counts[name]}
     if not means and len(groups):
         raise ValueError(
-            "`batches` has no batch, or no matrix product or convolution of the model is over units."
+            "`batches` has no batch, or no matrix product or convolution of the model sums over units."
         )
     return UnitScores({name: np.sqrt(x) if statistic == "rms" else x for name, x in means.items()})
 
 
 def _groups_at(groups: Groups, params: PyTree, batch: Any, shapes: tuple[Any, ...]) -> Groups:
-    """The groups as they are found at a batch of these shapes and dtypes."""
+    """The groups that are found at a batch of these shapes and dtypes."""
     traced = groups.model.traced
     avals = [v.aval for v in traced.jaxpr.invars[len(traced.consts) + len(traced.paths) :]]
     if shapes == tuple((getattr(a, "shape", ()), getattr(a, "dtype", None)) for a in avals):
@@ -105,14 +105,14 @@ def _groups_at(groups: Groups, params: PyTree, batch: Any, shapes: tuple[Any, ..
     lost = [group.name for group in groups if sizes.get(group.name) != group.size]
     if lost:
         raise ValueError(
-            f"`batches` have inputs {[shape for shape, _ in shapes]} at which `fn` has no group {lost[0]!r}. "
-            "Call `find_groups` with a calibration batch."
+            f"`batches` have inputs of shapes {[shape for shape, _ in shapes]}, at which `fn` has no group "
+            f"{lost[0]!r}. Call `find_groups` with a calibration batch."
         )
     return there
 
 
 def _totals(groups: Groups, n_weights: int, statistic: str) -> Callable[..., Totals]:
-    """A function of (weights, inputs): for each group the sum over its activations, and how many these are."""
+    """Makes a function of (weights, inputs) that returns, for each group, the sum and number of its activations."""
     model = groups.model
     names = {group.atom: group.name for group in groups}
     fixed = len(model.traced.consts) + n_weights
@@ -140,7 +140,7 @@ def _totals(groups: Groups, n_weights: int, statistic: str) -> Callable[..., Tot
 
 
 def _summed(array: Any, dim: int, axis: Any, atom: Any, statistic: str) -> tuple[Any, float]:
-    """Sum over all entries of each unit, and how many these are."""
+    """The sum over all entries of each unit, and the number of these entries."""
     values = jnp.abs(jnp.asarray(array)).astype(jnp.float32)
     values = values**2 if statistic == "rms" else values
     along = values.sum(axis=[d for d in range(values.ndim) if d != dim])

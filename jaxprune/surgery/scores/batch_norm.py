@@ -1,4 +1,4 @@
-"""Scales of batch normalisation as scores: network slimming."""
+"""Scales of batch normalization as scores: network slimming."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _SCALES = r"(.*[/_])?(scale|gamma)"
 
 
 def batch_norm_scores(groups: Groups, params: PyTree, scales: str = _SCALES) -> UnitScores:
-    r"""Sum of the absolute scales of a unit's normalisations: \( s_i = \sum |\gamma_i| \).
+    r"""Sum of the absolute scales of a unit's normalization layers: \( s_i = \sum |\gamma_i| \).
 
     Args:
-      groups: what `find_groups` found.
+      groups: the groups that `find_groups` returned.
       params: the parameters that were analysed, as arrays.
-      scales: regular expression that matches the whole paths of the scales; by default those that end in
-        `scale` or `gamma`, as Flax and Haiku name them. Equinox calls them `weight`: `".*norm.*/weight"`.
+      scales: regular expression that matches the whole paths of the scales. By default it matches paths that end in
+        `scale` or `gamma`, the names in Flax and Haiku. In Equinox they are named `weight`: `".*norm.*/weight"`.
 
     Returns:
-      A float64 array of shape (group.size,) for each group that has a scale. `plan_removal` asks for the
-      others to be excluded.
+      A float64 array of shape (group.size,) for each group that has a scale. `plan_removal` requires that the
+      other groups are excluded.
 
     Raises:
-      ValueError: `scales` is no regular expression or no group has a scale that it matches, or `params` has
-        other paths or shapes than the groups were found with.
+      ValueError: if `scales` is not a regular expression, if no group has a scale that it matches, or if `params`
+        has other paths or shapes than the parameters that the groups were found with.
 
     Example:
       >>> import jax.numpy as jnp
@@ -46,7 +46,7 @@ def batch_norm_scores(groups: Groups, params: PyTree, scales: str = _SCALES) -> 
     try:
         pattern = re.compile(scales)
     except re.error as error:
-        raise ValueError(f"`scales` {scales!r} is no regular expression ({error}).") from None
+        raise ValueError(f"`scales` {scales!r} is not a regular expression ({error}).") from None
     absolute = {
         path: jnp.abs(jnp.asarray(x, jnp.float32))
         for path, x in arrays_of(groups, params).items()
@@ -60,7 +60,7 @@ def batch_norm_scores(groups: Groups, params: PyTree, scales: str = _SCALES) -> 
     }
     if not scored:
         raise ValueError(
-            f"`scales` {scales!r} matches no parameter that holds units of a group. There are: "
+            f"`scales` {scales!r} matches no parameter that has units of a group. There are: "
             f"{', '.join(repr(path) for path in groups.model.traced.paths[:20])}."
         )
     return UnitScores(scored)

@@ -1,4 +1,4 @@
-"""Consumers: the weights that multiply the units of a group, and which of their inputs each unit is."""
+"""Downstream weights: the weights that multiply the units of a group, and the inputs of them that are each unit."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from jaxprune.surgery.inference.kept import slices
 class Consumer(NamedTuple):
     """One matrix (inputs, outputs) of a parameter; its inputs `inputs[i]` are unit i of a group.
 
-    `inputs` is (units, inputs of a unit): a hidden unit is one input, a head is head_dim of them, a channel as
-    many as the window of the convolution has places.
+    `inputs` has the shape (units, inputs of a unit): a hidden unit is one input, a head is head_dim inputs, and a
+    channel is one input for each position of the convolution's window.
     """
 
     path: str
     matrix: Matrix
-    place: int  # of the matrix among those that a batched product holds
+    place: int  # position of the matrix among those of a batched product
     moments: Moments
     inputs: np.ndarray
 
 
 def consumers_of(groups: Groups, group: Group, stats: Statistics) -> list[Consumer]:
-    """The matrices with statistics that sum over the units of a group, each by itself.
+    """The matrices with statistics that sum over the units of a group, each of them separately.
 
-    Empty where there is none, and where an input belongs to two units or a unit has more of them than another.
+    The list is empty if there is none, if an input belongs to two units, or if units have different numbers of inputs.
     """
     found = []
     for path in dict.fromkeys(member.path for member in group.members):
@@ -55,7 +55,7 @@ def consumers_of(groups: Groups, group: Group, stats: Statistics) -> list[Consum
 def _labels(
     axes: tuple[Axis, ...], group: Group, shape: tuple[int, ...], matrix: Matrix
 ) -> np.ndarray | None:
-    """The unit that each input of each matrix belongs to, (groups, inputs), or -1; None where it is in two."""
+    """The unit of each input of each matrix, (groups, inputs), or -1; None if an input belongs to two units."""
     labels = np.full(matrix.shape[:2], -1)
     for dim, axis in enumerate(axes):
         along = np.full(size_of(axis), -1, np.int32)
@@ -70,7 +70,7 @@ def _labels(
         )
         of_inputs = matrix._replace(outputs=()).of(entries)[:, :, 0]
         of_outputs = matrix._replace(inputs=()).of(entries)[:, 0, :]
-        # Units of the outputs, or of whole matrices (a depthwise convolution's), are not summed over here.
+        # Units of the outputs, or of whole matrices (in a depthwise convolution), are not summed over here.
         runs = (of_inputs != of_inputs[:, :1]).any(1) & (of_outputs == of_outputs[:, :1]).all(1)
         if (labels[runs] >= 0).any():
             return None

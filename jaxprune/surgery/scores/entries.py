@@ -1,4 +1,4 @@
-"""From a number for every entry of the parameters to one for every unit."""
+"""Sums of the numbers of all entries of a unit: from one number per weight to one per unit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def arrays_of(groups: Groups, params: PyTree) -> dict[str, Any]:
     """The parameters that were analysed, by path.
 
     Raises:
-      ValueError: a path is missing, or an array has another shape than the analysed one.
+      ValueError: if a path is missing, or an array has another shape than the analysed parameter.
     """
     paths, leaves, _ = flatten_with_paths(params)
     arrays = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if is_array_leaf(leaf)}
     for path, aval in zip(groups.model.traced.paths, groups.model.traced.avals, strict=True):
         if path not in arrays:
-            raise ValueError(f"`params` is not what the groups were found in: it lacks {path!r}.")
+            raise ValueError(f"`params` is not the tree that the groups were found with: it lacks {path!r}.")
         if np.shape(arrays[path]) != aval.shape:
             raise ValueError(
                 f"`params` must have the shapes that the groups were found with: {aval.shape} at {path!r}, "
@@ -35,7 +35,7 @@ def arrays_of(groups: Groups, params: PyTree) -> dict[str, Any]:
 
 
 def places_of(group: Group) -> list[tuple[str, int]]:
-    """The parameter axes that hold a group, each once."""
+    """The parameter axes that have units of a group, each of them once."""
     return list(dict.fromkeys((member.path, member.axis) for member in group.members))
 
 
@@ -45,10 +45,10 @@ def summed_over_units(
     """Sums the values of all entries of each unit's member slices.
 
     Args:
-      groups: what `find_groups` found.
+      groups: the groups that `find_groups` returned.
       values: path -> array of the parameter's shape, or one that broadcasts to it; a parameter that is not
-        named counts nothing.
-      factors: path -> what its sums, in float64, are to be multiplied by.
+        named contributes 0.
+      factors: path -> factor that the sums of this parameter are multiplied by, in float64.
 
     Returns:
       Group name -> float64 array of shape (group.size,).
@@ -72,7 +72,7 @@ def summed_over_units(
 
 
 def _sums(path: str, values: Any, shape: tuple[int, ...], axis: int) -> np.ndarray:
-    """Sums over all axes but one; where the array lives on other devices only the sums are fetched."""
+    """Sums over all axes but one; if the array is on other devices, only the sums are fetched."""
     module: Any = np if isinstance(values, np.ndarray) or on_host(values) else jnp
     try:
         values = module.broadcast_to(module.asarray(values, np.float32), shape)

@@ -14,18 +14,18 @@ from jaxprune.surgery.scores.entries import arrays_of, places_of
 def fpgm_scores(groups: Groups, params: PyTree) -> UnitScores:
     r"""Sum of the distances to the other units of the group: \( s_i = \sum_j \lVert u_i - u_j \rVert_2 \).
 
-    \( u_i \) holds the entries of all member slices of unit i. The geometric median minimises this sum over
-    all of space; units with a small sum lie near it and can be made up for by the others.
+    \( u_i \) is the vector of the entries of all member slices of unit i. The geometric median is the point that
+    minimizes this sum. Units with a small sum are near the median, and the other units can compensate them.
 
     Args:
-      groups: what `find_groups` found.
+      groups: the groups that `find_groups` returned.
       params: the parameters that were analysed, as arrays.
 
     Returns:
       For each group a float64 array of shape (group.size,).
 
     Raises:
-      ValueError: `params` has other paths or shapes than the groups were found with.
+      ValueError: if `params` has other paths or shapes than the parameters that the groups were found with.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,7 +48,7 @@ def fpgm_scores(groups: Groups, params: PyTree) -> UnitScores:
                 entries = np.moveaxis(np.asarray(arrays[path], np.float64), axis, 0)
                 entries = entries.reshape(entries.shape[0], -1)
                 for block in slices(groups.model.axes[path][axis], entries, group.atom):
-                    block = block - block.mean(0)  # distances do not see it, rounding does
+                    block = block - block.mean(0)  # distances do not change, rounding errors become smaller
                     products += block @ block.T
         norms = np.diag(products)
         distances = np.sqrt(np.maximum(norms[:, None] + norms[None, :] - 2 * products, 0))

@@ -19,14 +19,14 @@ def l2_scores(groups: Groups, params: PyTree) -> UnitScores:
     r"""L2 norm of all entries of a unit's member slices: \( s_i = \sqrt{\sum_{w \in \text{unit } i} w^2} \).
 
     Args:
-      groups: what `find_groups` found.
+      groups: the groups that `find_groups` returned.
       params: the parameters that were analysed, as arrays.
 
     Returns:
       For each group a float64 array of shape (group.size,).
 
     Raises:
-      ValueError: `params` has other paths or shapes than the groups were found with.
+      ValueError: if `params` has other paths or shapes than the parameters that the groups were found with.
 
     Example:
       >>> import jax.numpy as jnp
@@ -47,11 +47,11 @@ def l2_scores(groups: Groups, params: PyTree) -> UnitScores:
 
 
 def _squares(leaf: Any) -> tuple[Any, float]:
-    """Squares in float32 of numbers up to 2, and what they are to be multiplied by."""
+    """Squares in float32 of the entries, scaled to at most 2, and the factor that restores their scale."""
     module: Any = np if on_host(leaf) else jnp
     w = module.asarray(leaf, np.float32)
     largest = float(module.max(module.abs(w))) if w.size else 0.0
     exponent = math.frexp(largest)[1] - 1 if 0 < largest < math.inf else 0
-    half = exponent // 2  # 2^-exponent itself may lie outside the range of float32
+    half = exponent // 2  # 2^-exponent itself may be outside the range of float32
     near_one = w * np.float32(2.0**-half) * np.float32(2.0 ** (half - exponent))
     return module.square(near_one), 4.0**exponent

@@ -1,4 +1,4 @@
-"""Scores of units over several batches."""
+"""Mean of the scores of units over several batches."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ def mean_scores(
     batches: Iterable[Any],
     weight: Callable[..., float] | None = None,
 ) -> UnitScores:
-    r"""Mean of the scores that each batch gives: \( s_i = \sum_b v_b s_i^{(b)} / \sum_b v_b \).
+    r"""Mean of the scores of all batches: \( s_i = \sum_b v_b s_i^{(b)} / \sum_b v_b \).
 
-    Scores from gradients are averaged like this, not the gradients, which cancel near a minimum: with
-    `taylor_scores` of each batch it is the mean squared change of the loss, with batches of one sample the
-    empirical Fisher information of the units.
+    For scores from gradients the scores are averaged, not the gradients, since gradients cancel near a minimum. The
+    mean of `taylor_scores` of each batch is the mean squared change of the loss; with batches of one sample it is
+    the empirical Fisher information of the units.
 
     Args:
-      score: function of the inputs of a batch that gives `UnitScores`.
-      batches: tuples of inputs `(x, ...)` of `score`; what is no tuple is its only input. Any iterable.
-      weight: function of the inputs of a batch that gives its weight, such as the number of its samples; None
-        counts all batches alike.
+      score: function of the inputs of a batch that returns `UnitScores`.
+      batches: any iterable of tuples of inputs `(x, ...)` of `score`; a batch that is not a tuple is its only input.
+      weight: function of the inputs of a batch that returns its weight, such as the number of its samples; None
+        gives all batches the same weight.
 
     Returns:
       For each group a float64 array of shape (group.size,).
 
     Raises:
-      ValueError: there is no batch, the batches give scores of different groups or sizes, or a weight is not
-        a positive number.
-      TypeError: `score` gives something else than `UnitScores`.
+      ValueError: if there is no batch, if the scores of the batches have different groups or sizes, or if a weight
+        is not a positive number.
+      TypeError: if `score` does not return `UnitScores`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -60,18 +60,22 @@ def mean_scores(
         found = score(*inputs)
         if not isinstance(found, UnitScores):
             raise TypeError(
-                f"`score` must give UnitScores for a batch, got {type(found).__name__} for batch {i}. "
-                "`jp.surgery.unit_scores(groups, params, scores)` makes them of a tree of scores."
+                f"`score` must return UnitScores for a batch, got {type(found).__name__} for batch {i}. "
+                "`jp.surgery.unit_scores(groups, params, scores)` makes them from a tree of scores."
             )
         of_batch = 1.0 if weight is None else float(weight(*inputs))
         if not (np.isfinite(of_batch) and of_batch > 0):
-            raise ValueError(f"`weight` must give positive numbers, got {of_batch} for batch {i}.")
+            raise ValueError(f"`weight` must return positive numbers, got {of_batch} for batch {i}.")
         here = {name: np.asarray(scores, np.float64) for name, scores in found.by_group.items()}
         before = sums or {name: np.zeros_like(scores) for name, scores in here.items()}
         if {name: x.shape for name, x in here.items()} != {name: x.shape for name, x in before.items()}:
-            raise ValueError(f"`score` must give the same groups for every batch, got others for batch {i}.")
+            raise ValueError(
+                f"`score` must return the same groups for every batch, got others for batch {i}."
+            )
         sums = {name: before[name] + of_batch * scores for name, scores in here.items()}
         total += of_batch
     if not total:
-        raise ValueError("`batches` must hold at least one batch: a tuple of inputs, or one input, each.")
+        raise ValueError(
+            "`batches` must have at least one batch. A batch is a tuple of inputs, or one input."
+        )
     return UnitScores({name: scores / total for name, scores in sums.items()})

@@ -1,4 +1,4 @@
-"""Structured optimal brain surgery: the error that is left when units go and those that stay make up for them."""
+"""Structured optimal brain surgery: the error that remains once units are removed and the kept ones are refitted."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from jaxprune.surgery.scores._unit_scores import UnitScores
 from jaxprune.surgery.scores.consumers import Consumer, consumers_of
 from jaxprune.surgery.scores.entries import arrays_of
 
-_BLOCK = 64  # inputs that are removed before the inverse and the weights are written anew
+_BLOCK = 64  # number of removed inputs after which the inverse and the weights are updated
 
 
 def obs_scores(groups: Groups, params: PyTree, stats: Statistics, damping: float = 0.01) -> UnitScores:
-    r"""Error of the weights that a unit feeds when it goes after all cheaper ones, and the others make up for it.
+    r"""Reconstruction error after units have been removed greedily up to this one and the rest refitted.
 
-    With $H = X^T X$ + damping of the inputs of a weight, the units S, as rows of W, cost
-    $\operatorname{tr}(W_S^T [(H^{-1})_{SS}]^{-1} W_S)$ once the rows that stay are refitted. The cheapest unit
-    goes, $H^{-1}$ and W are those of what stays, and so on to the last. A unit's score is the error up to its
-    removal, relative to $\|X W\|^2$ and averaged over the weights that it feeds: scores grow in the order of
-    removal, so a plan removes at any sparsity what the search removed up to there. `jp.compensate` then does the refit.
-    Inputs that are always 0 go first.
+    Let $H = X^T X$ + damping for the inputs X of a weight W. Removing the units S, as rows of W, costs
+    $\operatorname{tr}(W_S^T [(H^{-1})_{SS}]^{-1} W_S)$ once the kept rows are refitted. The cheapest unit is
+    removed, $H^{-1}$ and W are updated for the kept rows, and this repeats until the last unit. The score of a unit
+    is the total error once it is removed, relative to $\|X W\|^2$ and averaged over its downstream weights. Scores
+    therefore ascend in the order of removal, and a plan of any sparsity removes the units that the search removed
+    first. `jp.compensate` then does the refit. Inputs that are always 0 are removed first.
 
     With `scope="global"` pass `normalize=None` to `plan_removal`: all groups then lose units up to the same
     relative error.
 
     Args:
-      groups: what `find_groups` found.
+      groups: the groups that `find_groups` returned.
       params: the parameters that were analysed, as arrays.
-      stats: of `jp.calibrate(fn, params, batches, moments="full")` on these parameters; only weights that
-        have statistics count.
-      damping: what is added to the diagonal of $X^T X$, relative to each of its entries.
+      stats: statistics from `jp.calibrate(fn, params, batches, moments="full")` on these parameters; only weights
+        that have statistics count.
+      damping: number that is added to the diagonal of $X^T X$, relative to each of its entries.
 
     Returns:
       A float64 array of shape (group.size,) for each group whose units are inputs of a weight with
-      statistics. `plan_removal` asks for the others to be excluded.
+      statistics. `plan_removal` requires that the other groups are excluded.
 
     Raises:
-      ValueError: statistics of the diagonal only, or of other parameters; a negative `damping`; no group feeds a
-        weight.
+      ValueError: if the statistics have only the diagonal, or belong to other parameters; if `damping` is negative;
+        if no group has a downstream weight with statistics.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -79,7 +79,7 @@ def obs_scores(groups: Groups, params: PyTree, stats: Statistics, damping: float
         if consumers:
             out[group.name] = _scores(group.size, consumers, arrays, damping)
     if not out and len(groups):
-        raise ValueError("`stats` have no weight that multiplies units of a group.")
+        raise ValueError("`stats` have no weight that multiplies the units of a group.")
     return UnitScores(out)
 
 
@@ -87,27 +87,29 @@ def _check(arrays: dict[str, Any], stats: Statistics) -> None:
     for path, of_weight in stats.items():
         if path not in arrays or np.shape(arrays[path]) != of_weight.shape:
             raise ValueError(
-                f"`stats` are of other parameters: they hold {path!r} of shape {of_weight.shape}."
+                f"`stats` belong to other parameters: they have {path!r} of shape {of_weight.shape}."
             )
         if not all(m.is_full for m in of_weight.moments):
-            raise ValueError("`stats` must hold X^T X: calibrate with `moments='full'`.")
+            raise ValueError("`stats` must have the full X^T X. Call `jp.calibrate` with `moments='full'`.")
 
 
 class _Rows(NamedTuple):
-    """What the search knows of weights with the same inputs, all scaled to inputs of unit norm."""
+    """State of the search for weights with the same inputs, all scaled to inputs of unit norm."""
 
-    inverse: jax.Array  # (inputs, inputs), of X^T X of what stays
-    weights: jax.Array  # (inputs, outputs), refitted to what stays
+    inverse: jax.Array  # (inputs, inputs), of X^T X of the kept inputs
+    weights: jax.Array  # (inputs, outputs), refitted to the kept inputs
     inputs: jax.Array  # (units, inputs of a unit)
 
 
 class _Changes(NamedTuple):
-    """What the removals since the last writing change: inverse - factors @ factors.T, weights - factors @ gains."""
+    """Changes by removals since the last update: inverse - factors @ factors.T, weights - factors @ gains."""
 
     factors: jax.Array  # (inputs, removed)
     gains: jax.Array  # (removed, outputs)
-    blocks: jax.Array  # (units, inputs of a unit, the same): those of the inverse, up to date
-    squares: jax.Array  # the same of weights @ weights.T
+    blocks: (
+        jax.Array
+    )  # (units, inputs of a unit, inputs of a unit): diagonal blocks of the inverse, up to date
+    squares: jax.Array  # the same blocks of weights @ weights.T
 
 
 def _scores(size: int, consumers: Sequence[Consumer], arrays: dict[str, Any], damping: float) -> np.ndarray:
@@ -124,7 +126,7 @@ def _scores(size: int, consumers: Sequence[Consumer], arrays: dict[str, Any], da
     order, costs = removals(stacked, size, min(steps, size))
     order, costs = np.asarray(order), np.asarray(costs, np.float64)
     scores = np.empty(size)
-    # Growing even where removal is free, so that the order of removal can be read off the scores.
+    # Scores ascend even if a removal costs nothing, so that the order of removal can be read off the scores.
     scores[order] = np.cumsum(np.maximum(costs, 0) / len(consumers) + 1e-12)
     return scores
 
@@ -140,7 +142,7 @@ def _rows(consumers: Sequence[Consumer], arrays: dict[str, Any], damping: float)
 
 @jax.jit
 def with_unit_diagonal(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """X^T X of inputs scaled to unit norm, with 1 for those that are always 0, and their norms."""
+    """X^T X of inputs scaled to unit norm, with 1 for inputs that are always 0, and the norms of the inputs."""
     diagonal = jnp.diagonal(gram)
     dead = diagonal <= 0
     norms = jnp.sqrt(jnp.where(dead, 0.0, diagonal))
@@ -155,7 +157,7 @@ def _inverse(factor: jax.Array) -> jax.Array:
 
 @jax.jit
 def _unit_output(w: jax.Array, gram: jax.Array, norms: jax.Array) -> jax.Array:
-    """The weights for scaled inputs, scaled to ||X W|| = 1; those of inputs that are always 0 are 0."""
+    """The weights for scaled inputs, scaled to ||X W|| = 1; weights of inputs that are always 0 are 0."""
     w = w * norms[:, None]
     energy = jnp.sum(w * _multiply(gram, w))
     return w * lax.rsqrt(jnp.where(energy > 0, energy, 1.0))
@@ -163,9 +165,9 @@ def _unit_output(w: jax.Array, gram: jax.Array, norms: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("size", "block"))
 def removals(kinds: list[_Rows], size: int, block: int) -> tuple[jax.Array, jax.Array]:
-    """The units in the order in which they go, and what each costs.
+    """The units in the order of their removal, and the cost of each.
 
-    `kinds` hold rows of one shape each, along a leading axis.
+    Each entry of `kinds` has rows of one shape, stacked along a leading axis.
     """
 
     def remove_block(carry):
@@ -218,7 +220,7 @@ def _costs(rows: _Rows, changes: _Changes) -> jax.Array:
 
 
 def _without(rows: _Rows, changes: _Changes, unit: jax.Array, step: jax.Array) -> _Changes:
-    """One unit less."""
+    """The changes after one more unit is removed."""
     factors, gains, blocks, squares = changes
     own = rows.inputs[unit]
     columns = rows.inverse[:, own] - _multiply(factors, factors[own].T)

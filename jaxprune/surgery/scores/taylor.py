@@ -1,4 +1,4 @@
-"""First-order Taylor score: what the loss changes by when a unit's parameters go to zero."""
+"""First-order Taylor score: the change of the loss if a unit's parameters are set to zero."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ def taylor_scores(
 ) -> UnitScores:
     r"""Squared first-order change of the loss: \( s_i = (\sum_w w \, \partial L / \partial w)^2 \).
 
-    The sum runs over the entries w of all member slices of unit i and is squared afterwards: to first order this is the
-    (squared) change of the loss when all of the unit's parameters go to zero together. Over several batches
-    the scores are averaged, not the gradients, which cancel near a minimum. Weights in front of a normalisation
-    add nothing: the loss does not change with their scale.
+    The sum is over the entries w of all member slices of unit i, and the sum is squared. To first order this is the
+    squared change of the loss if all of the unit's parameters are set to zero together. With several batches the
+    scores are averaged, not the gradients, since gradients cancel near a minimum. Weights before a normalization
+    layer contribute 0, because the loss does not change with their scale.
 
     Args:
-      groups: what `find_groups` found.
-      loss_fn: (params, batch) -> scalar, as for `jp.scores.taylor`.
+      groups: the groups that `find_groups` returned.
+      loss_fn: function (params, batch) -> scalar, as for `jp.scores.taylor`.
       params: the parameters that were analysed, as arrays.
-      batches: one batch or more, any iterable; each counts alike.
-      gradients: instead of `loss_fn` and `batches`, the gradients of the loss on one batch: a tree like `params`;
-        leaves that are None or no floats (such as the float0 gradients of integers) do not count.
+      batches: any iterable of one or more batches; each batch has the same weight.
+      gradients: instead of `loss_fn` and `batches`, the gradients of the loss on one batch, as a tree like `params`.
+        Leaves that are None or not floating-point (such as the float0 gradients of integers) do not count.
 
     Returns:
       For each group a float64 array of shape (group.size,).
 
     Raises:
-      ValueError: `params` has other paths or shapes than the groups were found with, or `gradients` is not
-        like `params`; no batch; a loss that is no scalar; neither batches nor gradients, or both.
+      ValueError: if `params` has other paths or shapes than the parameters that the groups were found with; if
+        `gradients` is not like `params`; if there is no batch; if the loss is not a scalar; if neither batches nor
+        gradients are given, or both.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -74,7 +75,9 @@ def taylor_scores(
     if gradients is not None and loss_fn is None and batches is None:
         return _of_gradients(groups, params, gradients)
     if gradients is not None or loss_fn is None or batches is None:
-        raise ValueError("taylor_scores needs `loss_fn` and `batches`, or `gradients`, beside `params`.")
+        raise ValueError(
+            "taylor_scores needs `loss_fn` and `batches`, or `gradients`, in addition to `params`."
+        )
     floats, join = split_floats(params)
     gradient = jax.jit(jax.grad(checked_loss(loss_fn, join)))
 

@@ -1,4 +1,4 @@
-"""How each primitive treats the axes of its operands; a primitive without a rule freezes what it touches."""
+"""How each primitive treats the axes of its operands; a primitive without a rule freezes all axes it touches."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -30,7 +30,7 @@ def _dot_general_reduces(eqn: JaxprEqn, ins: Sequence[Axes]) -> list[Reduction]:
 
 
 def _ragged_dot(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
-    """Rows of the left side come in groups, each with a matrix of its own: both stay, the rest is a product."""
+    """The rows of the left side form groups with a matrix each. Rows and groups are frozen; the rest is a product."""
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (contract_l, contract_r), (batch_l, batch_r) = numbers.dot_dimension_numbers
     (left, right), counts = ins[:2], ins[2:]

@@ -1,4 +1,4 @@
-"""Primitives that make arrays: their values are those of the full array at the kept units."""
+"""Primitives that create arrays: the small array has the values of the full array at the kept units."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _random_bits(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axe
 def _random_bits_evaluate(
     eqn: JaxprEqn, args: Sequence[Any], ins: Sequence[Axes], outs: Sequence[Axes], kept: Kept
 ) -> list[Any]:
-    """Draws for all units and keeps those that stay, so that a kept unit sees the numbers it saw before."""
+    """Draws for all units and slices to the kept ones, so that a kept unit has the same random numbers as before."""
     batch = len(ins[0])
     (bits,) = bind(eqn, args)
     whole = tuple(() for _ in range(batch))  # the keys are sliced already

@@ -1,4 +1,4 @@
-"""Primitives that only look at values: what they see in a small model is the small arrays."""
+"""Primitives that only read values: in a small model they read the small arrays."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def _scatter_evaluate(
 
 
 def _window_sizes(numbers: Any, operand: Axes, updates: Axes) -> tuple[list[int], list[int]]:
-    """How much of each dimension of the operand an update covers, and which dimensions are its window."""
+    """The size of an update along each dimension of the operand, and the dimensions of its window."""
     gone = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
     window = [dim for dim in range(len(operand)) if dim not in gone]
     sizes = [1] * len(operand)
@@ -125,7 +125,7 @@ def _window_sizes(numbers: Any, operand: Axes, updates: Axes) -> tuple[list[int]
 def _starts(
     values: Values, dims: Sequence[int], operand: Axes, sizes: Sequence[int]
 ) -> dict[int, np.ndarray] | None:
-    """Where the windows start along each dimension that they don't cover, if that is known and in bounds."""
+    """The starts of the windows along each dimension that they don't cover, if these are known and in bounds."""
     places = {dim: i for i, dim in enumerate(dims) if sizes[dim] != size_of(operand[dim])}
     if not all(isinstance(size_of(operand[dim]), int) for dim in places):
         return None
@@ -135,7 +135,7 @@ def _starts(
     starts = {dim: np.asarray(indices)[..., i] for dim, i in places.items()}
     for dim, at in starts.items():
         size = size_of(operand[dim])
-        # A table of many lookups (a bias for each pair of positions) is no selection.
+        # A table of many lookups (a bias for each pair of positions) is not a selection.
         if at.size > 8 * size or np.any((at < 0) | (at > size - sizes[dim])):
             return None
     return starts
@@ -154,10 +154,10 @@ def _pieces(
     collapsed: Sequence[int],
     reason: Reason,
 ) -> dict[int, Axis] | None:
-    """The parts of the operand's axes that constant indices name, or None where they have no known form.
+    """The parts of the operand's axes that constant indices select, or None if they have no known form.
 
-    One window is a slice of each axis; single entries along one axis are a selection of it, of which the
-    indices hold the positions.
+    One window is a slice of each axis. Single entries along one axis are a selection of it; the indices are their
+    positions.
     """
     if math.prod(map(size_of, index_axes)) == 1:
         return {

@@ -21,7 +21,7 @@ layout_constraint mesh_cast relayout reshard sharding_constraint
 
 
 def pointwise(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
-    """Unifies the full-size axes; size-1 axes and scalars broadcast without a word in the jaxpr."""
+    """Unifies the full-size axes; size-1 axes and scalars broadcast implicitly, without an equation in the jaxpr."""
     out: list[Axis] = []
     for dim, size in enumerate(shape_of(eqn)):
         axes = [axes[dim] for axes in ins if axes and size_of(axes[dim]) == size]

@@ -128,7 +128,7 @@ def _select_and_scatter_add(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) 
 
 
 def _matrices(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
-    """Decompositions and solvers: the last two axes stay whole, the leading ones are a batch."""
+    """Decompositions and solvers: the last two axes are frozen, the leading axes are a batch."""
     why = reason._replace(text=f"axis of the matrix of {eqn.primitive.name}")
     batch = ins[0][:-2]
     for axes in ins:
@@ -142,7 +142,7 @@ def _matrices(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
 
 
 def _solve(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
-    """Solvers with a matrix: each right side is solved by itself."""
+    """Solvers with a matrix: each right side is solved separately."""
     right = ins[-1]
     batch = right[:-2]
     why = reason._replace(text=f"axis of the matrix of {eqn.primitive.name}")

@@ -1,4 +1,4 @@
-"""What a primitive must say about itself: one object holds inference, resizing and reduction identity."""
+"""What a primitive must define: one object has its inference, resizing and reduction identities."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Reduction(NamedTuple):
     identity: Callable[[Any], Any]  # dtype -> scalar
 
 
-Values = Callable[[int], Any]  # place of an operand -> its value where it is a known constant, else None
+Values = Callable[[int], Any]  # place of an operand -> its value if it is a known constant, else None
 Infer = Callable[[JaxprEqn, Sequence[Axes], Reason], list[Axes]]
 Resize = Callable[[JaxprEqn, Sequence[Axes], Sequence[Axes], Kept], dict[str, Any]]
 Evaluate = Callable[[JaxprEqn, Sequence[Any], Sequence[Axes], Sequence[Axes], Kept], list[Any]]
@@ -41,11 +41,11 @@ Reduces = Callable[[JaxprEqn, Sequence[Axes]], list[Reduction]]
 class Rule:
     """A primitive's rule.
 
-    `infer` gives the axes of the outputs and unifies those of the inputs, so that the equation on sliced
-    arrays is the slice of the equation; `infer_known` does where constant operands tell more, and gives None
-    where they don't. `resize` gives the equation's parameters that carry sizes, for the
-    smaller arrays; `evaluate`, where parameters are not enough, computes the smaller outputs. `reduces`
-    lists the reductions across units.
+    `infer` returns the axes of the outputs and unifies the axes of the inputs, so that the equation on sliced
+    arrays equals the slice of the equation. `infer_known` does the same with the values of constant operands, and
+    returns None if these values give no more information. `resize` returns the parameters of the equation that
+    contain sizes, for the smaller arrays. If parameters are not enough, `evaluate` computes the smaller outputs.
+    `reduces` lists the reductions across units.
     """
 
     infer: Infer

@@ -1,4 +1,4 @@
-"""Entries of an axis at constant positions, as pieces of the axis where they come in runs."""
+"""Entries of an axis at constant positions, as pieces of the axis if they form runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from jaxprune.surgery.inference.rules.shapes import sliced
 
 
 def selected(axis: Axis, positions: Sequence[int], reason: Reason) -> Axis:
-    """The axis of the entries of another one at `positions`, in their order.
+    """The axis of the entries of another axis at `positions`, in their order.
 
-    Neighbours are a slice, and every k-th entry is a column of the axis as rows of k. What is permuted in
+    Neighbours are a slice, and every k-th entry is a column of the axis as rows of k. An axis that is permuted in
     another way is frozen.
     """
     why = reason._replace(text="permuted by constants")
@@ -28,7 +28,7 @@ def selected(axis: Axis, positions: Sequence[int], reason: Reason) -> Axis:
 
 
 def _runs(positions: Sequence[int], size: int) -> list[tuple[int, int, int]] | None:
-    """(start, step, count) of each run, or None where most entries are runs of their own."""
+    """(start, step, count) of each run, or None if most runs have a single entry."""
     runs: list[tuple[int, int, int]] = []
     i = 0
     while i < len(positions):

@@ -1,4 +1,4 @@
-"""Primitives that rearrange: reshape, transpose, broadcast, concatenate, split, slice, pad and their kin."""
+"""Primitives that rearrange arrays: reshape, transpose, broadcast, concatenate, split, slice, pad and similar ones."""
 
 from __future__ import annotations
 
