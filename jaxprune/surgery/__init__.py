@@ -7,6 +7,8 @@ from jaxprune.surgery.groups import Frozen, Group, Groups, Member, find_groups
 from jaxprune.surgery.layers import (
     Branch,
     Branches,
+    ComposedPlan,
+    ComposedVerification,
     LayerPlan,
     LayerVerification,
     block_influence,
@@ -38,6 +40,8 @@ from jaxprune.surgery.scores import (
 __all__ = [
     "Branch",
     "Branches",
+    "ComposedPlan",
+    "ComposedVerification",
     "Coupled",
     "Frozen",
     "Group",

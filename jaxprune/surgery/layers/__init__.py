@@ -2,6 +2,7 @@
 
 from jaxprune.surgery.layers.branches import Branch, Branches
 from jaxprune.surgery.layers.choosing import plan_layers
+from jaxprune.surgery.layers.composed import ComposedPlan, ComposedVerification
 from jaxprune.surgery.layers.finding import find_branches
 from jaxprune.surgery.layers.layer_plan import LayerPlan, LayerVerification
 from jaxprune.surgery.layers.scores import (
@@ -16,6 +17,8 @@ from jaxprune.surgery.layers.scores import (
 __all__ = [
     "Branch",
     "Branches",
+    "ComposedPlan",
+    "ComposedVerification",
     "LayerPlan",
     "LayerVerification",
     "block_influence",

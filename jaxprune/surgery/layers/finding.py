@@ -141,7 +141,7 @@ def _with_blocks(graph: Graph, branches: list[Branch]) -> list[Branch]:
     by_name, out = {b.name: b for b in branches}, list(branches)
     places = {node.place: index for index, node in enumerate(graph.nodes)}
     taken = set(by_name)
-    for module, names in blocks_of(parts).items():
+    for module, names in blocks_of(parts, sum(b.kind == "step" for b in branches)).items():
         inside = [by_name[name] for name in names]
         drops = tuple(drop for branch in inside for drop in branch.drops)
         dead = graph.dead_after([(places[at], operand) for at, operand in drops])

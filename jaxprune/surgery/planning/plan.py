@@ -212,11 +212,12 @@ class Plan:
         masks = self.masks(params)
         return verify(fn, params, inputs, self.kept, self.state, self.shrink, masks, tolerance)
 
-    def then(self, later: Plan) -> Plan:
+    def then(self, later: Any) -> Any:
         """This plan followed by a plan for the small parameters, as one plan for the full ones.
 
         Args:
-          later: a plan made for the parameters that `shrink` of this plan gives.
+          later: a plan made for the parameters that `shrink` of this plan gives; one of layers gives a
+            `ComposedPlan`.
 
         Returns:
           The composed plan.
@@ -224,6 +225,8 @@ class Plan:
         Raises:
           ValueError: `later` was made for other shapes.
         """
+        if not isinstance(later, Plan):
+            return later.after(self)
         if dict(later.shapes) != self.small_shapes:
             raise ValueError(
                 "`later` must be a plan for the small parameters of this plan; its shapes differ."
