@@ -3,6 +3,7 @@
 import branch_models as models
 import jax
 import jax.numpy as jnp
+import library_models
 import numpy as np
 import optax
 import pytest
@@ -166,3 +167,63 @@ def test_mistakes_are_told():
         plan.compact(fn)(params, models.IDS)
     with pytest.raises(ValueError, match="`fn` has no branch"):
         plan.compact(lambda p, ids: p["embedding"][ids])(plan.shrink(params), models.IDS)
+
+
+def test_layers_and_widths_follow_each_other_in_either_order():
+    fn, params = models.language_model(models.pre_norm), models.listed()
+
+    def narrowed(fn, params):
+        groups = jp.find_groups(fn, params, models.IDS)
+        (ffn,) = (g for g in groups if g.name.startswith("layers/0/mlp"))
+        return jp.surgery.plan_units(groups, {ffn.name: np.arange(16) % 2 == 0})
+
+    layers = plan_without(fn, params, (models.IDS,), ["layers/1/mlp"])
+    widths = narrowed(layers.compact(fn), layers.shrink(params))
+    one = layers.then(widths)
+    first = narrowed(fn, params)
+    other = first.then(plan_without(first.compact(fn), first.shrink(params), (models.IDS,), ["layers/1/mlp"]))
+    want = fn(jp.apply_masks(params, first.masks(params)), models.IDS, [(1, "mlp")])
+    _, state = optax.adam(0.1).update(params, optax.adam(0.1).init(params))
+    for plan in (one, other):
+        small = plan.shrink(params)
+        assert error(plan.compact(fn)(small, models.IDS), want) < 1e-5
+        assert plan.verify(fn, params, models.IDS).ok
+        assert jax.tree.structure(plan.shrink_opt_state(state)[0].mu) == jax.tree.structure(small)
+        kept = jax.tree.map(lambda m, x: int(jnp.broadcast_to(m, x.shape).sum()), plan.masks(params), params)
+        assert sum(jax.tree.leaves(kept)) == sum(x.size for x in jax.tree.leaves(small))
+    assert one.small_shapes == other.small_shapes
+    with pytest.raises(ValueError, match="its shapes differ"):
+        layers.then(first)
+
+
+def test_parts_and_the_block_around_them_give_one_function():
+    params = models.arrays({"f": (8, 8), "g": (8, 8), "h": (8, 8), "head": (8, 2)})
+
+    def fn(p, x, without=()):
+        x = x if "fg" in without else x + (jnp.tanh(x @ p["f"]) + jnp.tanh(x @ p["g"]))
+        return (x + jnp.tanh(x @ p["h"])) @ p["head"]
+
+    x = jnp.linspace(-1, 1, 16).reshape(2, 8)
+    branches = jp.find_branches(fn, params, x)
+    parts = [b for b in branches if {"f", "g"} >= set(b.params) and b.size == 64]
+    score = {b.name: float(b not in parts) for b in branches}
+    plan = jp.plan_layers(branches, params, number=2, score=score)
+    assert set(plan.removed) == {b.name for b in parts} and len(parts) == 2
+    assert error(plan.compact(fn)(plan.shrink(params), x), fn(params, x, ("fg",))) < 1e-6
+    (around,) = (b for b in branches if b.size == 128)
+    score = {b.name: float(b is not around) for b in branches}
+    plan = jp.plan_layers(branches, params, number=1, score=score, level="blocks")
+    assert plan.removed == (around.name,)
+    assert error(plan.compact(fn)(plan.shrink(params), x), fn(params, x, ("fg",))) < 1e-6
+
+
+def test_nnx_states_keep_the_place_of_what_is_removed():
+    fn, params, *inputs = library_models.MODELS["NNX MLP"]()
+    plan = plan_without(fn, params, inputs, ["layers/0"])
+    small = plan.shrink(params)
+    assert type(small) is type(params) and 0 in small["layers"]
+    assert {
+        p: x.shape for p, x in zip(*jp.params.flatten_with_paths(small)[:2], strict=True)
+    } == plan.small_shapes
+    assert plan.verify(fn, params, *inputs).ok
+    assert plan.compact(fn)(small, *inputs).shape == fn(params, *inputs).shape

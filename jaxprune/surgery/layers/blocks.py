@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from jaxprune.surgery.layers.names import is_below
 
 
-def blocks_of(branches: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def blocks_of(branches: Mapping[str, Sequence[str]], beside: int = 0) -> dict[str, list[str]]:
     """Modules that hold all parameters of two or more branches, and not those of all branches.
 
     The innermost such module counts. Modules that are all alike but for their number (`stage/block_0`,
@@ -16,6 +16,7 @@ def blocks_of(branches: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
     Args:
       branches: name -> the paths of the branch's parameters.
+      beside: how many other branches the model has.
 
     Returns:
       Module -> the names of its branches.
@@ -29,7 +30,7 @@ def blocks_of(branches: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for module in modules:
         inside = [n for n, paths in branches.items() if paths and all(is_below(p, module) for p in paths)]
-        if 2 <= len(inside) < len(branches):
+        if 2 <= len(inside) < len(branches) + beside:
             found[module] = inside
     innermost = {
         module: names

@@ -12,8 +12,9 @@ import numpy as np
 
 from jaxprune.jaxprs import as_abstract, is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
-from jaxprune.surgery.layers.branches import Branches, find_branches
+from jaxprune.surgery.layers.branches import Branches
 from jaxprune.surgery.layers.evaluation import MISSING, Bypassed, Scaled, run
+from jaxprune.surgery.layers.finding import find_branches
 from jaxprune.surgery.layers.graph import Place
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -107,8 +108,8 @@ def masked_error(
     return max(errors)
 
 
-def checked_names(branches: Branches, removed: Iterable[str]) -> list[str]:
-    """The names, all of which a function must have.
+def checked_names(branches: Branches, removed: Iterable[str], argument: str = "fn") -> list[str]:
+    """The names, all of which a function must have; `argument` says where it comes from.
 
     Raises:
       ValueError: it lacks one.
@@ -118,8 +119,8 @@ def checked_names(branches: Branches, removed: Iterable[str]) -> list[str]:
         if name not in branches:
             there = f"{', '.join(map(repr, branches.keys()[:20]))} ({len(branches)} in all)"
             raise ValueError(
-                f"`fn` has no branch {name!r} on these parameters and inputs. There are: {there or 'none'}. "
-                "Pass the function that was analysed."
+                f"`{argument}` has no branch {name!r} on these parameters and inputs. There are: {there or 'none'}. "
+                "It must be, or call, the function that was analysed."
             )
     return names
 

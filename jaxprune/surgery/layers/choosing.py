@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxprune.jaxprs import is_array_leaf
-from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.params import PyTree
 from jaxprune.surgery.layers.branches import Branch, Branches
 from jaxprune.surgery.layers.layer_plan import LayerPlan
 from jaxprune.surgery.layers.scores.norm import branch_norms
@@ -71,14 +70,10 @@ def plan_layers(
     _check(branches, params, sparsity, number, budget, level)
     kept = set(branches.named(exclude, "exclude"))
     places = {drop for name in kept for drop in branches[name].drops}
-    around = {b.inside for b in branches}
     free = [
         branch
-        for branch in branches
-        if (branch.name not in around if level == "parts" else not branch.inside)
-        and branch.name not in kept
-        and not places.intersection(branch.drops)
-        and branch.inside not in kept
+        for branch in branches.at(level)
+        if branch.name not in kept and not places.intersection(branch.drops) and branch.inside not in kept
     ]
     if not free:
         raise ValueError(
@@ -103,7 +98,7 @@ def plan_layers(
             break
         names.append(branch.name)
     if not _met(branches, names, share, wanted, budget) or (
-        names and len(names) == len(free) == _all(branches, level)
+        names and len(names) == len(free) == len(branches.at(level))
     ):
         gone = branches.removed(names)
         raise ValueError(
@@ -112,11 +107,6 @@ def plan_layers(
             "the FLOPs). Leave out fewer."
         )
     return _plan(branches, names)
-
-
-def _all(branches: Branches, level: str) -> int:
-    around = {b.inside for b in branches}
-    return sum(b.name not in around if level == "parts" else not b.inside for b in branches)
 
 
 def _met(branches: Branches, names: list[str], share: float, wanted: int | None, budget: str) -> bool:
@@ -157,16 +147,4 @@ def _check(branches: Branches, params: PyTree, sparsity: Any, number: Any, budge
     ):
         if value not in allowed:
             raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-    check_params(branches, params)
-
-
-def check_params(branches: Branches, params: PyTree) -> None:
-    """Raises a ValueError for parameters that are not those that were analysed."""
-    traced = branches.graph.traced
-    have = {p: np.shape(x) for p, x in zip(*flatten_with_paths(params)[:2], strict=True) if is_array_leaf(x)}
-    for path, aval in zip(traced.paths, traced.avals, strict=True):
-        if have.get(path) != tuple(aval.shape):
-            came = f"got shape {have[path]}" if path in have else "which is not there"
-            raise ValueError(
-                f"`params` must be what `find_branches` was given: {path!r} of shape {tuple(aval.shape)}, {came}."
-            )
+    branches.check(params)

@@ -147,10 +147,10 @@ class Watched:
     rematerializes = False  # what is noted must leave the call
     dead: frozenset[Place] = frozenset()
 
-    def __init__(self, drops: Mapping[Place, frozenset[int]], steps: Iterable[Place], measure: Any):
-        self.drops, self.steps, self.measure = drops, set(steps), measure
+    def __init__(self, drops: Iterable[Place], steps: Iterable[Place], measure: Callable[[Any, Any], Any]):
+        self.drops, self.steps, self.measure = set(drops), set(steps), measure
         self.opened = around((*drops, *self.steps))
-        self.sums: dict[Place, tuple[Any, Any]] = {}
+        self.sums: dict[Place, tuple[list[Any], Any]] = {}
         self.scans: dict[Place, Any] = {}
 
     def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
@@ -164,8 +164,7 @@ class Watched:
             return outs
         outs = bind(eqn, args)
         if place in self.drops:
-            (operand,) = self.drops[place]
-            self.sums[place] = args[1 - operand], outs[0]
+            self.sums[place] = list(args), outs[0]
         return outs
 
 

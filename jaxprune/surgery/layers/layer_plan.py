@@ -19,6 +19,7 @@ from jaxprune.opt_state import flat_arrays, owners
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.inference.model import KeptAxes
 from jaxprune.surgery.layers.bypass import bypass, masked_error
+from jaxprune.surgery.layers.composed import ComposedPlan, composed
 from jaxprune.surgery.layers.removed_leaves import without_leaves
 from jaxprune.surgery.planning.optimizer import shrink_opt_state
 from jaxprune.surgery.slicing import shrink_leaf
@@ -235,6 +236,24 @@ class LayerPlan:
         plan = LayerPlan(removed, shapes, kept, gone, tree)
         plan.check(params)
         return plan
+
+    def then(self, later: Any) -> ComposedPlan:
+        """This plan followed by one for the small parameters: of widths, or of more layers.
+
+        Args:
+          later: a `Plan` or a `LayerPlan` made for `plan.compact(fn)` and the parameters that `shrink` gives.
+
+        Returns:
+          The composed plan, which is used as both are.
+
+        Raises:
+          ValueError: `later` was made for other parameters.
+        """
+        return composed(self, later)
+
+    def after(self, first: Any) -> ComposedPlan:
+        """The plan of widths `first`, followed by this one: what `first.then(plan)` gives."""
+        return composed(first, self)
 
     def check(self, params: PyTree) -> None:
         """Raises a ValueError for parameters whose paths or shapes are not the plan's."""

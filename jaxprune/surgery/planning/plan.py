@@ -215,11 +215,12 @@ class Plan:
         masks = self.masks(params)
         return verify(fn, params, inputs, self.kept, self.state, self.shrink, masks, tolerance)
 
-    def then(self, later: Plan) -> Plan:
+    def then(self, later: Any) -> Any:
         """Composes this plan and a plan for the small parameters into one plan for the full parameters.
 
         Args:
-          later: a plan that was made for the small parameters, which `shrink` of this plan returns.
+          later: a plan that was made for the small parameters, which `shrink` of this plan returns. A plan of layers gives a
+            `ComposedPlan`.
 
         Returns:
           The composed plan.
@@ -227,6 +228,8 @@ class Plan:
         Raises:
           ValueError: if `later` was made for other shapes.
         """
+        if not isinstance(later, Plan):
+            return later.after(self)
         if dict(later.shapes) != self.small_shapes:
             raise ValueError(
                 "`later` must be a plan for the small parameters of this plan, but its shapes differ from theirs."

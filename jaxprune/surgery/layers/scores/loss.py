@@ -1,0 +1,123 @@
+"""What the loss rises by when branches are left out, one at a time or one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxprune.params import PyTree
+from jaxprune.surgery.layers.branches import Branches
+from jaxprune.surgery.layers.scores._gates import gated_loss, listed
+
+
+def loss_increase(
+    branches: Branches, loss_fn: Callable[[PyTree, Any], Any], params: PyTree, batches: Iterable[Any]
+) -> dict[str, float]:
+    r"""What the loss rises by without a branch: \( s = L(\text{without it}) - L \), the mean over batches.
+
+    One compiled function serves all branches: each is multiplied by a number that is an argument.
+
+    Args:
+      branches: what `find_branches` found.
+      loss_fn: (params, batch) -> scalar, a loss that calls the analysed function once.
+      params: the parameters that were analysed, as arrays.
+      batches: one batch or more, any iterable; each counts alike.
+
+    Returns:
+      Branch name -> score, larger = keep.
+
+    Raises:
+      ValueError: no batch; a loss that is no scalar, or that has not the branches; other `params`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"f": jnp.eye(2), "g": 3 * jnp.eye(2), "head": jnp.ones((2, 1))}
+      >>> def fn(p, x):
+      ...     x = x + x @ p["f"]
+      ...     return (x + x @ p["g"]) @ p["head"]
+      >>> x = jnp.ones((1, 2))
+      >>> loss_fn = lambda p, x: -fn(p, x).mean()  # -2 * 2 * 4
+      >>> jp.surgery.loss_increase(jp.find_branches(fn, params, x), loss_fn, params, [x])
+      {'f': 8.0, 'g': 12.0}
+
+    References:
+      Song et al., SLEB: Streamlining LLMs through Redundancy Verification and Elimination of Transformer Blocks,
+      2024, arXiv:2402.09025.
+    """
+    names, batches = branches.keys(), listed(batches)
+    loss = jax.jit(gated_loss(branches, names, loss_fn, params))
+    whole = _mean(loss, np.ones(len(names), np.float32), batches)
+    return {name: _mean(loss, _without(len(names), [i]), batches) - whole for i, name in enumerate(names)}
+
+
+def greedy_loss_increase(
+    branches: Branches,
+    loss_fn: Callable[[PyTree, Any], Any],
+    params: PyTree,
+    batches: Iterable[Any],
+    *,
+    number: int | None = None,
+    level: Literal["parts", "blocks"] = "parts",
+) -> dict[str, float]:
+    """The order in which branches go if each time the one goes without which the loss is lowest.
+
+    After each removal all others are evaluated anew, by the same compiled function: n branches cost about
+    n * number / 2 evaluations or more.
+
+    Args:
+      branches, loss_fn, params, batches: as in `loss_increase`.
+      number: how many branches to order; None for all but one.
+      level: as in `plan_layers`: the branches that are ordered.
+
+    Returns:
+      Branch name -> score, larger = keep: 0, 1, 2, ... in the order of removal, and `number` for all others. Pass
+      it to `plan_layers` with the same `level`.
+
+    Raises:
+      ValueError: as in `loss_increase`, or a `number` that is none of 1 to the number of branches less one.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> params = {"f": jnp.eye(2), "g": 3 * jnp.eye(2), "h": 2 * jnp.eye(2), "head": jnp.ones((2, 1))}
+      >>> def fn(p, x):
+      ...     for name in "fgh":
+      ...         x = x + x @ p[name]
+      ...     return x @ p["head"]
+      >>> x = jnp.ones((1, 2))
+      >>> loss_fn = lambda p, x: -fn(p, x).mean()
+      >>> jp.surgery.greedy_loss_increase(jp.find_branches(fn, params, x), loss_fn, params, [x])
+      {'f': 0.0, 'g': 2.0, 'h': 1.0}
+
+    References:
+      Song et al., SLEB: Streamlining LLMs through Redundancy Verification and Elimination of Transformer Blocks,
+      2024, arXiv:2402.09025.
+    """
+    names, batches = [branch.name for branch in branches.at(level)], listed(batches)
+    last = len(names) - 1 if number is None else number
+    if not isinstance(last, int) or not 0 < last < len(names):
+        raise ValueError(
+            f"`number` must be in 1 to {len(names) - 1} ({len(names)} branches), got {number!r}."
+        )
+    loss = jax.jit(gated_loss(branches, names, loss_fn, params))
+    gone: list[int] = []
+    for _ in range(last):
+        left = [i for i in range(len(names)) if i not in gone]
+        losses = [_mean(loss, _without(len(names), [*gone, i]), batches) for i in left]
+        gone.append(left[int(np.argmin(losses))])
+    places = {i: float(place) for place, i in enumerate(gone)}
+    return {name: places.get(i, float(last)) for i, name in enumerate(names)}
+
+
+def _without(count: int, gone: list[int]) -> np.ndarray:
+    gates = np.ones(count, np.float32)
+    gates[gone] = 0
+    return gates
+
+
+def _mean(loss: Callable[[Any, Any], Any], gates: np.ndarray, batches: list[Any]) -> float:
+    return float(np.mean([np.float64(loss(gates, batch)) for batch in batches]))
