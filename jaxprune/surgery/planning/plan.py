@@ -219,8 +219,8 @@ class Plan:
         """Composes this plan and a plan for the small parameters into one plan for the full parameters.
 
         Args:
-          later: a plan that was made for the small parameters, which `shrink` of this plan returns. A plan of layers gives a
-            `ComposedPlan`.
+          later: a plan that was made for the small parameters, which `shrink` of this plan returns. A plan of layers
+            gives a `ComposedPlan`.
 
         Returns:
           The composed plan.
