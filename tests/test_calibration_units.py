@@ -220,7 +220,7 @@ def test_an_input_of_two_units_has_no_score():
     groups = jp.find_groups(fn, params, draw(2, 5, 3))
     stats = jp.calibrate(fn, params, [draw(2, 5, 3)], moments="full")
     assert [g.size for g in groups] == [4]
-    with pytest.raises(ValueError, match="no weight that multiplies units"):
+    with pytest.raises(ValueError, match="no weight that multiplies the units"):
         obs_scores(groups, params, stats)
 
 

@@ -2,7 +2,7 @@
 
 A value is known, or there are up to two facts about it: that it is zero, and that it equals input i. Both facts are
 bools, which may be traced: they then depend on the known numbers. The result of an operation without a rule for its
-operands is unknown, so every fact holds (0 * inf is taken as 0).
+operands is unknown, so no false fact is stated (0 * inf is taken as 0).
 """
 
 from __future__ import annotations
