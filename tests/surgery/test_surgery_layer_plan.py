@@ -145,6 +145,20 @@ def test_budgets_count_what_goes_together():
     assert jp.plan_layers(branches, params, 0.34, score, budget="branches").removed == ("shared",)
 
 
+def test_what_is_excluded_is_kept_with_the_block_around_it_and_with_its_parts():
+    branches = jp.find_branches(
+        models.language_model(models.pre_norm), params := models.listed(2), models.IDS
+    )
+    plan = jp.plan_layers(branches, params, number=2, exclude="layers/0")
+    assert plan.removed == ("layers/1/attn", "layers/1/mlp")
+    plan = jp.plan_layers(branches, params, number=1, exclude=["layers/0/mlp"], level="blocks")
+    assert plan.removed == ("layers/1",)
+    with pytest.raises(ValueError, match="there is no branch to leave out"):
+        jp.plan_layers(
+            branches, params, number=1, exclude=["layers/0/mlp", branches["layers/1/attn"]], level="blocks"
+        )
+
+
 def test_mistakes_are_told():
     fn, params = models.language_model(models.pre_norm), models.listed()
     branches = jp.find_branches(fn, params, models.IDS)
