@@ -241,3 +241,20 @@ def test_nnx_states_keep_the_place_of_what_is_removed():
     } == plan.small_shapes
     assert plan.verify(fn, params, *inputs).ok
     assert plan.compact(fn)(small, *inputs).shape == fn(params, *inputs).shape
+
+
+def test_a_branch_that_two_sums_take_leaves_both():
+    params = models.arrays({"f": (8, 8), "g": (8, 8), "head": (8, 2)})
+
+    def fn(p, x, without=()):
+        total = 0 * x
+        for name in "fg":
+            z = jnp.tanh(x @ p[name]) * (name not in without)
+            x, total = x + z, total + z
+        return (x + 2 * total) @ p["head"]
+
+    x = jnp.linspace(-1, 1, 16).reshape(2, 8)
+    plan = plan_without(fn, params, (x,), ["f"])
+    small = plan.shrink(params)
+    assert sorted(small) == ["g", "head"]
+    assert error(plan.compact(fn)(small, x), fn(params, x, "f")) < 1e-6
