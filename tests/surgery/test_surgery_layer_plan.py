@@ -258,3 +258,15 @@ def test_a_branch_that_two_sums_take_leaves_both():
     small = plan.shrink(params)
     assert sorted(small) == ["g", "head"]
     assert error(plan.compact(fn)(small, x), fn(params, x, "f")) < 1e-6
+
+
+def test_small_depth_names_the_layers_that_are_left():
+    fn, params = models.language_model(models.pre_norm), models.listed()
+    plan = plan_without(fn, params, (models.IDS,), ["layers/1"], level="blocks")
+    assert plan.small_depth == {"layers/*": (0, 2)}
+    alike = {**params, "layers": [params["layers"][i] for i in plan.small_depth["layers/*"]]}
+    assert error(plan.compact(fn)(plan.shrink(params), models.IDS), fn(alike, models.IDS)) < 1e-6
+    part = plan_without(fn, params, (models.IDS,), ["layers/1/mlp"])
+    assert part.small_depth == {}
+    stacked = plan_without(models.scanned, models.stacked(), (models.IDS,), ["layers[0]"])
+    assert stacked.small_depth == {"layers": (1, 2)}
