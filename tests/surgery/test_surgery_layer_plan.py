@@ -145,6 +145,20 @@ def test_budgets_count_what_goes_together():
     assert jp.plan_layers(branches, params, 0.34, score, budget="branches").removed == ("shared",)
 
 
+def test_what_is_excluded_is_kept_with_the_block_around_it_and_with_its_parts():
+    branches = jp.find_branches(
+        models.language_model(models.pre_norm), params := models.listed(2), models.IDS
+    )
+    plan = jp.plan_layers(branches, params, number=2, exclude="layers/0")
+    assert plan.removed == ("layers/1/attn", "layers/1/mlp")
+    plan = jp.plan_layers(branches, params, number=1, exclude=["layers/0/mlp"], level="blocks")
+    assert plan.removed == ("layers/1",)
+    with pytest.raises(ValueError, match="there is no branch to leave out"):
+        jp.plan_layers(
+            branches, params, number=1, exclude=["layers/0/mlp", branches["layers/1/attn"]], level="blocks"
+        )
+
+
 def test_mistakes_are_told():
     fn, params = models.language_model(models.pre_norm), models.listed()
     branches = jp.find_branches(fn, params, models.IDS)
@@ -227,3 +241,32 @@ def test_nnx_states_keep_the_place_of_what_is_removed():
     } == plan.small_shapes
     assert plan.verify(fn, params, *inputs).ok
     assert plan.compact(fn)(small, *inputs).shape == fn(params, *inputs).shape
+
+
+def test_a_branch_that_two_sums_take_leaves_both():
+    params = models.arrays({"f": (8, 8), "g": (8, 8), "head": (8, 2)})
+
+    def fn(p, x, without=()):
+        total = 0 * x
+        for name in "fg":
+            z = jnp.tanh(x @ p[name]) * (name not in without)
+            x, total = x + z, total + z
+        return (x + 2 * total) @ p["head"]
+
+    x = jnp.linspace(-1, 1, 16).reshape(2, 8)
+    plan = plan_without(fn, params, (x,), ["f"])
+    small = plan.shrink(params)
+    assert sorted(small) == ["g", "head"]
+    assert error(plan.compact(fn)(small, x), fn(params, x, "f")) < 1e-6
+
+
+def test_small_depth_names_the_layers_that_are_left():
+    fn, params = models.language_model(models.pre_norm), models.listed()
+    plan = plan_without(fn, params, (models.IDS,), ["layers/1"], level="blocks")
+    assert plan.small_depth == {"layers/*": (0, 2)}
+    alike = {**params, "layers": [params["layers"][i] for i in plan.small_depth["layers/*"]]}
+    assert error(plan.compact(fn)(plan.shrink(params), models.IDS), fn(alike, models.IDS)) < 1e-6
+    part = plan_without(fn, params, (models.IDS,), ["layers/1/mlp"])
+    assert part.small_depth == {}
+    stacked = plan_without(models.scanned, models.stacked(), (models.IDS,), ["layers[0]"])
+    assert stacked.small_depth == {"layers": (1, 2)}

@@ -1,10 +1,11 @@
 """Layers: the branches of residual sums and the steps of scans that can be left out."""
 
 from jaxprune.surgery.layers.branches import Branch, Branches
+from jaxprune.surgery.layers.bypass import LayerVerification
 from jaxprune.surgery.layers.choosing import plan_layers
 from jaxprune.surgery.layers.composed import ComposedPlan, ComposedVerification
 from jaxprune.surgery.layers.finding import find_branches
-from jaxprune.surgery.layers.layer_plan import LayerPlan, LayerVerification
+from jaxprune.surgery.layers.layer_plan import LayerPlan
 from jaxprune.surgery.layers.scores import (
     block_influence,
     branch_norms,

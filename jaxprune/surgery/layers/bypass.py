@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,18 @@ from jaxprune.surgery.layers.finding import find_branches
 from jaxprune.surgery.layers.graph import Place
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+class LayerVerification(NamedTuple):
+    """error: largest difference to the function with zeros for the branches; tolerance: what counts as equal."""
+
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the small function computes what it must."""
+        return self.error <= self.tolerance
 
 
 def bypass(

@@ -38,7 +38,7 @@ def plan_layers(
       budget: what `sparsity` is a share of: the entries of all parameters, the FLOPs of the function, or the
         branches that may go.
       exclude: branches to keep: names, or regular expressions that match a whole name or a leading part of it,
-        up to a slash. With a block its parts are kept too.
+        up to a slash. A block's parts are kept with it, and the block with any of them.
       level: "parts" ranks the innermost branches (attention and MLP apart), "blocks" the outermost ones.
 
     Returns:
@@ -69,11 +69,11 @@ def plan_layers(
     """
     _check(branches, params, sparsity, number, budget, level)
     kept = set(branches.named(exclude, "exclude"))
-    places = {drop for name in kept for drop in branches[name].drops}
+    whole = {name for inner in kept for name in _around(branches, inner)}
     free = [
         branch
         for branch in branches.at(level)
-        if branch.name not in kept and not places.intersection(branch.drops) and branch.inside not in kept
+        if branch.name not in kept | whole and kept.isdisjoint(_around(branches, branch.name))
     ]
     if not free:
         raise ValueError(
@@ -107,6 +107,14 @@ def plan_layers(
             "the FLOPs). Leave out fewer."
         )
     return _plan(branches, names)
+
+
+def _around(branches: Branches, name: str) -> set[str]:
+    """The branches that a branch is a part of."""
+    found = set()
+    while name := branches[name].inside:
+        found.add(name)
+    return found
 
 
 def _met(branches: Branches, names: list[str], share: float, wanted: int | None, budget: str) -> bool:

@@ -27,8 +27,9 @@ def find_branches(fn: Callable, params: PyTree, *inputs: Any) -> Branches:
     does not, and weights that other layers share stay. Every step of a `scan` over stacked parameters is a
     branch as well, and the branches of one module together are a block.
 
-    Sums that are no additions (`stack` and `sum`, `at[...].add`), and those inside of `cond`, `while` and the
-    body of a scan are not seen.
+    Not seen are sums that are no additions (`stack` and `sum`, `at[...].add`), those inside of `cond`, `while`
+    and the body of a scan, layers that give a stream and a second one different values (WaveNet), and the parts
+    of a sum that is scaled as a whole.
 
     Args:
       fn: function `fn(params, *inputs)`.
@@ -96,7 +97,10 @@ def _sums(graph: Graph, found: Sequence[Residual], of_scans: Sequence[Stack]) ->
             node.source,
             _described(graph, residual.skip, after),
             min(around, default=(0, ""))[1],
-            drops=((node.place, residual.operand),),
+            drops=(
+                (node.place, residual.operand),
+                *((graph.nodes[index].place, operand) for index, operand in residual.also),
+            ),
         )
         out.append((residual.node, branch))
     for stack, name in zip(of_scans, names[len(found) :], strict=True):

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,9 @@ from jaxprune.jaxprs import as_abstract, is_array_leaf
 from jaxprune.opt_state import flat_arrays, owners
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.inference.model import KeptAxes
-from jaxprune.surgery.layers.bypass import bypass, masked_error
+from jaxprune.surgery.layers.bypass import LayerVerification, bypass, masked_error
 from jaxprune.surgery.layers.composed import ComposedPlan, composed
+from jaxprune.surgery.layers.depth import layers_left
 from jaxprune.surgery.layers.removed_leaves import without_leaves
 from jaxprune.surgery.planning.optimizer import shrink_opt_state
 from jaxprune.surgery.slicing import shrink_leaf
@@ -27,18 +28,6 @@ from jaxprune.tables import shape_text, table_text
 
 FORMAT = "jaxprune layer plan 1"
 _TOLERANCE = 1e-4
-
-
-class LayerVerification(NamedTuple):
-    """error: largest difference to the function with zeros for the branches; tolerance: what counts as equal."""
-
-    error: float
-    tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether the small function computes what it must."""
-        return self.error <= self.tolerance
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +58,15 @@ class LayerPlan:
             for path, shape in self.shapes.items()
             if path not in self.gone
         }
+
+    @property
+    def small_depth(self) -> dict[str, tuple[int, ...]]:
+        """Stack of layers (`layers/*`, or the module of stacked leaves) -> the numbers of the layers left in it.
+
+        Only stacks that lose a whole layer are named. Where all layers are alike, a model of as many layers can
+        be built anew, and filled with the parameters of these.
+        """
+        return layers_left(self.shapes, self.kept, self.gone, self.removed)
 
     def shrink(self, params: PyTree) -> PyTree:
         """Removes the layers from a tree like the parameters: values, gradients, averages, masks or scores.

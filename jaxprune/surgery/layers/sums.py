@@ -27,13 +27,15 @@ NOTHING_LEFT = "no parameters would be left"
 class Residual(NamedTuple):
     """An operand that can be dropped.
 
-    node, operand: the addition and its operand; skip: the value that it is added to; dead: what dies with it.
+    node, operand: the addition and its operand; skip: the value that it is added to; dead: what dies with it; also:
+    the other sums that have the same operand, which lose it too.
     """
 
     node: int
     operand: int
     skip: int
     dead: Dead
+    also: tuple[tuple[int, int], ...] = ()
 
 
 class Refused(NamedTuple):
@@ -59,6 +61,7 @@ def residuals(graph: Graph) -> tuple[list[Residual], list[Refused]]:
     adds = {i for i in range(len(graph.nodes)) if _is_sum(graph, i)}
     inner = {i for i in adds if _only_sum(graph, i) in adds}
     alive = sum(graph.count(p) > 0 for p in graph.params)
+    skips: dict[tuple[int, int], int] = {}
     for root in sorted(adds - inner):
         terms = list(_terms(graph, root, 1, adds & inner))
         reasons: list[str] = []
@@ -66,6 +69,8 @@ def residuals(graph: Graph) -> tuple[list[Residual], list[Refused]]:
         leaves = [t for t in terms if t.leaves == frozenset({t.value})]
         for term in (t for t in terms if t.operand != LITERAL):
             skip = _skip(graph, term, leaves)
+            if skip is not None:
+                skips[term.node, term.operand] = skip
             dead = graph.dead_after([(term.node, term.operand)])
             if not any(map(graph.is_weighted, dead.nodes)):
                 continue
@@ -80,7 +85,22 @@ def residuals(graph: Graph) -> tuple[list[Residual], list[Refused]]:
         if not here and reasons:
             refused.append(Refused(root, reasons[-1]))
         found += here
+    found += _shared(graph, adds, skips, alive)
     return _distinct(graph, found), refused
+
+
+def _shared(
+    graph: Graph, adds: set[int], skips: dict[tuple[int, int], int], alive: int
+) -> Iterator[Residual]:
+    """The values that nothing but several sums use, in one of which another operand passes them by."""
+    for (node, operand), skip in skips.items():
+        value = graph.nodes[node].ins[operand]
+        uses = [use for use in graph.users[value] if use != (node, operand)]
+        plain = all(n in adds and (graph.nodes[n].name != "sub" or at == 1) for n, at in uses)
+        if uses and plain and value not in graph.outs:
+            dead = graph.dead_after([(node, operand), *uses])
+            if any(map(graph.is_weighted, dead.nodes)) and len(dead.params) < alive:
+                yield Residual(node, operand, skip, dead, tuple(uses))
 
 
 def _distinct(graph: Graph, found: list[Residual]) -> list[Residual]:

@@ -15,13 +15,13 @@ from jaxprune.surgery.layers.bypass import checked_names, scaled
 from jaxprune.surgery.layers.evaluation import run
 from jaxprune.surgery.layers.finding import find_branches
 
-Gated = Callable[[Any, Any], jax.Array]  # (gates, batch) -> loss
+Gated = Callable[[Any, Sequence[Any], Any], jax.Array]  # (gates, arrays of the parameters, batch) -> loss
 
 
 def gated_loss(
     branches: Branches, names: Sequence[str], loss_fn: Callable[[PyTree, Any], Any], params: PyTree
 ) -> Gated:
-    """The loss as a function of a number for each branch (1 = as it is, 0 = left out) and a batch.
+    """The loss as a function of a number for each branch (1 = as it is, 0 = left out), the arrays and a batch.
 
     The branches are found anew in `loss_fn`, by their names, once for each shape of a batch.
 
@@ -30,14 +30,13 @@ def gated_loss(
         `params` is not what was analysed.
     """
     branches.check(params)
-    arrays = [x for x in jax.tree.leaves(params) if is_array_leaf(x)]
     found: dict[Any, Branches] = {}
 
-    def loss(gates: Any, batch: Any) -> jax.Array:
+    def loss(gates: Any, arrays: Sequence[Any], batch: Any) -> jax.Array:
         leaves, treedef = jax.tree.flatten(batch)
         key = (treedef, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves if is_array_leaf(x)))
         if key not in found:
-            found[key] = here = find_branches(loss_fn, params, batch)
+            here = find_branches(loss_fn, params, batch)
             outs = here.graph.outs
             aval = here.graph.avals[outs[0]] if len(outs) == 1 and outs[0] >= 0 else None
             if aval is None or aval.shape != () or not here.graph.is_float(outs[0]):
@@ -46,11 +45,17 @@ def gated_loss(
                     "auxiliary outputs."
                 )
             checked_names(here, names, "loss_fn")
+            found[key] = here
         here = found[key]
         mode = scaled(here, dict(zip(names, gates, strict=True)))
         return run(here.graph.traced, arrays, (batch,), mode)
 
     return loss
+
+
+def arrays_of(params: PyTree) -> list[Any]:
+    """The arrays of a tree: arguments of a compiled function, not constants in it."""
+    return [x for x in jax.tree.leaves(params) if is_array_leaf(x)]
 
 
 def listed(batches: Iterable[Any]) -> list[Any]:

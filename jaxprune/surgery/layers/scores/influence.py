@@ -84,7 +84,7 @@ def _measured(branches: Branches, names: list[str]) -> Any:
                 ((at, step),) = branch.steps
                 found.append(watched.scans[at][step])
                 continue
-            (first, operand), (last, _) = branch.drops[0], branch.drops[-1]
+            (first, operand), (last, _) = branch.drops[0], branch.drops[-1 if branch.kind == "block" else 0]
             operands, _ = watched.sums[first]
             found.append(_influence(operands[1 - operand], watched.sums[last][1]))
         return jnp.stack(found)

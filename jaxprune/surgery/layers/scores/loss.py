@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxprune.params import PyTree
 from jaxprune.surgery.layers.branches import Branches
-from jaxprune.surgery.layers.scores._gates import gated_loss, listed
+from jaxprune.surgery.layers.scores._gates import Gated, arrays_of, gated_loss, listed
 
 
 def loss_increase(
@@ -49,7 +49,7 @@ def loss_increase(
       2024, arXiv:2402.09025.
     """
     names, batches = branches.keys(), listed(batches)
-    loss = jax.jit(gated_loss(branches, names, loss_fn, params))
+    loss = _compiled(gated_loss(branches, names, loss_fn, params), params)
     whole = _mean(loss, np.ones(len(names), np.float32), batches)
     return {name: _mean(loss, _without(len(names), [i]), batches) - whole for i, name in enumerate(names)}
 
@@ -103,7 +103,7 @@ def greedy_loss_increase(
         raise ValueError(
             f"`number` must be in 1 to {len(names) - 1} ({len(names)} branches), got {number!r}."
         )
-    loss = jax.jit(gated_loss(branches, names, loss_fn, params))
+    loss = _compiled(gated_loss(branches, names, loss_fn, params), params)
     gone: list[int] = []
     for _ in range(last):
         left = [i for i in range(len(names)) if i not in gone]
@@ -111,6 +111,11 @@ def greedy_loss_increase(
         gone.append(left[int(np.argmin(losses))])
     places = {i: float(place) for place, i in enumerate(gone)}
     return {name: places.get(i, float(last)) for i, name in enumerate(names)}
+
+
+def _compiled(loss: Gated, params: PyTree) -> Callable[[Any, Any], Any]:
+    compiled, arrays = jax.jit(loss), arrays_of(params)
+    return lambda gates, batch: compiled(gates, arrays, batch)
 
 
 def _without(count: int, gone: list[int]) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxprune.params import PyTree
 from jaxprune.surgery.layers.branches import Branches
-from jaxprune.surgery.layers.scores._gates import gated_loss, listed
+from jaxprune.surgery.layers.scores._gates import arrays_of, gated_loss, listed
 
 
 def branch_taylor(
@@ -52,6 +52,7 @@ def branch_taylor(
     """
     names, batches = branches.keys(), listed(batches)
     gradient = jax.jit(jax.grad(gated_loss(branches, names, loss_fn, params)))
-    ones = np.ones(len(names), np.float32)
-    found = np.mean([np.abs(np.asarray(gradient(ones, batch), np.float64)) for batch in batches], axis=0)
+    ones, arrays = np.ones(len(names), np.float32), arrays_of(params)
+    of_batches = [np.asarray(gradient(ones, arrays, batch), np.float64) for batch in batches]
+    found = np.mean(np.abs(of_batches), axis=0)
     return {name: float(score) for name, score in zip(names, found, strict=True)}
