@@ -191,7 +191,7 @@ def test_the_inputs_are_the_plan_s_or_given(tmp_path):
     by_call = library_models.NnxMlp(nnx.Rngs(0))
     shrink_module(plan, by_call, call=lambda module, batch: module(batch["x"]))
     assert difference(module(x), by_call(x)) == 0
-    with pytest.raises(ValueError, match="`module` must be the full one"):
+    with pytest.raises(ValueError, match="`module` must be the full module"):
         shrink_module(plan, by_call)
 
 
