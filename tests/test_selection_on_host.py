@@ -1,4 +1,4 @@
-"""Selection by NumPy: sizes at which it samples, its pieces and threads, and where the masks lie."""
+"""Selection by NumPy: sizes at which it samples, its pieces, and where the masks lie."""
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,7 @@ def expected(scores, k, pruned):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", LARGE)
-def test_many_scores_keep_what_a_stable_sort_keeps(monkeypatch, name, dtype):
-    monkeypatch.setattr(on_host, "_PART", 1 << 17)  # five parts, by threads
+def test_many_scores_keep_what_a_stable_sort_keeps(name, dtype):
     scores = LARGE[name].astype(dtype)
     some = np.random.default_rng(1).random(N) < 0.3
     for pruned, shares in ((np.zeros(N, bool), (0, 0.05, 0.5, 0.9, 1)), (some, (0.1, 0.8))):
@@ -72,7 +71,7 @@ def test_a_sample_may_be_wrong(values, repeats, share, seed):
     pruned = np.random.default_rng(seed).random(scores.size) < 0.2
     k = round(share * scores.size)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"_SAMPLE": 8, "_SMALL": 3, "_PIECE": 16, "_PART": 50, "_DEVIATIONS": 0.1}.items():
+        for name, value in {"_SAMPLE": 8, "_SMALL": 3, "_PIECE": 16, "_DEVIATIONS": 0.1}.items():
             patch.setattr(on_host, name, value)
         (found,) = keep_on_host([scores], [pruned], k)
     np.testing.assert_array_equal(found, expected(scores, k, pruned))
@@ -133,3 +132,23 @@ def test_concrete_scores_inside_jit_are_read_while_it_is_traced():
     scores = {"w": jnp.array([[3.0, 1.0], [2.0, 4.0]])}
     masks = jax.jit(lambda x: jax.tree.map(lambda m: m & (x > 0), jp.make_masks(scores, 0.5)))(1.0)
     np.testing.assert_array_equal(masks["w"], [[True, False], [False, True]])
+
+
+def test_empty_leaves_among_large_ones():
+    leaves = [np.zeros((0, 3), np.float32), LARGE["signed"], np.zeros(0, np.float32)]
+    pruned = [np.zeros((0, 3), bool), None, None]
+    for done in (pruned, [None] * 3):
+        keeps = keep_on_host(leaves, done, N // 2)
+        assert [keep.shape for keep in keeps] == [leaf.shape for leaf in leaves]
+        np.testing.assert_array_equal(keeps[1], expected(LARGE["signed"], N // 2, np.zeros(N, bool)))
+
+
+def test_arrays_that_do_not_lie_row_by_row():
+    rng = np.random.default_rng(3)
+    scores = np.asfortranarray(rng.random((4, 6), np.float32))
+    for pruned in (
+        np.broadcast_to(rng.random((1, 6)) < 0.5, (4, 6)),
+        np.asfortranarray(rng.random((4, 6)) < 0.3),
+    ):
+        (keep,) = keep_on_host([scores], [pruned], 14)
+        np.testing.assert_array_equal(keep.ravel(), expected(scores.ravel(), 14, pruned.ravel()))

@@ -8,9 +8,7 @@ about one in a hundred; a second pass writes the masks. Both process the scores 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +17,6 @@ import numpy as np
 from jaxprune.selection.keys import infinity, key_dtype
 
 _PIECE = 1 << 16  # scores looked at together
-_PART = 1 << 21  # scores that a thread takes on
 _SAMPLE = 1 << 16  # at most, and one of 64 scores
 _SMALL = 1 << 18  # so many scores are copied and partitioned at once
 _DEVIATIONS = 4  # by which the sample's bracket is wider than chance allows
@@ -41,29 +38,29 @@ def keep_on_host(
     dtype = key_dtype(scores)
     total = sum(score.size for score in scores)
     k = min(k, total)
-    make = np.empty if k else np.ones
-    keeps = [make(s.shape, bool) if p is None else ~p for s, p in zip(scores, pruned, strict=True)]
+    keeps = [
+        np.ones(score.shape, bool) for score in scores
+    ]  # row by row, whatever the order of the others is
+    for keep, done in zip(keeps, pruned, strict=True):
+        if done is not None:
+            np.logical_not(done, out=keep)
     if not k:
         return keeps
-    parts = []
+    leaves = []
     for score, mask, keep in zip(scores, pruned, keeps, strict=True):
-        flat, done, out = score.reshape(-1), None if mask is None else mask.reshape(-1), keep.reshape(-1)
-        for start in range(0, flat.size, _PART):
-            at = slice(start, start + _PART)
-            parts.append(_Part(flat[at], None if done is None else done[at], out[at], dtype))
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        run = threads.map if len(parts) > 1 and total > _PART else map
-        edge, below = _kth(parts, k, total, run)
-        tied = list(run(lambda part: part.prune_below(edge), parts))
-        # Ties are pruned in the order of the leaves, until k entries are pruned in total.
-        left = np.clip(k - below - np.cumsum([0, *tied[:-1]]), 0, None)
-        list(run(lambda part, number: part.prune_ties(edge, number), parts, map(int, left)))
+        done = None if mask is None else mask.reshape(-1)
+        leaves.append(_Flat(score.reshape(-1), done, keep.reshape(-1), dtype))
+    edge, below, tied = _kth(leaves, k, total)
+    # Ties are pruned in the order of the leaves, and only so many that k are pruned in all.
+    left = np.clip(k - below - np.cumsum([0, *tied[:-1]]), 0, None)
+    for leaf, number in zip(leaves, left, strict=True):
+        leaf.prune(edge, int(number))
     return keeps
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
-    """A part of a flat leaf.
+class _Flat:
+    """A flat leaf.
 
     scores; pruned: the entries that were pruned before, or None; keep: the mask to write; dtype: the float type in
     which the scores are compared.
@@ -98,25 +95,17 @@ class _Part:
             inside += found[-1].size
         return below, inside, found
 
-    def prune_below(self, edge: int) -> int:
-        """Prunes the entries below `edge`, and counts the keys at `edge`."""
-        tied = 0
+    def prune(self, edge: int, ties: int) -> None:
+        """Prunes the keys below `edge`, and of those at `edge` the first `ties`."""
         for at, keys in self.pieces():
-            tied += int(np.count_nonzero(keys == edge))
             if self.pruned is None:
                 np.greater_equal(keys, edge, out=self.keep[at])
             else:
                 self.keep[at] &= keys >= edge
-        return tied
-
-    def prune_ties(self, edge: int, number: int) -> None:
-        """Prunes the first `number` keys at `edge`."""
-        for at, keys in self.pieces():
-            if not number:
-                return
-            tied = np.flatnonzero(keys == edge)[:number]
-            self.keep[at][tied] = False
-            number -= tied.size
+            if ties:
+                first = np.flatnonzero(keys == edge)[:ties]
+                self.keep[at][first] = False
+                ties -= first.size
 
 
 def host_keys(scores: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -128,8 +117,8 @@ def host_keys(scores: np.ndarray, dtype: np.dtype) -> np.ndarray:
     else:
         bits = scores.astype(np.float32).view(np.int32)
     top = bits.dtype.type(infinity(dtype))
-    # The bits of floats from 0 to inf are keys as they are.
-    if not bits.size or (bits.min() >= 0 and bits.max() <= top):
+    # The bits of floats from 0 to inf are keys as they are. Read without a sign, those of all others are larger.
+    if not bits.size or bits.view(f"u{dtype.itemsize}").max() <= top:
         return bits
     magnitude, sign = bits & np.iinfo(bits.dtype).max, bits >> (8 * dtype.itemsize - 1)
     is_nan = magnitude > top
@@ -155,26 +144,32 @@ def lowered(keys: np.ndarray, pruned: np.ndarray) -> np.ndarray:
     return (keys & ~everywhere) | (everywhere & np.iinfo(keys.dtype).min)
 
 
-def _kth(parts: Sequence[_Part], k: int, total: int, run: Any) -> tuple[int, int]:
-    """The k-th smallest key, and the number of smaller keys."""
+def _kth(leaves: Sequence[_Flat], k: int, total: int) -> tuple[int, int, list[int]]:
+    """The k-th smallest key, how many keys are smaller, and how many of each leaf are equal to it."""
     if total <= _SMALL:
-        return _kth_of(np.concatenate([part.keys(slice(None)) for part in parts]), k)
-    sample = np.sort(_sample(parts, total))
+        each = [leaf.keys(slice(None)) for leaf in leaves]
+        edge, below = _kth_of(np.concatenate(each), k)
+        return edge, below, [int(np.count_nonzero(keys == edge)) for keys in each]
+    sample = np.sort(_sample(leaves, total))
     low, high = (int(bound) for bound in (np.iinfo(sample.dtype).min, np.iinfo(sample.dtype).max))
     before, up_to = 0, total  # keys below `low`, and up to `high`
     while True:
         first, last = _bracket(sample, low, high, (k - before) / (up_to - before), up_to - before)
-        found = list(run(lambda part, a=first, b=last: part.count(a, b), parts))
-        below, inside = (sum(part[i] for part in found) for i in (0, 1))
+        found = [leaf.count(first, last) for leaf in leaves]
+        below, inside = sum(of_leaf[0] for of_leaf in found), sum(of_leaf[1] for of_leaf in found)
         if below >= k:
             high, up_to = first - 1, below
         elif below + inside < k:
             low, before = last + 1, below + inside
         elif first == last:
-            return first, below
+            return first, below, [of_leaf[1] for of_leaf in found]
         else:
-            edge, less = _kth_of(np.concatenate([keys for part in found for keys in part[2]]), k - below)
-            return edge, below + less
+            each = [
+                np.concatenate([leaf.keys([]), *of_leaf[2]])
+                for leaf, of_leaf in zip(leaves, found, strict=True)
+            ]
+            edge, less = _kth_of(np.concatenate(each), k - below)
+            return edge, below + less, [int(np.count_nonzero(keys == edge)) for keys in each]
 
 
 def _kth_of(keys: np.ndarray, k: int) -> tuple[int, int]:
@@ -182,15 +177,17 @@ def _kth_of(keys: np.ndarray, k: int) -> tuple[int, int]:
     return int(edge), int(np.count_nonzero(keys < edge))
 
 
-def _sample(parts: Sequence[_Part], total: int) -> np.ndarray:
+def _sample(leaves: Sequence[_Flat], total: int) -> np.ndarray:
     """Keys drawn at random, one from each of many equal stretches; always the same ones."""
     number = min(_SAMPLE, -(-total // 64))
     places = (np.arange(number) + np.random.default_rng(0).random(number)) * (total / number)
     places = np.minimum(places.astype(np.int64), total - 1)
-    sizes = [part.scores.size for part in parts]
+    sizes = [leaf.scores.size for leaf in leaves]
     starts = np.cumsum([0, *sizes])
     cuts = np.searchsorted(places, starts)
-    found = [part.keys(places[a:b] - s) for part, s, a, b in zip(parts, starts, cuts, cuts[1:], strict=False)]
+    found = [
+        leaf.keys(places[a:b] - s) for leaf, s, a, b in zip(leaves, starts, cuts, cuts[1:], strict=False)
+    ]
     return np.concatenate(found)
 
 
