@@ -37,7 +37,7 @@ def to_device(x: Any, like: Any) -> jax.Array:
         return x
     if isinstance(like, jax.Array) and like.committed:
         return jax.device_put(x, like.sharding)
-    return jnp.asarray(x)
+    return jax.device_put(x)  # `jnp.asarray` compiles a program for each shape
 
 
 def namespace(x: Any) -> ModuleType:
