@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,11 @@ def is_on_host(x: Any) -> bool:
     ):
         return False
     return x.is_fully_addressable and all(device.platform == "cpu" for device in x.devices())
+
+
+def are_on_host(arrays: Iterable[Any]) -> bool:
+    """Whether all of the arrays are on the host; None in place of an array counts as one."""
+    return all(x is None or is_on_host(x) for x in arrays)
 
 
 def to_host(x: Any) -> np.ndarray:

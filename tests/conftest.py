@@ -6,7 +6,7 @@ import pytest
 def compile_all(monkeypatch):
     """Masks of arrays at hand are made by compiled programs too, as those of an accelerator's are."""
     for module in ("jaxprune.masking.program", "jaxprune.selection.smallest"):
-        monkeypatch.setattr(f"{module}.is_on_host", lambda x: False)
+        monkeypatch.setattr(f"{module}.are_on_host", lambda arrays: False)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune.host import is_on_host, to_device, to_host
+from jaxprune.host import are_on_host, to_device, to_host
 from jaxprune.selection import Count, is_fine
 from jaxprune.structures.structure import Cut
 
@@ -42,7 +42,7 @@ def keep_masks(
     unprotected = [n - m for n, m in zip(sizes, least, strict=True)] if any(least) else None
     counts = cut.counts_to_compare(counts)
     held = [None] * len(scores) if priors is None else list(priors)
-    if _are_on_host([*scores, *held]) and not any(isinstance(n, Tracer) for n in jax.tree.leaves(counts)):
+    if are_on_host([*scores, *held]) and not any(isinstance(n, Tracer) for n in jax.tree.leaves(counts)):
         priors = [None if prior is None else to_host(prior) for prior in held]
         masks, fine = _keep_masks(
             cut, [to_host(score) for score in scores], counts, priors, unprotected, check
@@ -59,10 +59,6 @@ def keep_masks(
 
 def _argument(count: Any) -> Any:
     return Count.of(count) if isinstance(count, int) else count
-
-
-def _are_on_host(arrays: Sequence[Any]) -> bool:
-    return all(x is None or is_on_host(x) for x in arrays)
 
 
 def _keep_masks(
@@ -113,7 +109,7 @@ def spread(cut: Cut, kept: list[jax.Array]) -> list[jax.Array]:
 
 def nothing_pruned(cut: Cut, leaves: Sequence[Any]) -> list[jax.Array]:
     """Mask leaves that keep every unit, each on the device of its leaf."""
-    if not _are_on_host(leaves):
+    if not are_on_host(leaves):
         return _nothing_pruned(cut)
     return list(map(to_device, cut.masks([np.ones(shape, bool) for shape in cut.shapes]), leaves))
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.host import is_on_host, to_device, to_host
+from jaxprune.host import are_on_host, to_device, to_host
 from jaxprune.selection import counts
 from jaxprune.selection.blocks import all_or_none, as_dtype, keep_in_blocks, parts_of
 from jaxprune.selection.counts import Count, known_count
@@ -89,7 +89,7 @@ def select(
         return []
     numbers = [known_count(number) for number in (k if each else [k])]
     known = [number for number in numbers if number is not None]
-    if len(known) == len(numbers) and all(x is None or is_on_host(x) for x in [*leaves, *before]):
+    if len(known) == len(numbers) and are_on_host([*leaves, *before]):
         hosted = [None if done is None else to_host(done) for done in before]
         keeps = keep_on_host([to_host(leaf) for leaf in leaves], hosted, known if each else known[0])
         pairs = zip(keeps, leaves, strict=True)
