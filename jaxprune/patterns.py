@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -52,15 +52,49 @@ def matches(argument: str, pattern: Any, leaves: list[Leaf]) -> list[int]:
     return found
 
 
+def names_of(
+    argument: str, patterns: Iterable[str], paths: Mapping[str, Iterable[str]], what: str
+) -> list[str]:
+    """The names that patterns select: names as they are, or regular expressions for the paths that belong to a name.
+
+    Args:
+      argument: name of the argument that the patterns were passed as, for error messages.
+      patterns: an expression must match a whole path, or a leading part of it that ends before a slash.
+      paths: name -> its paths.
+      what: that which has the names, for error messages.
+
+    Raises:
+      ValueError: if a pattern selects no name, or is not a regular expression.
+    """
+    names: list[str] = []
+    for pattern in patterns:
+        found = [name for name in paths if name == pattern]
+        if not found:
+            expression = _compiled(argument, pattern, "/")
+            found = [name for name in paths if any(map(expression.fullmatch, paths[name]))]
+        if not found:
+            there = ", ".join(map(repr, list(paths)[:20]))
+            raise ValueError(
+                f"`{argument}` pattern {pattern!r} matched no {what}. There are: {there} ({len(paths)} in all)."
+            )
+        names += found
+    return list(dict.fromkeys(names))
+
+
 def _expression(argument: str, pattern: str) -> Callable[[Leaf], bool]:
+    expression = _compiled(argument, pattern, "/.")
+    return lambda leaf: expression.fullmatch(leaf.path) is not None
+
+
+def _compiled(argument: str, pattern: str, ends: str) -> re.Pattern[str]:
+    """The expression for a whole path, or a leading part of it that ends before one of these characters."""
     try:
-        expression = re.compile(rf"(?:{pattern})(?:[/.].*)?")
+        return re.compile(rf"(?:{pattern})(?:[{ends}].*)?")
     except re.error as error:
         raise ValueError(
             f"`{argument}` pattern {pattern!r} is not a regular expression ({error}). "
             "Write '.*' for any text, as in 'encoder/.*/kernel'."
         ) from None
-    return lambda leaf: expression.fullmatch(leaf.path) is not None
 
 
 def _predicate(argument: str, pattern: Any) -> Callable[[Leaf], bool]:

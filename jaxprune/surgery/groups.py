@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxprune.params import PyTree
+from jaxprune.patterns import names_of
 from jaxprune.surgery.inference.axes import Atom, Axis, leaves_of, normal, parts_of
 from jaxprune.surgery.inference.made import made_units
 from jaxprune.surgery.inference.model import Model, State, analyse
@@ -127,24 +127,9 @@ class Groups:
         Raises:
           ValueError: if a pattern matches no group, or is not a regular expression.
         """
-        names = []
-        for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-            found = [g.name for g in self if g.name == pattern]
-            if not found:
-                try:
-                    expression = re.compile(f"(?:{pattern})(?:/.*)?")
-                except re.error as error:
-                    raise ValueError(
-                        f"`{argument}` pattern {pattern!r} is not a regular expression ({error})."
-                    ) from None
-                found = [g.name for g in self if any(expression.fullmatch(m.path) for m in g.members)]
-            if not found:
-                raise ValueError(
-                    f"`{argument}` pattern {pattern!r} matched no group. There are: "
-                    f"{', '.join(repr(g.name) for g in self.groups[:20])} ({len(self)} in all)."
-                )
-            names += found
-        return names
+        given = (patterns,) if isinstance(patterns, str) else patterns
+        paths = {group.name: [member.path for member in group.members] for group in self}
+        return names_of(argument, given, paths, "group")
 
     def __str__(self) -> str:
         rows = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.patterns import names_of
 from jaxprune.surgery.layers.graph import Graph, Place
 from jaxprune.surgery.layers.stacks import stacks
 from jaxprune.tables import table_text
@@ -124,24 +124,8 @@ class Branches:
         Raises:
           ValueError: one that matches no branch, or is no regular expression.
         """
-        names = []
-        for pattern in (patterns,) if isinstance(patterns, str | Branch) else patterns:
-            text = str(pattern)
-            found = [name for name in self.keys() if name == text]
-            if not found:
-                try:
-                    expression = re.compile(f"(?:{text})(?:/.*)?")
-                except re.error as error:
-                    raise ValueError(
-                        f"`{argument}` pattern {text!r} is no regular expression ({error})."
-                    ) from None
-                found = [name for name in self.keys() if expression.fullmatch(name)]
-            if not found:
-                raise ValueError(
-                    f"`{argument}` pattern {text!r} matched no branch. There are: {self._listed()}."
-                )
-            names += found
-        return list(dict.fromkeys(names))
+        given = (patterns,) if isinstance(patterns, str | Branch) else patterns
+        return names_of(argument, map(str, given), {name: [name] for name in self.keys()}, "branch")
 
     def removed(self, names: Iterable[str]) -> Removed:
         """What goes when these branches are left out together.
