@@ -1,6 +1,7 @@
 """The room under surgery, calibration and allocation: one table of calls, one loop over equations, one formula."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import jaxprune as jp
 from jaxprune.jaxprs.calls import INLINE, KINDS, bodies_of, kind_of, scan_parts, settled, while_parts
 from jaxprune.jaxprs.control_flow import rebuild
 from jaxprune.jaxprs.equations import bind, literal_value, walk
+from jaxprune.jaxprs.per_signature import per_signature
+from jaxprune.jaxprs.tracing import trace
 from jaxprune.surgery.inference import analysis
 from jaxprune.surgery.inference.kept import Keep
 from jaxprune.surgery.planning.cost import flops
@@ -151,3 +154,20 @@ def test_flops_of_a_model_and_of_its_weights_are_counted_alike():
     found = jp.allocate.weight_flops(fn, params, x)
     assert found == {"scan": 5 * once, "cond": 2 * once, "body": once, "limit": once}
     assert sum(found.values()) == flops(jp.find_groups(fn, params, x).model.frame, Keep())
+
+
+def test_what_is_found_is_remembered_for_each_signature_but_not_for_symbolic_sizes():
+    calls = []
+
+    def find(params, x):
+        calls.append(x.shape)
+        return trace(lambda p, x: x @ p["w"], params, (x,)), len(calls)
+
+    found = per_signature(find)
+    params, x = {"w": jnp.ones((3, 2))}, jnp.ones((4, 3))
+    assert found(params, x)[1] == found(params, 2 * x)[1] == 1
+    assert found(params, x[:1])[1] == 2 and found(params, x.astype(jnp.bfloat16))[1] == 3
+    (rows,) = jax.export.symbolic_shape("b")
+    symbolic = jax.ShapeDtypeStruct((rows, 3), jnp.float32)
+    assert [found(params, symbolic)[1] for _ in range(2)] == [4, 5]
+    assert found(params, x)[1] == 1

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.jaxprs import as_abstract, is_array_leaf
+from jaxprune.jaxprs import Traced, is_array_leaf
+from jaxprune.jaxprs.per_signature import per_signature
 from jaxprune.masking.apply import masked_leaf
 from jaxprune.params import PyTree, is_kept_whole, mask_leaves
 from jaxprune.surgery.coupled import check_member, coupled_units
@@ -70,7 +71,11 @@ def masked_fn(fn: Callable, groups: Groups) -> Callable:
     """
     if not isinstance(groups, Groups):
         raise TypeError(f"`groups` must be what jp.find_groups(fn, params, *inputs) gives, got {groups!r}.")
-    cache: dict[Any, tuple[Model, dict[Atom, int]]] = {}
+
+    @per_signature
+    def analysed(params: PyTree, inputs: tuple[Any, ...]) -> tuple[Traced, tuple[Model, dict[Atom, int]]]:
+        model = analyse(fn, params, inputs, groups.state)
+        return model.traced, (model, _atoms(groups, model))
 
     @functools.wraps(fn)
     def masked(params: PyTree, masks: PyTree, *inputs: Any) -> Any:
@@ -80,19 +85,7 @@ def masked_fn(fn: Callable, groups: Groups) -> Callable:
         pairs = zip(leaves, of_leaves, strict=True)
         # A derivative rule of the user's may tell pruned weights something.
         params = jax.tree.unflatten(treedef, [masked_leaf(w, m) if is_array_leaf(w) else w for w, m in pairs])
-        abstract = jax.tree.map(lambda x: as_abstract(x) if is_array_leaf(x) else x, (params, inputs))
-        leaves, treedef = jax.tree.flatten(abstract)
-        key = (treedef, tuple((x.shape, x.dtype, x.weak_type) if is_array_leaf(x) else x for x in leaves))
-        try:
-            found = cache.get(key)
-        except TypeError:  # something static in the tree can't be hashed
-            key, found = None, None
-        if found is None:
-            model = analyse(fn, abstract[0], abstract[1], groups.state)
-            found = model, _atoms(groups, model)
-            if key is not None and not model.traced.closes_over_tracers:
-                cache[key] = found
-        model, atoms = found
+        _, (model, atoms) = analysed(params, inputs)
         keep = TracedKeep({atom: kept[number] for atom, number in atoms.items() if kept[number] is not None})
         return run(model, MaskedTraining(keep), params, inputs)
 

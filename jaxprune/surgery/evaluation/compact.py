@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.jaxprs import as_abstract, is_array_leaf
+from jaxprune.jaxprs import Traced, as_abstract, is_array_leaf
+from jaxprune.jaxprs.per_signature import per_signature
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.evaluation.interpreter import Small, evaluate
-from jaxprune.surgery.inference.kept import Keep
+from jaxprune.surgery.inference.kept import small_shape
 from jaxprune.surgery.inference.model import KeptAxes, Model, State, analyse, keep_of
 
 
@@ -21,27 +22,16 @@ def compact(
     fn: Callable, shapes: Mapping[str, tuple[int, ...]], kept: KeptAxes, state: State | None = None
 ) -> Callable:
     """Makes the function of the small parameters that computes what `fn` computes with the units removed."""
-    cache: dict[Any, tuple[Model, Keep]] = {}
+
+    @per_signature
+    def analysed(full: PyTree, inputs: tuple[Any, ...]) -> tuple[Traced, tuple[Model, Small]]:
+        model = analyse(fn, full, inputs, state)
+        return model.traced, (model, Small(keep_of(model, kept)))
 
     @functools.wraps(fn)
     def small_fn(params: PyTree, *inputs: Any) -> Any:
-        full = full_params(params, shapes, kept)
-        abstract = jax.tree.map(lambda x: as_abstract(x) if is_array_leaf(x) else x, (full, inputs))
-        leaves, treedef = jax.tree.flatten(abstract)
-        key = (treedef, tuple((x.shape, x.dtype, x.weak_type) if is_array_leaf(x) else x for x in leaves))
-        try:
-            found = cache.get(key)
-        except TypeError:  # something static in the tree can't be hashed
-            key, found = None, None
-        if found is None:
-            model = analyse(fn, abstract[0], abstract[1], state)
-            found = model, keep_of(model, kept)
-            # Constants that are tracers, and symbolic sizes, belong to the transformation that runs now.
-            fixed = all(isinstance(n, int) for x in leaves if is_array_leaf(x) for n in x.shape)
-            if key is not None and fixed and not model.traced.closes_over_tracers:
-                cache[key] = found
-        model, keep = found
-        return run(model, Small(keep), params, inputs)
+        _, (model, small) = analysed(full_params(params, shapes, kept), inputs)
+        return run(model, small, params, inputs)
 
     return small_fn
 
@@ -68,7 +58,7 @@ def full_params(params: PyTree, shapes: Mapping[str, tuple[int, ...]], kept: Kep
             continue
         if path not in shapes:
             raise ValueError(f"`params` has {path!r}, which is not in the plan.")
-        small = tuple(n if m is None else int(m.sum()) for n, m in zip(shapes[path], kept[path], strict=True))
+        small = small_shape(shapes[path], kept[path])
         if np.shape(leaf) != small:
             hint = " Pass `plan.shrink(params)`." if np.shape(leaf) == shapes[path] else ""
             raise ValueError(f"{path!r} must have the small shape {small}, got {np.shape(leaf)}.{hint}")

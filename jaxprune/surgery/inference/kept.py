@@ -47,6 +47,20 @@ class Keep:
         return any(self.size(axis) != size_of(axis) for axis in axes)
 
 
+def small_shape(shape: Sequence[int], masks: Sequence[np.ndarray | None]) -> tuple[int, ...]:
+    """The shape that is left of a parameter, of a mask for each axis; None keeps the whole axis."""
+    return tuple(n if mask is None else int(mask.sum()) for n, mask in zip(shape, masks, strict=True))
+
+
+def composed_mask(first: np.ndarray | None, later: np.ndarray | None) -> np.ndarray | None:
+    """The mask of an axis that keeps what `first` keeps and `later` keeps of that."""
+    if first is None or later is None:
+        return later if first is None else first
+    out = first.copy()
+    out[first] = later
+    return out
+
+
 class Conflict(ValueError):
     """A mask that the axes do not allow."""
 

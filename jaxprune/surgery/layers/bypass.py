@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.jaxprs import as_abstract, is_array_leaf
+from jaxprune.jaxprs import Traced, as_abstract, is_array_leaf
+from jaxprune.jaxprs.per_signature import per_signature
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.layers.branches import Branches
 from jaxprune.surgery.layers.evaluation import MISSING, Bypassed, Scaled, run
@@ -44,8 +45,12 @@ def bypass(
       shapes: path -> shape of each parameter that is left.
       gone: the paths of the others.
     """
-    cache: dict[Any, tuple[Branches, Bypassed]] = {}
     full_paths, full_leaves, full_treedef = flatten_with_paths(tree)
+
+    @per_signature
+    def found(full: PyTree, inputs: tuple[Any, ...]) -> tuple[Traced, Bypassed]:
+        branches = find_branches(fn, full, *inputs)
+        return branches.graph.traced, _bypassed(branches, removed, gone)
 
     @functools.wraps(fn)
     def small_fn(params: PyTree, *inputs: Any) -> Any:
@@ -63,21 +68,7 @@ def bypass(
                 for old, new in zip(full_leaves, avals, strict=True)
             ],
         )
-        abstract = jax.tree.map(lambda x: as_abstract(x) if is_array_leaf(x) else x, inputs)
-        leaves, treedef = jax.tree.flatten((full, abstract))
-        key = (treedef, tuple((x.shape, x.dtype, x.weak_type) if is_array_leaf(x) else x for x in leaves))
-        try:
-            found = cache.get(key)
-        except TypeError:  # something static in the tree can't be hashed
-            key, found = None, None
-        if found is None:
-            branches = find_branches(fn, full, *abstract)
-            found = branches, _bypassed(branches, removed, gone)
-            fixed = all(isinstance(n, int) for x in leaves if is_array_leaf(x) for n in x.shape)
-            if key is not None and fixed and not branches.graph.traced.closes_over_tracers:
-                cache[key] = found
-        branches, mode = found
-        traced = branches.graph.traced
+        traced, mode = found(full, inputs)
         return run(traced, [by_path.get(path, MISSING) for path in traced.paths], inputs, mode)
 
     return small_fn
