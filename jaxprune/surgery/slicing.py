@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune.meshes import is_explicit
+from jaxprune.surgery.inference.kept import small_shape
 
 
 def shrink_leaf(path: str, leaf: Any, shape: Sequence[int], kept: Sequence[np.ndarray | None]) -> Any:
@@ -32,7 +33,7 @@ def shrink_leaf(path: str, leaf: Any, shape: Sequence[int], kept: Sequence[np.nd
 def take(leaf: Any, kept: Sequence[np.ndarray | None]) -> Any:
     """Slices an array, or the shape of an abstract one, by a mask for each axis."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        shape = tuple(n if m is None else int(m.sum()) for n, m in zip(leaf.shape, kept, strict=True))
+        shape = small_shape(leaf.shape, kept)
         return jax.ShapeDtypeStruct(shape, leaf.dtype)
     chosen = {dim: np.flatnonzero(m) for dim, m in enumerate(kept) if m is not None and not m.all()}
     if not chosen:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.surgery.inference.kept import composed_mask
 from jaxprune.surgery.inference.model import KeptAxes
 
 
@@ -73,7 +74,7 @@ class ComposedPlan:
         kept = {}
         for path, masks in self.first.kept.items():
             later = self.later.kept.get(path, (None,) * len(masks))
-            kept[path] = tuple(_placed(a, b) for a, b in zip(masks, later, strict=True))
+            kept[path] = tuple(composed_mask(a, b) for a, b in zip(masks, later, strict=True))
         return kept
 
     def shrink(self, params: PyTree) -> PyTree:
@@ -129,15 +130,6 @@ def composed(first: Any, later: Any) -> ComposedPlan:
     if dict(later.shapes) != first.small_shapes:
         raise ValueError("`later` must be a plan for the small parameters of this plan; its shapes differ.")
     return ComposedPlan(first, later)
-
-
-def _placed(first: np.ndarray | None, later: np.ndarray | None) -> np.ndarray | None:
-    """The later mask at the places that the first one keeps."""
-    if first is None or later is None:
-        return later if first is None else first
-    out = first.copy()
-    out[first] = later
-    return out
 
 
 def _masked(first: Any, later: Any, kept: tuple[np.ndarray | None, ...]) -> Any:

@@ -17,13 +17,14 @@ from jaxprune.files import write_whole
 from jaxprune.jaxprs import as_abstract, is_array_leaf
 from jaxprune.opt_state import flat_arrays, owners
 from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.surgery.inference.kept import small_shape
 from jaxprune.surgery.inference.model import KeptAxes
 from jaxprune.surgery.layers.bypass import LayerVerification, bypass, masked_error
 from jaxprune.surgery.layers.composed import ComposedPlan, composed
 from jaxprune.surgery.layers.depth import layers_left
 from jaxprune.surgery.layers.removed_leaves import without_leaves
+from jaxprune.surgery.planning.full_tree import check_paths, check_tree, mask_tree, removed_text, shrink_tree
 from jaxprune.surgery.planning.optimizer import shrink_opt_state
-from jaxprune.surgery.slicing import shrink_leaf
 from jaxprune.tables import shape_text, table_text
 
 FORMAT = "jaxprune layer plan 1"
@@ -54,7 +55,7 @@ class LayerPlan:
     def small_shapes(self) -> dict[str, tuple[int, ...]]:
         """Path -> shape of each parameter that is left."""
         return {
-            path: tuple(n if m is None else int(m.sum()) for n, m in zip(shape, self.kept[path], strict=True))
+            path: small_shape(shape, self.kept[path])
             for path, shape in self.shapes.items()
             if path not in self.gone
         }
@@ -85,14 +86,9 @@ class LayerPlan:
         Raises:
           ValueError: a path or a shape is not the plan's.
         """
-        paths, leaves, treedef = flatten_with_paths(params)
-        self._check_paths(paths, leaves)
-        small = [
-            shrink_leaf(path, leaf, self.shapes[path], self.kept[path]) if is_array_leaf(leaf) else leaf
-            for path, leaf in zip(paths, leaves, strict=True)
-        ]
-        gone = {i for i, path in enumerate(paths) if path in self.gone}
-        return without_leaves(jax.tree.unflatten(treedef, small), gone)
+        small = shrink_tree(params, self.shapes, self.kept)
+        paths, _, _ = flatten_with_paths(params)
+        return without_leaves(small, {i for i, path in enumerate(paths) if path in self.gone})
 
     def masks(self, params: PyTree) -> PyTree:
         """The plan as masks on the full parameters: what goes is False.
@@ -104,15 +100,8 @@ class LayerPlan:
           Tree like `params` of bool arrays that broadcast to their parameters (True = keep), or the scalar
           `True` where a parameter is kept whole.
         """
-        paths, leaves, treedef = flatten_with_paths(params)
-        self._check_paths(paths, leaves)
-        return jax.tree.unflatten(
-            treedef,
-            [
-                self._mask(path) if is_array_leaf(leaf) else leaf
-                for path, leaf in zip(paths, leaves, strict=True)
-            ],
-        )
+        check_paths(params, self.shapes)
+        return mask_tree(params, self._mask)
 
     def compact(self, fn: Callable) -> Callable:
         """The small function: computes on `shrink(params)` what `fn` computes without the layers.
@@ -255,13 +244,7 @@ class LayerPlan:
 
     def check(self, params: PyTree) -> None:
         """Raises a ValueError for parameters whose paths or shapes are not the plan's."""
-        paths, leaves, _ = flatten_with_paths(params)
-        self._check_paths(paths, leaves)
-        for path, leaf in zip(paths, leaves, strict=True):
-            if is_array_leaf(leaf) and np.shape(leaf) != self.shapes[path]:
-                raise ValueError(
-                    f"{path!r} must have shape {self.shapes[path]}, as in the plan, got {np.shape(leaf)}."
-                )
+        check_tree(params, self.shapes)
 
     def __str__(self) -> str:
         small = self.small_shapes
@@ -270,11 +253,9 @@ class LayerPlan:
             for path, shape in self.shapes.items()
             if path in self.gone or small[path] != shape
         ]
-        before, after = (sum(map(math.prod, shapes.values())) for shapes in (self.shapes, small))
-        share = 1 - after / max(before, 1)
         table = table_text(("parameter", "shape", "small shape"), rows)
         layers = f"left out: {', '.join(self.removed) or 'nothing'}"
-        return f"{layers}\n\n{table}\n\n{before:,} -> {after:,} parameters ({share:.1%} removed)"
+        return f"{layers}\n\n{table}\n\n{removed_text(self.shapes, small)}"
 
     __repr__ = __str__
 
@@ -285,11 +266,3 @@ class LayerPlan:
         if not shape or self.kept[path][0] is None:
             return True
         return jnp.asarray(self.kept[path][0]).reshape(-1, *[1] * (len(shape) - 1))
-
-    def _check_paths(self, paths: list[str], leaves: list[Any]) -> None:
-        missing = sorted(self.shapes.keys() - set(paths))
-        arrays = [path for path, leaf in zip(paths, leaves, strict=True) if is_array_leaf(leaf)]
-        extra = [path for path in arrays if path not in self.shapes]
-        if missing or extra:
-            which = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which the plan does not know"
-            raise ValueError(f"`params` is not what the plan was made for: it {which}.")

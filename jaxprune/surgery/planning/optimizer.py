@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxprune.opt_state import Owner, flat_arrays, owners
 from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.surgery.inference.kept import small_shape
 from jaxprune.surgery.inference.model import KeptAxes
 from jaxprune.surgery.slicing import take
 
@@ -128,7 +129,7 @@ def _shrink_factored(
                 "path of a parameter."
             )
         shape, masks = shapes[owner.path], kept[owner.path]
-        small = tuple(n if m is None else int(m.sum()) for n, m in zip(shape, masks, strict=True))
+        small = small_shape(shape, masks)
         if np.shape(whole) == shape and np.shape(row) == (1,):
             out.append((row, column, take(whole, masks)))
             continue

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprune.deprecated import warn_renamed
-from jaxprune.jaxprs import is_array_leaf
-from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.params import PyTree
 from jaxprune.surgery.evaluation.compact import compact
 from jaxprune.surgery.evaluation.folding import fold_constants
 from jaxprune.surgery.evaluation.verify import Verification, verify
+from jaxprune.surgery.inference.kept import composed_mask, small_shape
 from jaxprune.surgery.inference.model import KeptAxes, State
+from jaxprune.surgery.planning.full_tree import check_tree, mask_tree, removed_text, shrink_tree
 from jaxprune.surgery.planning.optimizer import shrink_opt_state
 from jaxprune.surgery.planning.plan_file import read_plan, write_plan
-from jaxprune.surgery.slicing import shrink_leaf
 from jaxprune.tables import Row, folded, shape_text, table_text, times
 
 
@@ -46,10 +43,7 @@ class Plan:
     @property
     def small_shapes(self) -> dict[str, tuple[int, ...]]:
         """Path -> shape of the small parameter, for building the small model."""
-        return {
-            path: tuple(n if m is None else int(m.sum()) for n, m in zip(shape, self.kept[path], strict=True))
-            for path, shape in self.shapes.items()
-        }
+        return {path: small_shape(shape, self.kept[path]) for path, shape in self.shapes.items()}
 
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
@@ -70,13 +64,7 @@ class Plan:
         Raises:
           ValueError: if a path or a shape differs from the plan.
         """
-        paths, leaves, treedef = flatten_with_paths(params)
-        self._check_paths(paths, leaves)
-        small = [
-            shrink_leaf(path, leaf, self.shapes[path], self.kept[path]) if is_array_leaf(leaf) else leaf
-            for path, leaf in zip(paths, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(treedef, small)
+        return shrink_tree(params, self.shapes, self.kept)
 
     def masks(self, params: PyTree) -> PyTree:
         """The plan as masks on the full parameters.
@@ -88,14 +76,7 @@ class Plan:
           Tree like `params` of bool arrays that broadcast to their parameters (True = keep), or the scalar
           `True` where a parameter is kept whole.
         """
-        paths, leaves, treedef = flatten_with_paths(params)
-        return jax.tree.unflatten(
-            treedef,
-            [
-                _on_device(self.mask(path)) if is_array_leaf(leaf) else leaf
-                for path, leaf in zip(paths, leaves, strict=True)
-            ],
-        )
+        return mask_tree(params, lambda path: _on_device(self.mask(path)))
 
     def mask(self, path: str) -> Any:
         """Mask of one parameter: a numpy array that broadcasts to it, True = keep, or the scalar `True`."""
@@ -235,20 +216,14 @@ class Plan:
                 "`later` must be a plan for the small parameters of this plan, but its shapes differ from theirs."
             )
         kept = {
-            path: tuple(_compose(a, b) for a, b in zip(masks, later.kept[path], strict=True))
+            path: tuple(composed_mask(a, b) for a, b in zip(masks, later.kept[path], strict=True))
             for path, masks in self.kept.items()
         }
         return Plan(self.shapes, kept, self.state, self.inputs)
 
     def check(self, params: PyTree) -> None:
         """Raises a ValueError if the paths or shapes of the parameters differ from the plan."""
-        paths, leaves, _ = flatten_with_paths(params)
-        self._check_paths(paths, leaves)
-        for path, leaf in zip(paths, leaves, strict=True):
-            if is_array_leaf(leaf) and np.shape(leaf) != self.shapes[path]:
-                raise ValueError(
-                    f"{path!r} must have shape {self.shapes[path]}, as in the plan, got {np.shape(leaf)}."
-                )
+        check_tree(params, self.shapes)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the plan as a plain `.npz` file: a JSON header and bool arrays, no pickle.
@@ -285,29 +260,11 @@ class Plan:
         changed = [(path, shape, small[path]) for path, shape in self.shapes.items() if small[path] != shape]
         rows = folded(Row((path,), (shape_text(old), shape_text(new))) for path, old, new in changed)
         cells = [(times(row.paths[0], count), *row.cells) for row, count in rows]
-        before, after = (sum(map(math.prod, shapes.values())) for shapes in (self.shapes, small))
-        share = 1 - after / max(before, 1)
         table = table_text(("parameter", "shape", "small shape"), cells)
-        return f"{table}\n\n{before:,} -> {after:,} parameters ({share:.1%} removed)"
+        return f"{table}\n\n{removed_text(self.shapes, small)}"
 
     __repr__ = __str__
-
-    def _check_paths(self, paths: list[str], leaves: list[Any]) -> None:
-        missing = sorted(self.shapes.keys() - set(paths))
-        arrays = [path for path, leaf in zip(paths, leaves, strict=True) if is_array_leaf(leaf)]
-        extra = [path for path in arrays if path not in self.shapes]
-        if missing or extra:
-            which = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which is not in the plan"
-            raise ValueError(f"`params` is not the tree that the plan was made for: it {which}.")
 
 
 def _on_device(mask: Any) -> Any:
     return True if mask is True else jnp.asarray(mask)
-
-
-def _compose(first: np.ndarray | None, later: np.ndarray | None) -> np.ndarray | None:
-    if first is None or later is None:
-        return later if first is None else first
-    out = first.copy()
-    out[first] = later
-    return out
