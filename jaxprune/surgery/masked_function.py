@@ -33,7 +33,7 @@ def masked_fn(fn: Callable, groups: Groups) -> Callable:
     averages over them, and a softmax over units gives them a share. Here every reduction over units sees its
     identity at pruned ones: a sum 0, a maximum minus infinity. What
     `jp.plan_from_masks(groups, masks).compact(fn)` computes after `shrink` is the same up to rounding,
-    whatever the parameters hold at pruned places. Constants of `fn` stay what they are in both:
+    whatever the parameters hold at pruned places. Constants of `fn` are the same in both:
     also the number of units that a mean over all of them divides by.
 
     Gradients reach the parameters, and are zero at pruned ones. The function runs under `jit`, `grad`, `vmap`

@@ -17,7 +17,7 @@ from jaxprune.tables import table_text
 
 
 class Removed(NamedTuple):
-    """What goes when branches are left out.
+    """What is removed when branches are left out.
 
     nodes: equations; params: whole parameters; steps: node of a scan -> its steps; slices: parameter -> the
     places of its first axis; size: entries of parameters; flops: floating-point operations.
@@ -38,8 +38,8 @@ class Branch:
     Attributes:
       name: the module of its parameters, unique in the model.
       kind: "sum" for one operand of an addition, "block" for several, "step" for a step of a scan.
-      size: entries of the parameters that nothing uses once it alone is gone.
-      flops: floating-point operations that go with it, two a multiply-add.
+      size: entries of the parameters that nothing uses once this branch alone is removed.
+      flops: floating-point operations that are removed with it, two a multiply-add.
       params: the paths of these parameters; those of a step lose a slice.
       source: the source line of the addition, or of the scan.
       added_to: what it is added to: what is left in its place.
@@ -64,7 +64,7 @@ class Branch:
 
 
 class Fixed(NamedTuple):
-    """A sum or a scan that stays as it is, and why."""
+    """A sum or a scan that can't be removed, and why."""
 
     source: str
     reason: str
@@ -76,7 +76,7 @@ class Branches:
 
     Attributes:
       branches: the branches.
-      fixed: the sums and scans that can't go, and why.
+      fixed: the sums and scans that can't be removed, and why.
       tree: the parameters that were analysed, abstract.
       inputs: the inputs that were analysed, abstract.
       graph: the traced function.
@@ -128,7 +128,7 @@ class Branches:
         return names_of(argument, map(str, given), {name: [name] for name in self.keys()}, "branch")
 
     def removed(self, names: Iterable[str]) -> Removed:
-        """What goes when these branches are left out together.
+        """What is removed when these branches are left out together.
 
         It can be more than the branches' own sizes sum to: weights that they share.
 

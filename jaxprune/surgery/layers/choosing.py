@@ -26,7 +26,8 @@ def plan_layers(
 ) -> LayerPlan:
     """Plans which layers to leave out: lowest score first, until the budget is met.
 
-    What goes is counted anew for each set of branches: weights that several share go with the last of them.
+    The removed parameters are counted for each set of branches: weights that several branches share are removed
+    with the last of them.
 
     Args:
       branches: what `find_branches` found.
@@ -36,7 +37,7 @@ def plan_layers(
       score: branch name -> score, larger = keep, from `jp.surgery.block_influence` and its neighbours; branches
         that `level` or `exclude` leave out need none. By default `jp.surgery.branch_norms`.
       budget: what `sparsity` is a share of: the entries of all parameters, the FLOPs of the function, or the
-        branches that may go.
+        branches that may be removed.
       exclude: branches to keep: names, or regular expressions that match a whole name or a leading part of it,
         up to a slash. A block's parts are kept with it, and the block with any of them.
       level: "parts" ranks the innermost branches (attention and MLP apart), "blocks" the outermost ones.
@@ -84,7 +85,7 @@ def plan_layers(
         if branch.name not in score or not np.isfinite(float(score[branch.name])):
             said = score.get(branch.name, "nothing")
             raise ValueError(
-                f"`score` must give a finite number for each branch that may go, got {said} for "
+                f"`score` must give a finite number for each branch that may be removed, got {said} for "
                 f"{branch.name!r}. Score it too, or pass it in `exclude`."
             )
     order = sorted(free, key=lambda branch: float(score[branch.name]))
@@ -103,8 +104,8 @@ def plan_layers(
         gone = branches.removed(names)
         raise ValueError(
             f"{'`number`' if number is not None else '`sparsity`'} would take all {len(free)} branches that may "
-            f"go ({gone.size / branches.size:.1%} of the parameters, {gone.flops / max(branches.flops, 1):.1%} of "
-            "the FLOPs). Leave out fewer."
+            f"be removed ({gone.size / branches.size:.1%} of the parameters, "
+            f"{gone.flops / max(branches.flops, 1):.1%} of the FLOPs). Leave out fewer."
         )
     return _plan(branches, names)
 

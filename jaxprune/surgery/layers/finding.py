@@ -24,7 +24,7 @@ def find_branches(fn: Callable, params: PyTree, *inputs: Any) -> Branches:
     branch is computed from that one (looked at through scaling, casts, padding and pooling), or both from one
     value of which the other is a projection. The branch consists of all that nothing uses any more once the
     addition loses the operand, so it needs no names: a norm before it belongs to it, a norm after the sum
-    does not, and weights that other layers share stay. Every step of a `scan` over stacked parameters is a
+    does not, and weights that other layers share are kept. Every step of a `scan` over stacked parameters is a
     branch as well, and the branches of one module together are a block.
 
     Not seen are sums that are no additions (`stack` and `sum`, `at[...].add`), those inside of `cond`, `while`
@@ -37,8 +37,8 @@ def find_branches(fn: Callable, params: PyTree, *inputs: Any) -> Branches:
       *inputs: example inputs, pytrees of arrays or `jax.ShapeDtypeStruct`s; only shapes and dtypes matter.
 
     Returns:
-      The branches. Print them for a table of parameters, FLOPs, what each is added to, and of the sums that
-      stay and why.
+      The branches. Print them for a table of parameters, FLOPs, what each is added to, and of the sums
+      that are fixed and why.
 
     Raises:
       ValueError: two arrays of `params` have one path.

@@ -35,7 +35,7 @@ _TOLERANCE = 1e-4
 class LayerPlan:
     """Which layers are left out; made by `plan_layers`, or read with `LayerPlan.load`.
 
-    Printing it shows a table of the parameters that get smaller or go.
+    Printing it shows a table of the parameters that become smaller or are removed.
 
     Attributes:
       removed: the names of the branches that are left out.
@@ -72,9 +72,9 @@ class LayerPlan:
     def shrink(self, params: PyTree) -> PyTree:
         """Removes the layers from a tree like the parameters: values, gradients, averages, masks or scores.
 
-        Parameters that nothing uses any more go, stacked ones lose their slices. A dict loses the key, and a
-        dict that gets empty goes too; in a list, a tuple, an NNX State and a module of Equinox the place stays
-        and holds None, so that all other paths are what they were.
+        Parameters that nothing uses any more are removed; stacked parameters lose their slices. A dict loses the
+        key, and a dict that becomes empty is removed too. In a list, a tuple, an NNX State and an Equinox module
+        the place is kept and contains None, so that all other paths remain as they were.
 
         Args:
           params: tree with the paths and shapes that the plan was made for. Axes of size 1 may stand for axes
@@ -91,7 +91,7 @@ class LayerPlan:
         return without_leaves(small, {i for i, path in enumerate(paths) if path in self.gone})
 
     def masks(self, params: PyTree) -> PyTree:
-        """The plan as masks on the full parameters: what goes is False.
+        """The plan as masks on the full parameters: removed entries are False.
 
         Args:
           params: tree with the paths and shapes that the plan was made for.

@@ -15,8 +15,8 @@ _GONE: Any = object()
 def without_leaves(tree: PyTree, gone: Collection[int]) -> PyTree:
     """A tree without the leaves at some positions of `jax.tree.leaves`.
 
-    A dict loses the key, and a dict that gets empty is lost by the dict that holds it. In a list, a tuple, an
-    NNX State or a module of Equinox the place stays and holds None, so that no path changes.
+    A dict loses the key, and a dict that becomes empty is removed from the dict around it. In a list, a tuple, an
+    NNX State or a module of Equinox the place is kept and contains None, so that no path changes.
     """
     leaves, treedef = jax.tree.flatten(tree)
     marked = jax.tree.unflatten(treedef, [_GONE if i in gone else leaf for i, leaf in enumerate(leaves)])

@@ -30,7 +30,8 @@ def loss_increase(
       Branch name -> score, larger = keep.
 
     Raises:
-      ValueError: no batch; a loss that is no scalar, or that has not the branches; other `params`.
+      ValueError: if there is no batch, the loss is not a scalar or does not contain the branches, or `params` are
+        not those that were analysed.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,7 +64,7 @@ def greedy_loss_increase(
     number: int | None = None,
     level: Literal["parts", "blocks"] = "parts",
 ) -> dict[str, float]:
-    """The order in which branches go if each time the one goes without which the loss is lowest.
+    """The order in which branches are removed if each step removes the one whose removal leaves the lowest loss.
 
     After each removal all others are evaluated anew, by the same compiled function: n branches cost about
     n * number / 2 evaluations or more.
@@ -78,7 +79,7 @@ def greedy_loss_increase(
       it to `plan_layers` with the same `level`.
 
     Raises:
-      ValueError: as in `loss_increase`, or a `number` that is none of 1 to the number of branches less one.
+      ValueError: as in `loss_increase`, or if `number` is not in 1 to the number of branches less one.
 
     Example:
       >>> import jax.numpy as jnp

@@ -10,7 +10,7 @@ from jaxprune.surgery.layers.branches import Branches
 
 
 def branch_norms(branches: Branches, params: PyTree) -> dict[str, float]:
-    r"""Euclidean norm of the parameters that go with a branch: \( s = \sqrt{\sum_w w^2} \).
+    r"""Euclidean norm of the parameters that are removed with a branch: \( s = \sqrt{\sum_w w^2} \).
 
     A step of a scan counts its slices, and weights that other branches share do not count.
 

@@ -1,4 +1,4 @@
-"""First-order Taylor score: what the loss changes by when the output of a branch goes to zero."""
+"""First-order Taylor score: change of the loss when the output of a branch becomes zero."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def branch_taylor(
       Branch name -> score, larger = keep.
 
     Raises:
-      ValueError: no batch; a loss that is no scalar, or that has not the branches; other `params`.
+      ValueError: if there is no batch, the loss is not a scalar or does not contain the branches, or `params` are
+        not those that were analysed.
 
     Example:
       >>> import jax.numpy as jnp
