@@ -192,9 +192,7 @@ def _gather(eqn: JaxprEqn, ins: Sequence[Dims]) -> Dims:
     kept = [dim for dim in range(len(shape_of(eqn.invars[0]))) if dim not in skipped]
     if fill is not None and fill != 0:
         return _NONE
-    return frozenset(
-        to for dim, to in zip(kept, windows.offset_dims, strict=True) if dim in ins[0]
-    )
+    return frozenset(to for dim, to in zip(kept, windows.offset_dims, strict=True) if dim in ins[0])
 
 
 def _product(eqn: JaxprEqn, ins: Sequence[Dims]) -> Dims:
@@ -243,7 +241,9 @@ _REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min", "reduce_or", 
 # What moves entries, and the number of operands whose entries it moves.
 _PLACED: Mapping[str, int | None] = MappingProxyType(
     {
-        **dict.fromkeys(("reshape", "squeeze", "slice", "dynamic_slice", "rev", "tile", "split", "unstack"), 1),
+        **dict.fromkeys(
+            ("reshape", "squeeze", "slice", "dynamic_slice", "rev", "tile", "split", "unstack"), 1
+        ),
         **dict.fromkeys(("pad", "dynamic_update_slice"), 2),
         **dict.fromkeys(("concatenate", "stack"), None),
     }
