@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.allocation import Scope
 from jaxprune.idle_rounds import idle_round, is_over
@@ -259,7 +260,7 @@ class IMP:
         Raises:
           ValueError: if all rounds are done and `carry.round` is a known number.
         """
-        if not isinstance(carry.round, jax.core.Tracer) and np.any(np.asarray(carry.round) > self._rounds):
+        if not isinstance(carry.round, Tracer) and np.any(np.asarray(carry.round) > self._rounds):
             raise ValueError(
                 f"all {self._rounds + 1} rounds (0 to {self._rounds}) are done: there is no next one."
             )
@@ -347,21 +348,34 @@ class IMP:
         return None if len(set(self._lengths)) == 1 else jnp.asarray(self._lengths, jnp.int32)[round]
 
     def _row(self, round: jax.Array, state: Any, masks: PyTree, metrics: PyTree, curve: PyTree) -> Round:
-        params = weights_of(state.params)
-        kept, total = kept_per_leaf(params, weights_of(masks))
-        sizes = [jnp.size(w) for w in jax.tree.leaves(params)]
-        most = sum(size for size, n in zip(sizes, total, strict=True) if n is not None)
-        left = total_count([k for k in kept if k is not None], jnp.int32 if most < 2**31 else jnp.float32)
-        # 1 - kept / whole would lose the digits of a high density's small sparsity.
-        pruned = total_count([n - k for k, n in zip(kept, total, strict=True) if n is not None])
-        whole = total_count([n for n in total if n is not None])
         shown = masks if self.keep_masks else ()
-        return Round(round, pruned / whole, left, metrics, self._last(state, curve), curve, shown)
+        return row_of(round, state.params, masks, metrics, self._last(state, curve), curve, shown)
 
     def _last(self, state: Any, curve: PyTree) -> PyTree:
         """The evaluation at the end of a round: the last point of its curve where all curves end there."""
         is_at_end = len(set(self._lengths)) == 1
         return self._training.last(state, curve) if is_at_end else self._training.evaluated(state)
+
+
+def row_of(
+    round: jax.Array,
+    params: PyTree,
+    masks: PyTree,
+    metrics: PyTree,
+    evaluation: PyTree,
+    curve: PyTree,
+    shown: PyTree,
+) -> Round:
+    """The row of a training under these masks; `shown` are those to store."""
+    params = weights_of(params)
+    kept, total = kept_per_leaf(params, weights_of(masks))
+    sizes = [jnp.size(w) for w in jax.tree.leaves(params)]
+    most = sum(size for size, n in zip(sizes, total, strict=True) if n is not None)
+    left = total_count([k for k in kept if k is not None], jnp.int32 if most < 2**31 else jnp.float32)
+    # 1 - kept / whole would lose the digits of a high density's small sparsity.
+    pruned = total_count([n - k for k, n in zip(kept, total, strict=True) if n is not None])
+    whole = total_count([n for n in total if n is not None])
+    return Round(round, pruned / whole, left, metrics, evaluation, curve, shown)
 
 
 imp = IMP

@@ -17,6 +17,16 @@ from jaxprune.calibration import (
 )
 from jaxprune.masking import apply_masks, make_masks, shuffle_masks, sparsity, summary
 from jaxprune.params import prunable
+from jaxprune.recipes import (
+    Alternating,
+    BeforeTraining,
+    Gradual,
+    Moving,
+    OneShot,
+    Recipe,
+    Recursive,
+    Scoring,
+)
 from jaxprune.rewind import Finetune, Reinitialize, Rewind, RewindLearningRate
 from jaxprune.structures import NM, Block, Channels, Layers, Unstructured
 from jaxprune.surgery import (
@@ -36,17 +46,25 @@ __all__ = [
     "ADMM",
     "IMP",
     "NM",
+    "Alternating",
+    "BeforeTraining",
     "Block",
     "Channels",
     "Coupled",
     "Finetune",
+    "Gradual",
     "Layers",
     "LeastSquares",
     "MaskOnly",
+    "Moving",
+    "OneShot",
     "Plan",
+    "Recipe",
+    "Recursive",
     "Reinitialize",
     "Rewind",
     "RewindLearningRate",
+    "Scoring",
     "Sensitivity",
     "SparseGPT",
     "Swaps",

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.allocation import check_fraction, check_limit, is_share, pruned_after
 from jaxprune.masking import Units
@@ -31,7 +32,7 @@ class ByRate:
         if not is_share(self.rate):
             return
         check_fraction("rate", self.rate)
-        if not isinstance(self.rate, jax.core.Tracer):
+        if not isinstance(self.rate, Tracer):
             after = f" after {rounds} rounds at rate {float(self.rate):g}"
             check_limit("rounds", self._share(rounds), structure, after)
 
@@ -45,7 +46,7 @@ class ByRate:
         return [pruned_after(float(rate), round) for rate in rates]
 
     def _share(self, rounds: int) -> Any:
-        if isinstance(self.rate, jax.core.Tracer):
+        if isinstance(self.rate, Tracer):
             return -jnp.expm1(rounds * jnp.log1p(-self.rate.astype(jnp.float32)))
         return pruned_after(float(self.rate), rounds)
 
@@ -68,7 +69,7 @@ class Given:
             for path, share in zip(paths, shares, strict=True):
                 name = f"sparsities[{number - 1}]"
                 check_fraction(name, share, path or None)
-                if isinstance(share, jax.core.Tracer):
+                if isinstance(share, Tracer):
                     continue
                 check_limit(name, float(share), structure)
                 if float(share) < before.get(path, 0.0):
@@ -107,9 +108,7 @@ def given_sparsities(sparsities: Any, rounds: int | None) -> tuple[Any, ...]:
             )
         return tuple(_rounded(sparsities(number)) for number in range(1, rounds + 1))
     if getattr(sparsities, "ndim", None) == 1:
-        sparsities = (
-            list(sparsities) if isinstance(sparsities, jax.core.Tracer) else np.asarray(sparsities).tolist()
-        )
+        sparsities = list(sparsities) if isinstance(sparsities, Tracer) else np.asarray(sparsities).tolist()
     if not isinstance(sparsities, Sequence) or isinstance(sparsities, str) or not sparsities:
         raise TypeError(
             "`sparsities` must be a sequence with the sparsity after each round, or a schedule of the number of "

@@ -21,7 +21,6 @@ from jaxprune.experiments.progress import progress_bar
 from jaxprune.experiments.results import Record, write_csv
 from jaxprune.params import flatten_with_paths
 from jaxprune.plots import plot_accuracy
-from jaxprune.recipes import IMPRecipe
 
 
 def train(settings: CompareSettings, data: Data, folder: RunFolder, console: Console) -> None:
@@ -46,8 +45,7 @@ def _chosen(settings: CompareSettings) -> dict[tuple[str, float], Any]:
         for sparsity in settings.sparsities:
             try:
                 recipe = MAKE[name](sparsity)
-                if isinstance(recipe, IMPRecipe):
-                    recipe.check_steps(settings.steps)
+                recipe.trainings(settings.steps)  # raises for too few steps
             except ValueError as error:
                 raise ValueError(
                     f"--recipes {name} at --sparsities {sparsity:g} and --steps {settings.steps}: {error}"
