@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import optax
 
-from jaxprune.params import PyTree
 from jaxprune.recipes._scoring import Scoring
 from jaxprune.rewind import Initialization
 from jaxprune.structures import Structure
@@ -39,6 +39,5 @@ class Choices(Protocol):
     @property
     def continues(self) -> bool: ...
 
-    def transform(
-        self, inner: optax.GradientTransformation, params: PyTree, *, steps: int, **more: Any
-    ) -> optax.GradientTransformationExtraArgs: ...
+    @property
+    def transform(self) -> Callable[..., optax.GradientTransformationExtraArgs]: ...

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune._imp import Round, row_of
+from jaxprune._imp import IMP, Carry, Round, row_of
+from jaxprune.masking import apply_masks
 from jaxprune.masking.units import as_arrays
 from jaxprune.params import PyTree, mask_leaves
 from jaxprune.recipes._choices import Choices
@@ -19,7 +20,8 @@ from jaxprune.recipes._scoring import Task
 from jaxprune.rewind import replace
 from jaxprune.training import Training, impose_masks
 from jaxprune.transforms import get_masks, has_masks, masked
-from jaxprune.transforms._masked import MaskedState
+from jaxprune.transforms._masked import MaskedState, unwrapped
+from jaxprune.transforms._masks_in_state import stored_masks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +57,26 @@ class _Bound:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class SeveralTrainings(IMP):
+    """The experiment of a recipe of several trainings: `jp.imp`, for a plain optimizer in `.tx` too."""
+
+    def init(self, key: jax.Array, state: Any) -> Carry:
+        return super().init(key, under_masks(state))
+
+    def train(self, key: jax.Array, state: Any, masks: PyTree) -> tuple[Any, Round]:
+        return super().train(key, under_masks(state), masks)
+
+
+def under_masks(state: Any) -> Any:
+    """The state with the plain optimizer of its `.tx` in `jp.masked`; any other state as it is."""
+    if not hasattr(state, "tx") or has_masks(state.opt_state):
+        return state
+    tx: Any = masked(state.tx)
+    masks = stored_masks(state.params, None)
+    return replace(state, tx=tx, opt_state=MaskedState(masks, state.opt_state))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class SingleTraining:
     """The experiment of a recipe of one training; made by `Recipe.experiment`."""
 
@@ -84,31 +106,31 @@ class SingleTraining:
 
         Args:
           key: a `jax.random.key`; batches, scores and random masks follow from it.
-          state: any pytree with `.params` and `.opt_state`. Its optimizer is made by `recipe.transform`, or it
-            is the plain one and stands in `.tx`. A recipe that prunes before training takes any state, best one
-            of `jp.masked(tx)`.
+          state: any pytree with `.params` and `.opt_state`. Its optimizer stands in `.tx`, plain or in
+            `jp.masked`, or is that of `recipe.transform`. A recipe that prunes before training takes any state.
 
         Returns:
-          The trained state and the history: a `Round` of one row. A plain optimizer has become `jp.masked(tx)`,
-          which keeps the pruned weights at zero in further training.
+          The trained state and the history: a `Round` of one row. The optimizer in `.tx` has become
+          `jp.masked(tx)`, which keeps the pruned weights at zero in further training.
 
         Raises:
-          ValueError: a state without `.tx` whose optimizer holds no masks; as `transform` does.
+          ValueError: a state without `.tx` whose optimizer is not that of `transform`; as `transform` does.
         """
         batch_key, recipe_key, _ = jax.random.split(jax.random.fold_in(key, 0), 3)
         if isinstance(self.recipe.scheduling, BeforeTraining):
             return self._trained(batch_key, *self._pruned(batch_key, recipe_key, state))
         if has_masks(state.opt_state) and not isinstance(state.opt_state, MaskedState):
             return self._trained(batch_key, state, ())  # an optimizer of the recipe
-        inner = getattr(state, "tx", None)
-        if inner is None or has_masks(state.opt_state):
-            came = "one that jp.masked wraps" if inner is not None else f"{type(state).__name__} without it"
+        if not hasattr(state, "tx"):
             raise ValueError(
-                f"`state` must have a plain optimizer as `.tx`, as flax's TrainState, got {came}: {self.recipe.name} "
-                "prunes while it trains. Or make the optimizer with recipe.transform(...)."
+                f"`state` must have its optimizer as `.tx`, as flax's TrainState, got {type(state).__name__} without "
+                f"it: {self.recipe.name} prunes while it trains. Or make the optimizer with recipe.transform(...)."
             )
+        inner = unwrapped(state.tx)
         tx = self.recipe.transform(inner, state.params, **self._task(recipe_key)._asdict())
-        state = replace(state, tx=tx, opt_state=tx.init(state.params))
+        opt_state = tx.init(state.params)
+        params = apply_masks(state.params, get_masks(opt_state))
+        state = replace(state, params=params, tx=tx, opt_state=opt_state)
         state, history = self._trained(batch_key, state, ())
         held: Any = state.opt_state
         penalized = self.recipe.scoring.penalized(inner, self.recipe.structure, self.where)
@@ -117,7 +139,7 @@ class SingleTraining:
 
     def _pruned(self, key: jax.Array, recipe_key: jax.Array, state: Any) -> tuple[Any, PyTree]:
         """The state with masks made at initialization, and these masks."""
-        state = self._training.match_dtypes(key, state)
+        state = self._training.match_dtypes(key, under_masks(state))
         task = Task(state.params, **self._task(recipe_key)._asdict())
         scheduling: Any = self.recipe.scheduling
         masks = as_arrays(mask_leaves(state.params, scheduling.masks(self.recipe, task)), state.params)

@@ -10,11 +10,10 @@ import jax
 import optax
 from jax.core import Tracer
 
-from jaxprune._imp import IMP
 from jaxprune.allocation import check_fraction, check_scope
 from jaxprune.params import PyTree
 from jaxprune.recipes._allocation import allocated
-from jaxprune.recipes._experiment import Drawn, SingleTraining
+from jaxprune.recipes._experiment import Drawn, SeveralTrainings, SingleTraining
 from jaxprune.recipes._scheduling import OneShot, Rounds, Scheduling
 from jaxprune.recipes._scoring import Scoring, Task
 from jaxprune.rewind import Finetune, Initialization
@@ -206,16 +205,16 @@ class Recipe:
         batches: Sequence[Any] | None = None,
         fn: Callable[..., Any] | None = None,
         inputs: Sequence[Any] | None = None,
-    ) -> IMP | SingleTraining:
+    ) -> SeveralTrainings | SingleTraining:
         """The whole experiment as a pure function: `state, history = jax.jit(experiment.run)(key, state)`.
 
         All rounds of a recipe of several trainings are one program, that of `jp.imp`. A recipe of one training
         makes its optimizer (`transform`) of the one in the state. `run` runs under `jit` and `vmap`.
 
         Args:
-          train_step, batch_fn, where, evaluate, every, keep_masks: as for `jp.imp`. In a recipe of one training
-            `train_step` must use `state.tx`, as flax's `TrainState.apply_gradients` does, unless the
-            optimizer is the one that `transform` gives already.
+          train_step, batch_fn, where, evaluate, every, keep_masks: as for `jp.imp`. `train_step` uses `state.tx`, as
+            flax's `TrainState.apply_gradients` does: the recipe wraps it. (Without `.tx`, the optimizer of the
+            state must be that of `transform`, or `jp.masked(tx)` for a recipe of several trainings.)
           steps: number of training steps of all trainings together.
           params: the parameters, or their shapes, for a recipe of several trainings with an `allocation`.
           loss_fn, batches, fn, inputs: as for `transform`. Without `batches`, scores from gradients take a batch
@@ -260,7 +259,7 @@ class Recipe:
             return SingleTraining(
                 self, train_step, batch_fn, steps, drawn, where, evaluate, every, keep_masks
             )
-        return IMP(
+        return SeveralTrainings(
             train_step,
             batch_fn,
             steps=rounds.steps,

@@ -21,8 +21,6 @@ from jaxprune.round_sparsity import given_sparsities
 from jaxprune.transforms import gradual, masked
 from jaxprune.whole_numbers import check_whole
 
-Transformation = optax.GradientTransformationExtraArgs
-
 
 class Scheduling(Protocol):
     """What a recipe needs from its `scheduling`."""
@@ -44,7 +42,9 @@ class Scheduling(Protocol):
         """
         ...
 
-    def transform(self, recipe: Choices, inner: optax.GradientTransformation, task: Task) -> Transformation:
+    def transform(
+        self, recipe: Choices, inner: optax.GradientTransformation, task: Task
+    ) -> optax.GradientTransformationExtraArgs:
         """The optimizer that carries out a single training."""
         ...
 
@@ -104,7 +104,9 @@ class OneShot:
         lengths = before, steps - before
         return Rounds(lambda sparsity: (sparsity,), lengths[0] if lengths[0] == lengths[1] else lengths)
 
-    def transform(self, recipe: Choices, inner: optax.GradientTransformation, task: Task) -> Transformation:
+    def transform(
+        self, recipe: Choices, inner: optax.GradientTransformation, task: Task
+    ) -> optax.GradientTransformationExtraArgs:
         step = int(self.at * task.steps)
         return _gradual(recipe, inner, task, lambda final: schedules.one_shot(final, step=step))
 
@@ -153,7 +155,9 @@ class Gradual:
     def rounds_of(self, recipe: Choices, steps: int) -> None:
         return None
 
-    def transform(self, recipe: Choices, inner: optax.GradientTransformation, task: Task) -> Transformation:
+    def transform(
+        self, recipe: Choices, inner: optax.GradientTransformation, task: Task
+    ) -> optax.GradientTransformationExtraArgs:
         begin, end = int(self.begin * task.steps), int(self.until * task.steps)
         every = max((end - begin) // self.updates, 1)
         return _gradual(
@@ -230,7 +234,9 @@ class Recursive:
             return (*(sparsity * part for part in inner), sparsity)
         return (*(1 - (1 - sparsity) ** part for part in inner), sparsity)
 
-    def transform(self, recipe: Choices, inner: optax.GradientTransformation, task: Task) -> Transformation:
+    def transform(
+        self, recipe: Choices, inner: optax.GradientTransformation, task: Task
+    ) -> optax.GradientTransformationExtraArgs:
         raise NotImplementedError  # the recipe never asks
 
 
@@ -264,7 +270,9 @@ class BeforeTraining:
     def rounds_of(self, recipe: Choices, steps: int) -> None:
         return None
 
-    def transform(self, recipe: Choices, inner: optax.GradientTransformation, task: Task) -> Transformation:
+    def transform(
+        self, recipe: Choices, inner: optax.GradientTransformation, task: Task
+    ) -> optax.GradientTransformationExtraArgs:
         return masked(recipe.scoring.penalized(inner, recipe.structure, task.where), self.masks(recipe, task))
 
     def masks(self, recipe: Choices, task: Task) -> PyTree:
@@ -338,7 +346,9 @@ class Moving:
     def rounds_of(self, recipe: Choices, steps: int) -> None:
         return None
 
-    def transform(self, recipe: Choices, inner: optax.GradientTransformation, task: Task) -> Transformation:
+    def transform(
+        self, recipe: Choices, inner: optax.GradientTransformation, task: Task
+    ) -> optax.GradientTransformationExtraArgs:
         end = int(self.until * task.steps)
         wrap = sparse_training.rigl if self.growth == "gradient" else sparse_training.set
         return wrap(
@@ -391,7 +401,9 @@ class Alternating:
     def rounds_of(self, recipe: Choices, steps: int) -> None:
         return None
 
-    def transform(self, recipe: Choices, inner: optax.GradientTransformation, task: Task) -> Transformation:
+    def transform(
+        self, recipe: Choices, inner: optax.GradientTransformation, task: Task
+    ) -> optax.GradientTransformationExtraArgs:
         first = int(self.begin * task.steps)
         every = max(int((self.until - self.begin) * task.steps) // self.phases, 1)
         return sparse_training.ac_dc(
@@ -411,7 +423,7 @@ class Alternating:
 
 def _gradual(
     recipe: Choices, inner: optax.GradientTransformation, task: Task, make: Callable[[Any], Any]
-) -> Transformation:
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer that prunes along a schedule."""
     scoring, structure = recipe.scoring, recipe.structure
     return gradual(

@@ -136,7 +136,7 @@ class Scoring:
         """Whether the score draws random numbers."""
         return bool({"key", "rng"} & {*_arguments(self.score)})
 
-    def of_task(self, task: Any, structure: Structure) -> Callable[[PyTree, jax.Array | None], PyTree]:
+    def of_task(self, task: Any, structure: Structure) -> Callable[..., PyTree]:
         """The function (params, key) -> scores: the score with all else that it needs bound to it.
 
         Args:
