@@ -42,6 +42,7 @@ class LinkedUnits:
     size: int
     names: ClassVar[tuple[str, ...]] = ("a and b",)
     least: ClassVar[tuple[int, ...]] = ()
+    budget: ClassVar[None] = None
 
     @property
     def shapes(self):

@@ -76,7 +76,12 @@ class Units:
         return self.cut.shares([values[i] for i in self.chosen])
 
     def counts(self, shares: Any) -> Any:
-        """Number of units to prune: one count for all, or a list with one for each array of units."""
+        """Number of units to prune: one count for all, or a list with one for each array of units.
+
+        Of a structure with a budget of its own: how much of it to remove.
+        """
+        if self.cut.budget is not None:
+            return self.cut.budget.counts(shares, self.criterion.scope, self.least)
         return counts_to_prune(shares, self.numbers, self.criterion.scope)
 
     def check_final(self, shares: Any) -> None:
@@ -90,7 +95,9 @@ class Units:
 
     def check_minimum(self, shares: Any, scope: Scope | None = None) -> None:
         """Raises ValueError for known shares that prune more units than the minimum allows."""
-        if any(self.least):
+        if self.cut.budget is not None:
+            self.cut.budget.check(shares, scope or self.criterion.scope, self.least)
+        elif any(self.least):
             counts = counts_to_prune(shares, self.numbers, scope or self.criterion.scope)
             check_least_kept(counts, self.numbers, self.least, list(self.cut.names))
 

@@ -78,6 +78,15 @@ def subtract(a: Count, b: Count) -> Count:
     return Count(a.high - b.high - (a.low < b.low).astype(jnp.uint32), a.low - b.low)
 
 
+def times(a: Count, n: jax.Array) -> Count:
+    """a * n for a uint32 n and a product below 2^64."""
+    a_low, a_high, n_low, n_high = a.low & 0xFFFF, a.low >> _LIMB, n & 0xFFFF, n >> _LIMB
+    low, left, right = a_low * n_low, a_high * n_low, a_low * n_high
+    middle = (low >> _LIMB) + (left & 0xFFFF) + (right & 0xFFFF)
+    high = a.high * n + a_high * n_high + (left >> _LIMB) + (right >> _LIMB) + (middle >> _LIMB)
+    return Count(high, (low & 0xFFFF) | (middle << _LIMB))
+
+
 def less_equal(a: Count, b: Count) -> jax.Array:
     """a <= b."""
     return (a.high < b.high) | ((a.high == b.high) & (a.low <= b.low))

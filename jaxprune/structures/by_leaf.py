@@ -54,6 +54,10 @@ class LeafUnits:
     def least(self) -> tuple[int, ...]:
         return ()
 
+    @property
+    def budget(self) -> None:
+        return None
+
     def shares(self, shares: list[Any]) -> list[Any]:
         return shares
 

@@ -49,6 +49,18 @@ class Structure(Protocol):
         ...
 
 
+class Budget(Protocol):
+    """What a sparsity is a share of, where that is not the number of units."""
+
+    def counts(self, shares: Any, scope: Any, least: Sequence[int]) -> Any:
+        """What `Cut.select` takes as counts, for a share that may be traced; `least` is that of each array."""
+        ...
+
+    def check(self, shares: Any, scope: Any, least: Sequence[int]) -> None:
+        """Raises ValueError for a known share that can't be reached."""
+        ...
+
+
 class Cut(Protocol):
     """The units of a tree, as one or more arrays of units.
 
@@ -70,6 +82,11 @@ class Cut(Protocol):
     @property
     def least(self) -> Sequence[int]:
         """Units that each array keeps at least, whatever the criterion's minimum is; empty for none."""
+        ...
+
+    @property
+    def budget(self) -> Budget | None:
+        """What a sparsity is a share of; None for the number of units."""
         ...
 
     def shares(self, shares: list[Any]) -> list[Any]:
@@ -103,7 +120,8 @@ class Cut(Protocol):
 
         Args:
           units: the scores of the units.
-          counts: number of units to prune: one count for all units, or a list with one for each array.
+          counts: number of units to prune: one count for all units, or a list with one for each array; or what
+            `budget.counts` gives.
           pruned: units that are pruned before all others.
           unprotected: for each array, the number of units beyond the minimum that it keeps; None if there is no
             minimum.

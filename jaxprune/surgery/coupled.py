@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from jaxprune.structures.keep import Highest
 from jaxprune.structures.structure import Shape
 from jaxprune.surgery.groups import Groups
 from jaxprune.surgery.layouts import Layout, by_unit, groups_in, layout_of, spread_units
+from jaxprune.surgery.unit_budget import UnitBudget
+from jaxprune.surgery.unit_cost import unit_cost
 from jaxprune.surgery.unit_sums import unit_sums
 from jaxprune.tree_nodes import Leaf
 from jaxprune.weight_names import is_statistic
@@ -36,6 +38,9 @@ class Coupled:
     `where` that leaves out a leaf keeps all groups that touch it. A tree may lack statistics (Linen's
     `params` without `batch_stats`): they then count nothing.
 
+    With `budget="params"` or `"flops"` a sparsity is a share of the parameters or FLOPs of the whole model, as
+    `jp.plan_removal` counts them: the fewest units are pruned that remove at least that much.
+
     With `scope="local"` each group loses the same share of its units. In a tree of shares (an allocation) a
     group takes that of its first leaf. `jp.plan_from_masks(groups, masks)` gives the plan that removes what is
     pruned, `jp.masked_fn(fn, groups)` the function that trains as if it was removed.
@@ -46,9 +51,12 @@ class Coupled:
       exclude: names of groups, or regular expressions that match a whole path of one of their members (or a
         leading part of it, up to a slash): these groups lose nothing.
       round_to: the number of kept units of a group is rounded up to a multiple of this (or to all of them).
+      budget: what a sparsity is a share of: "units" (those of the groups that may lose some), or "params" or "flops"
+        of the whole model.
 
     Raises:
-      ValueError: there is no group to prune; a pattern that matches no group; a tree that is not the one that
+      ValueError: there is no group to prune; a pattern that matches no group; an unknown budget, or one that is
+        shared out by an allocation, or (when masks are made) that can't be reached; a tree that is not the one that
         the groups were found in.
       TypeError: `groups` is not what `find_groups` gives.
 
@@ -73,6 +81,7 @@ class Coupled:
     minimum: int | float = 1
     exclude: str | tuple[str, ...] = ()
     round_to: int = 1
+    budget: Literal["units", "params", "flops"] = "units"
 
     def __post_init__(self):
         if not isinstance(self.groups, Groups):
@@ -86,6 +95,8 @@ class Coupled:
             )
         if not isinstance(self.round_to, int) or self.round_to < 1:
             raise ValueError(f"`round_to` must be a positive whole number, got {self.round_to!r}.")
+        if self.budget not in ("units", "params", "flops"):
+            raise ValueError(f"`budget` must be one of 'units', 'params', 'flops', got {self.budget!r}.")
         if not isinstance(self.exclude, str):
             object.__setattr__(self, "exclude", tuple(self.exclude))
         if not self._free:
@@ -105,6 +116,7 @@ class Coupled:
                 ("minimum", self.minimum, 1),
                 ("exclude", self.exclude, ()),
                 ("round_to", self.round_to, 1),
+                ("budget", self.budget, "units"),
             )
             if value != default
         ]
@@ -137,7 +149,22 @@ class Coupled:
                 f"no group is left to prune: `where` leaves out {path!r}, and a group loses units of all its "
                 "leaves or of none. Pass where=None, and `exclude` to Coupled for the groups to keep."
             )
-        return coupled_units(self.groups, free, [leaves[i].path for i in chosen], self.minimum, self.round_to)
+        paths = [leaves[i].path for i in chosen]
+        return coupled_units(self.groups, free, paths, self.minimum, self.round_to, self._budget(tuple(free)))
+
+    def _budget(self, free: tuple[int, ...]) -> UnitBudget | None:
+        """The budget where these groups may lose units; remembered, as a cut is made for every set of masks."""
+        if self.budget == "units":
+            return None
+        if free not in self._budgets:
+            numbers = {self.groups.groups[i].atom: number for number, i in enumerate(free)}
+            cost = unit_cost(self.groups, numbers, self.budget)
+            self._budgets[free] = UnitBudget(self.budget, cost, self.round_to)
+        return self._budgets[free]
+
+    @functools.cached_property
+    def _budgets(self) -> dict[tuple[int, ...], UnitBudget]:
+        return {}
 
     @functools.cached_property
     def _free(self) -> list[int]:
@@ -189,6 +216,7 @@ class CoupledUnits:
       layouts: for each leaf, and for each of its axes, where units lie along it; None where none do.
       least: units that each group keeps at least.
       round_to: what numbers of kept units are multiples of.
+      budget: what a sparsity is a share of; None for the number of units.
     """
 
     names: tuple[str, ...] = dataclasses.field(compare=False)
@@ -196,6 +224,7 @@ class CoupledUnits:
     layouts: tuple[tuple[Layout | None, ...], ...]
     least: tuple[int, ...]
     round_to: int = 1
+    budget: UnitBudget | None = None
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -239,6 +268,9 @@ class CoupledUnits:
         pruned: list[jax.Array | None],
         unprotected: list[Any] | None = None,
     ) -> list[jax.Array]:
+        if self.budget is not None and not isinstance(counts, list):
+            least = [] if unprotected is None else list(map(_without, self.sizes, unprotected))
+            counts = self.budget.reached(units, counts, pruned, least)
         kept = Highest().select(units, counts, pruned, unprotected)
         if self.round_to == 1:
             return kept
@@ -256,7 +288,12 @@ class CoupledUnits:
 
 
 def coupled_units(
-    groups: Groups, free: Sequence[int], paths: Iterable[str], minimum: int | float = 1, round_to: int = 1
+    groups: Groups,
+    free: Sequence[int],
+    paths: Iterable[str],
+    minimum: int | float = 1,
+    round_to: int = 1,
+    budget: UnitBudget | None = None,
 ) -> CoupledUnits:
     """The units of some of the groups in the leaves at these paths."""
     found = [groups.groups[i] for i in free]
@@ -273,6 +310,7 @@ def coupled_units(
         tuple(layouts),
         tuple(least_kept(minimum, list(sizes))),
         round_to,
+        budget,
     )
 
 
@@ -283,6 +321,11 @@ def kept_along(mask: Any, axis: int, layout: Layout) -> Any:
         return module.broadcast_to(mask, (length, 1))
     others = tuple(dim for dim in range(mask.ndim) if dim != axis)
     return module.broadcast_to(mask.any(others), (length,))[:, None]
+
+
+def _without(size: int, unprotected: Any) -> Any:
+    """How many units of a group are protected."""
+    return size - (unprotected if isinstance(unprotected, int) else unprotected.low.astype(jnp.int32))
 
 
 def _to_prune(kept: Any, multiple: int) -> Any:

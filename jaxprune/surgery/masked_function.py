@@ -17,6 +17,7 @@ from jaxprune.surgery.coupled import check_member, coupled_units
 from jaxprune.surgery.evaluation.compact import run
 from jaxprune.surgery.evaluation.traced_keep import TracedKeep
 from jaxprune.surgery.evaluation.training import MaskedTraining
+from jaxprune.surgery.evaluation.zeros import Zeros
 from jaxprune.surgery.groups import Groups
 from jaxprune.surgery.inference.axes import Atom
 from jaxprune.surgery.inference.model import Model, analyse
@@ -87,7 +88,10 @@ def masked_fn(fn: Callable, groups: Groups) -> Callable:
         params = jax.tree.unflatten(treedef, [masked_leaf(w, m) if is_array_leaf(w) else w for w, m in pairs])
         _, (model, atoms) = analysed(params, inputs)
         keep = TracedKeep({atom: kept[number] for atom, number in atoms.items() if kept[number] is not None})
-        return run(model, MaskedTraining(keep), params, inputs)
+        arrays = [mask is not True for w, mask in zip(leaves, of_leaves, strict=True) if is_array_leaf(w)]
+        others = len(model.frame.jaxpr.invars) - len(model.traced.consts) - len(arrays)
+        zeros = Zeros(model.frame, [*[False] * len(model.traced.consts), *arrays, *[False] * others], keep)
+        return run(model, MaskedTraining(keep, zeros), params, inputs)
 
     return masked
 

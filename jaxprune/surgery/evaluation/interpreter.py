@@ -76,10 +76,10 @@ class Masked(Small):
         return bind(eqn, self.mask_reduced(frame, eqn, args))
 
     def reductions(
-        self, eqn: JaxprEqn, found: Sequence[Reduction], args: Sequence[Any]
+        self, frame: Frame, eqn: JaxprEqn, found: Sequence[Reduction], args: Sequence[Any]
     ) -> Sequence[Reduction]:
         """Those of an equation's reductions that are to be masked."""
-        del eqn, args
+        del frame, eqn, args
         return found
 
     def mask_reduced(self, frame: Frame, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -89,7 +89,7 @@ class Masked(Small):
         if rule is None or rule.reduces is None:
             return args
         ins = frame.ins(eqn)
-        for operand, dimensions, identity in self.reductions(eqn, rule.reduces(eqn, ins), args):
+        for operand, dimensions, identity in self.reductions(frame, eqn, rule.reduces(eqn, ins), args):
             axes = ins[operand]
             for dim in dimensions:
                 if self.keep.cuts([axes[dim]]):

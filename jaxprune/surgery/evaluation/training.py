@@ -11,15 +11,17 @@ from jax.extend.core import JaxprEqn
 
 from jaxprune.jaxprs.flops import PRODUCTS
 from jaxprune.surgery.evaluation.interpreter import Masked
+from jaxprune.surgery.evaluation.zeros import FROM_ZERO, Dims, Zeros, from_zero
 from jaxprune.surgery.inference.axes import Axes
 from jaxprune.surgery.inference.frames import Frame
+from jaxprune.surgery.inference.kept import Keep
 from jaxprune.surgery.inference.rules.rule import Reduction, one, zero
 
 # Functions that have a pole or overflow, and operands at which they do not. The result at a pruned unit reaches no
 # kept unit, but in the gradient 0 times inf would be NaN.
 _HARMLESS: Mapping[str, tuple[tuple[int, Callable[[Any], Any]], ...]] = MappingProxyType(
     {
-        **dict.fromkeys(("exp", "exp2", "expm1", "sinh", "cosh", "tan", "atanh", "log1p"), ((0, zero),)),
+        **dict.fromkeys(("exp", "exp2", "cosh"), ((0, zero),)),
         **dict.fromkeys(("log", "rsqrt", "sqrt", "cbrt", "integer_pow", "acosh"), ((0, one),)),
         **dict.fromkeys(("lgamma", "digamma"), ((0, one),)),
         "div": ((1, one),),
@@ -35,32 +37,61 @@ _CUMULATIVE = frozenset(("cummax", "cummin", "cumlogsumexp"))
 class MaskedTraining(Masked):
     """Evaluates the full arrays as `Masked` does, with harmless numbers at pruned units where poles are near.
 
-    So numbers at pruned units are finite, and of a product's operands it is enough to mask the smaller one.
+    So numbers at pruned units are finite, and of a product's operands it is enough to mask the smaller one. No
+    operand is masked that is zero there already.
+
+    Args:
+      keep: which units are kept.
+      zeros: the values that are zero at pruned units.
     """
 
+    def __init__(self, keep: Keep, zeros: Zeros):
+        super().__init__(keep)
+        self.zeros = zeros
+
     def reductions(
-        self, eqn: JaxprEqn, found: Sequence[Reduction], args: Sequence[Any]
+        self, frame: Frame, eqn: JaxprEqn, found: Sequence[Reduction], args: Sequence[Any]
     ) -> Sequence[Reduction]:
+        zeros = [self._zeros(frame, eqn, reduction.operand) for reduction in found]
         if eqn.primitive.name in PRODUCTS:
-            return [min(found[::-1], key=lambda reduction: args[reduction.operand].size)]
-        return found
+            pairs = zip(*(reduction.dimensions for reduction in found), strict=True)
+            left = [i for i, (a, b) in enumerate(pairs) if a not in zeros[0] and b not in zeros[1]]
+            smaller = min(found[::-1], key=lambda reduction: args[reduction.operand].size)
+            return [smaller._replace(dimensions=tuple(smaller.dimensions[i] for i in left))]
+        return [
+            reduction._replace(dimensions=tuple(dim for dim in reduction.dimensions if dim not in known))
+            if reduction.identity is zero
+            else reduction
+            for reduction, known in zip(found, zeros, strict=True)
+        ]
 
     def equation(self, frame: Frame, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
         args = list(args)
-        for place, harmless in _HARMLESS.get(eqn.primitive.name, ()):
+        for place, harmless in _harmless(eqn):
             axes = frame.ins(eqn)[place]
-            if self.keep.cuts(axes):
+            known = self._zeros(frame, eqn, place) if harmless is zero else frozenset()
+            dims = self.zeros.pruned(axes) - known
+            if dims:
                 value = args[place]
-                args[place] = jnp.where(self._kept(axes), value, harmless(value.dtype))
+                args[place] = jnp.where(self._kept(axes, dims), value, harmless(value.dtype))
         results = super().equation(frame, eqn, args)
         if eqn.primitive.name in _CUMULATIVE:
             axes = frame.of(eqn.outvars[0])
-            results = [jnp.where(self._kept(axes), x, jnp.zeros_like(x)) for x in results]
+            kept = self._kept(axes, self.zeros.pruned(axes))
+            results = [jnp.where(kept, x, jnp.zeros_like(x)) for x in results]
         return results
 
-    def _kept(self, axes: Axes) -> Any:
+    def _zeros(self, frame: Frame, eqn: JaxprEqn, place: int) -> Dims:
+        return self.zeros.of(frame, eqn.invars[place], frame.ins(eqn)[place])
+
+    def _kept(self, axes: Axes, dims: Dims) -> Any:
         kept: Any = True
-        for dim, axis in enumerate(axes):
-            if self.keep.cuts([axis]):
-                kept = kept & self.keep.mask(axis).reshape([-1 if d == dim else 1 for d in range(len(axes))])
+        for dim in sorted(dims):
+            kept = kept & self.keep.mask(axes[dim]).reshape([-1 if d == dim else 1 for d in range(len(axes))])
         return kept
+
+
+def _harmless(eqn: JaxprEqn) -> Sequence[tuple[int, Callable[[Any], Any]]]:
+    if eqn.primitive.name in FROM_ZERO and from_zero(eqn):
+        return ((0, zero),)
+    return _HARMLESS.get(eqn.primitive.name, ())

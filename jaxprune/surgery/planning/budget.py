@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxprune.selection import as_written, count_to_prune
+from jaxprune.surgery import cost
 from jaxprune.surgery.groups import Group, Groups
 from jaxprune.surgery.inference.kept import Keep
-from jaxprune.surgery.planning import cost
 
 Removal = Mapping[Group, int]  # units that each group loses
 
