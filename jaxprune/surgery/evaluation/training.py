@@ -42,7 +42,9 @@ class MaskedTraining(Masked):
         self, eqn: JaxprEqn, found: Sequence[Reduction], args: Sequence[Any]
     ) -> Sequence[Reduction]:
         if eqn.primitive.name in PRODUCTS:
-            return [min(found[::-1], key=lambda reduction: args[reduction.operand].size)]
+            factors = [reduction for reduction in found[::-1] if reduction.operand < 2]
+            smaller = min(factors, key=lambda reduction: args[reduction.operand].size)
+            return [smaller, *(reduction for reduction in found if reduction.operand >= 2)]
         return found
 
     def equation(self, frame: Frame, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
