@@ -122,12 +122,26 @@ def dense_of(task: Task, seed: int, steps: int) -> dict[str, Any]:
     return variables(trained(task, tx, plain(task.train_fn), state, key, steps))
 
 
+def squares(params: Any) -> Any:
+    """Scores of weights; their sum over a unit is its squared L2 norm."""
+    return jax.tree.map(jnp.square, params)
+
+
+def norms(groups: Any, tree: dict[str, Any]) -> Any:
+    """The same for surgery: statistics do not count, as in masks."""
+    del groups
+    return {
+        "params": squares(tree["params"]),
+        "batch_stats": jax.tree.map(lambda _: None, tree["batch_stats"]),
+    }
+
+
 Small = tuple[jp.Plan, dict[str, Any]]
 
 
 def one_shot(task: Task, dense: dict[str, Any], share: float, key: jax.Array, steps: int) -> Small:
     groups = jp.find_groups(task.train_fn, dense, task.images[:2], state=statistics)
-    plan = jp.plan_removal(groups, dense, share, budget="units")
+    plan = jp.plan_removal(groups, dense, share, budget="units", score=norms(groups, dense))
     small, tx = plan.shrink(dense), optimizer(steps, RATE)
     state = State(small["params"], small["batch_stats"], tx.init(small["params"]))
     return plan, variables(trained(task, tx, plain(plan.compact(task.train_fn)), state, key, steps))
@@ -141,7 +155,7 @@ def masks(task: Task, dense: dict[str, Any], share: float, key: jax.Array, steps
         schedule,
         scope="local",
         structure=jp.Coupled(groups),
-        score=lambda params: jax.tree.map(jnp.square, params),  # summed: the squared L2 norm of a unit
+        score=squares,
     )
     masked = jp.masked_fn(task.train_fn, groups)
 
@@ -165,7 +179,26 @@ def accuracy(fn: Callable, tree: Any, split: data.Split, batch: int = 1000) -> f
 
 
 def rounds(task: Task, dense: dict[str, Any], share: float, key: jax.Array, steps: int) -> Small:
-    raise NotImplementedError
+    tx = optimizer(steps, RATE)
+
+    def make_train_step(compact: Callable) -> Callable:
+        apply = plain(compact(task.train_fn))
+        return lambda state, batch: (gradient_step(tx, apply, state, batch), {})
+
+    each = steps // (2 * ROUNDS)
+    state, plan, _ = jp.shrink_in_rounds(
+        task.fn,
+        State(dense["params"], dense["batch_stats"], tx.init(dense["params"])),
+        task.images[:2],
+        key=key,
+        make_train_step=make_train_step,
+        batch_fn=task.batch_of,
+        steps=[0, *[each] * (ROUNDS - 1), steps - each * (ROUNDS - 1)],  # the last round has the most
+        sparsities=[1 - (1 - share) ** (r / ROUNDS) for r in range(1, ROUNDS)] + [share],
+        planner=jp.RemoveUnits(norms, budget="units"),
+        variables=variables,
+    )
+    return plan, variables(state)
 
 
 RUN: dict[str, Callable[[Task, dict[str, Any], float, jax.Array, int], Small]] = {

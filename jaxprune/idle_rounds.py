@@ -9,7 +9,7 @@ that is not certain, the round counts as training.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -114,7 +114,13 @@ class Clock:
 
 
 def idle_round(
-    training: Training, key: jax.Array, state: Any, chosen: list[int], rewind: Any, rounds: int
+    training: Training,
+    key: jax.Array,
+    state: Any,
+    chosen: list[int],
+    rewind: Any,
+    rounds: int,
+    steps: Sequence[int] | None = None,
 ) -> int | None:
     """The first round after the dense one in which no weight to prune can change; None if there is none.
 
@@ -125,12 +131,14 @@ def idle_round(
       chosen: positions of the parameters to prune.
       rewind: the `rewind` of the experiment.
       rounds: number of prunings.
+      steps: the steps of each round, the dense one first; None for those of `training`. The dense round may have none.
 
     Returns:
       The number of the round; None also if the dense training itself changes nothing.
     """
     if not rounds:
         return None
+    ends = [training.steps] * (rounds + 1) if steps is None else list(steps)
     clock = Clock(training, key, state, chosen)
     if not clock.is_telling:
         return None
@@ -138,8 +146,8 @@ def idle_round(
     _ = clock.loop  # compiled here, see there
     with jax.ensure_compile_time_eval():
         snapshot, early = clock.run(clock.start(), 0, rewind.step)
-        end, late = clock.run(snapshot, rewind.step, training.steps)
-        if not (early or late):
+        end, late = clock.run(snapshot, rewind.step, ends[0])
+        if ends[0] and not (early or late):
             return None
         before = None
         for number in range(1, rounds + 1):
@@ -149,9 +157,9 @@ def idle_round(
             if not all(isinstance(value, Known) for value in found):
                 return None
             counts = tuple(np.asarray(value.value) for value in found if isinstance(value, Known))
-            if counts == before:
-                return None  # as in the last round, which trained
-            end, trains = clock.run(counts, rewind.step, training.steps)
+            if counts == before and ends[number] >= ends[number - 1]:
+                continue  # as in the last round, which trained
+            end, trains = clock.run(counts, rewind.step, ends[number])
             if not trains:
                 return number
             before = counts

@@ -18,6 +18,7 @@ from jaxprune.calibration import (
 from jaxprune.masking import apply_masks, make_masks, shuffle_masks, sparsity, summary
 from jaxprune.params import prunable
 from jaxprune.rewind import Finetune, Reinitialize, Rewind, RewindLearningRate
+from jaxprune.shrinking import RemoveLayers, RemoveUnits, shrink_in_rounds
 from jaxprune.structures import NM, Block, Channels, Layers, Unstructured
 from jaxprune.surgery import (
     Coupled,
@@ -45,6 +46,8 @@ __all__ = [
     "MaskOnly",
     "Plan",
     "Reinitialize",
+    "RemoveLayers",
+    "RemoveUnits",
     "Rewind",
     "RewindLearningRate",
     "Sensitivity",
@@ -76,6 +79,7 @@ __all__ = [
     "schedules",
     "scores",
     "sensitivity",
+    "shrink_in_rounds",
     "shuffle_masks",
     "sparse_training",
     "sparsity",
