@@ -124,7 +124,7 @@ def idle_round(
       state: a state from `match_dtypes`, before the first step. Traced step counts are taken as 0.
       chosen: positions of the parameters to prune.
       rewind: the `rewind` of the experiment.
-      lengths: number of steps of each training, the dense one first.
+      lengths: number of steps of each training, the dense one first, which may have none.
 
     Returns:
       The number of the round; None also if the dense training itself changes nothing.
@@ -139,7 +139,7 @@ def idle_round(
     with jax.ensure_compile_time_eval():
         snapshot, early = clock.run(clock.start(), 0, rewind.step)
         end, late = clock.run(snapshot, rewind.step, lengths[0])
-        if not (early or late):
+        if lengths[0] and not (early or late):
             return None
         before = None
         for number, steps in enumerate(lengths[1:], 1):
@@ -149,12 +149,12 @@ def idle_round(
             if not all(isinstance(value, Known) for value in found):
                 return None
             counts = tuple(np.asarray(value.value) for value in found if isinstance(value, Known))
-            if (counts, steps) == before:
-                return None  # as in the last round, which trained
+            if counts == before and steps >= lengths[number - 1]:
+                continue  # as in the last round, which trained
             end, trains = clock.run(counts, rewind.step, steps)
             if not trains:
                 return number
-            before = counts, steps
+            before = counts
     return None
 
 

@@ -28,6 +28,7 @@ from jaxprune.recipes import (
     Scoring,
 )
 from jaxprune.rewind import Finetune, Reinitialize, Rewind, RewindLearningRate
+from jaxprune.shrinking import RemoveLayers, RemoveUnits, shrink_in_rounds
 from jaxprune.structures import NM, Block, Channels, Layers, Unstructured
 from jaxprune.surgery import (
     Coupled,
@@ -62,6 +63,8 @@ __all__ = [
     "Recipe",
     "Recursive",
     "Reinitialize",
+    "RemoveLayers",
+    "RemoveUnits",
     "Rewind",
     "RewindLearningRate",
     "Scoring",
@@ -94,6 +97,7 @@ __all__ = [
     "schedules",
     "scores",
     "sensitivity",
+    "shrink_in_rounds",
     "shuffle_masks",
     "sparse_training",
     "sparsity",

@@ -17,10 +17,10 @@ from jaxprune.experiments.compare.programs import compile_program, fresh_params,
 from jaxprune.experiments.compare.results import DENSE
 from jaxprune.experiments.compare.settings import CompareSettings
 from jaxprune.experiments.data import Data
-from jaxprune.experiments.progress import progress_bar
 from jaxprune.experiments.results import Record, write_csv
 from jaxprune.params import flatten_with_paths
 from jaxprune.plots import plot_accuracy
+from jaxprune.progress import progress_bar
 
 
 def train(settings: CompareSettings, data: Data, folder: RunFolder, console: Console) -> None:
