@@ -74,15 +74,16 @@ def greedy_loss_increase(
 
     Args:
       branches, loss_fn, params, batches: as in `loss_increase`.
-      number: how many branches to order; None for all but one.
+      number: how many branches to remove, one after the other; None for all but one.
       level: as in `plan_layers`: the branches that are ordered.
       budget: as in `plan_layers`: what the rise of the loss is divided by. With "branches", which all cost the
         same, it is the branch whose removal leaves the lowest loss.
       exclude: as in `plan_layers`: branches to keep.
 
     Returns:
-      Branch name -> score, larger = keep: 0, 1, 2, ... in the order of removal, and `number` for all others. Pass
-      it to `plan_layers` with the same `level`, `budget` and `exclude`.
+      Branch name -> score, larger = keep: 0, 1, 2, ... in the order of removal, then the others by their rises at
+      the last step, then what `exclude` keeps. Pass it to `plan_layers` with the same `level`, `budget` and
+      `exclude`.
 
     Raises:
       ValueError: as in `loss_increase`, or if `number` is not in 1 to the number of branches less one, or a pattern
@@ -115,18 +116,18 @@ def greedy_loss_increase(
         )
     loss = _compiled(gated_loss(branches, names, loss_fn, params), params)
     gone: list[int] = []
+    left, rises = list(range(len(names))), np.zeros(len(names))
     now = _mean(loss, _without(len(names), []), batches)
     for _ in range(last):
-        left = [i for i in range(len(names)) if i not in gone]
         losses = np.array([_mean(loss, _without(len(names), [*gone, i]), batches) for i in left])
         costs = np.array([_cost(branches, [names[j] for j in gone], names[i], budget) for i in left])
         rises = np.where(np.isnan(losses), np.inf, losses - now) / costs
         chosen = int(np.argmin(rises))
-        gone.append(left[chosen])
-        now = losses[chosen]
-    places = {i: float(place) for place, i in enumerate(gone)}
-    scores = {name: places.get(i, float(last)) for i, name in enumerate(names)}
-    return {name: scores.get(name, float(last)) for name in (b.name for b in branches.at(level))}
+        gone.append(left.pop(chosen))
+        now, rises = losses[chosen], np.delete(rises, chosen)
+    order = [*gone, *(left[i] for i in np.argsort(rises, kind="stable"))]
+    scores = {names[i]: float(place) for place, i in enumerate(order)}
+    return {branch.name: scores.get(branch.name, float(len(names))) for branch in branches.at(level)}
 
 
 def _cost(branches: Branches, gone: list[str], name: str, budget: str) -> float:
