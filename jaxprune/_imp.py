@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from jaxprune.allocation import Scope, check_fraction, check_limit, is_share, pruned_after
+from jaxprune.allocation import Scope
 from jaxprune.idle_rounds import idle_round, is_over
 from jaxprune.lookahead import weights_of
-from jaxprune.masking import Criterion, Units
+from jaxprune.masking import Criterion
 from jaxprune.masking.rounds import counts_of_rounds
 from jaxprune.masking.share import kept_per_leaf, total_count
 from jaxprune.masking.units import as_arrays
 from jaxprune.meshes import steady
 from jaxprune.params import PyTree, mask_leaves
 from jaxprune.rewind import Initialization, Rewind
+from jaxprune.round_sparsity import ByRate, Given, RoundSparsity, Sparsities, given_sparsities
 from jaxprune.scores import magnitude
 from jaxprune.scores._scorer import call_score
 from jaxprune.structures import Structure, Unstructured
@@ -64,18 +66,24 @@ class Round(NamedTuple):
 class IMP:
     """Iterative magnitude pruning: train, prune the lowest `rate` of the remaining units, rewind, repeat.
 
-    After r rounds exactly `round((1 - (1 - rate)^r) * n)` of the n units are pruned.
+    After r rounds exactly `round((1 - (1 - rate)^r) * n)` of the n units are pruned, or
+    `round(sparsities[r - 1] * n)` where the sparsities are given.
 
     Args:
       train_step: (state, batch) -> (state, metrics). The state is any pytree with `.params` and
         `.opt_state`. Its optimizer should be `jp.masked(tx)`, which alone keeps pruned weights at zero.
       batch_fn: (key, step) -> batch, pure. All steps of a round get the same key, so fold `step` in:
         `jax.random.fold_in(key, step)`.
-      steps: number of training steps of a round, counted from step 0.
-      rounds: number of prunings; with the dense round 0 there are `rounds + 1` trainings.
-      rate: fraction of the remaining units that a round prunes, or a tree like the parameters with one for each
-        leaf (such as LeNet's 0.1 for the output layer). One rate for all may be traced, so that a sweep over rates
-        is one program; the counts then follow from the rate as a float32.
+      steps: number of training steps of a round, counted from step 0; or a sequence with one for each of the
+        `rounds + 1` trainings.
+      rounds: number of prunings; with the dense round 0 there are `rounds + 1` trainings. It may be left out with
+        a sequence of `sparsities`.
+      rate: fraction of the remaining units that a round prunes, 0.2 if it is left out, or a tree like the
+        parameters with one for each leaf (such as LeNet's 0.1 for the output layer). One rate for all may be
+        traced, so that a sweep over rates is one program; the counts then follow from the rate as a float32.
+      sparsities: the sparsity after each round, instead of `rate`: a sequence such as (0.1, 0.2, 0.3), of numbers
+        (traced ones too) or of trees of them, a one-dimensional array, or a schedule of the number of rounds
+        (`jp.schedules.linear(0.9, begin=0, end=rounds)`).
       score: params -> scores, or (params, key) -> scores (as for `gradual`).
       scope, structure, where: as for `make_masks`.
       rewind: `Rewind(step)`, `RewindLearningRate(step)`, `Finetune(schedule)` or `Reinitialize(init_fn)`. It
@@ -88,8 +96,9 @@ class IMP:
     Its methods `run`, `init`, `step` and `train` are pure and run under `jit` and `vmap`.
 
     Raises:
-      ValueError: if a count is below 1, a rate is outside (0, 1), the step to rewind to is beyond the round,
-        the scope is unknown, `every` is given without `evaluate`, or an N:M pattern allows fewer rounds.
+      ValueError: if a count is below 1, a rate or a sparsity is outside [0, 1), sparsities fall, the step to
+        rewind to is beyond a round, the scope is unknown, `every` is given without `evaluate`, an N:M pattern
+        allows fewer rounds, or both `rate` and `sparsities` are given.
 
     Note:
       On a CPU, XLA runs `conv_general_dilated` inside a loop many times slower than outside. To train a model
@@ -121,9 +130,10 @@ class IMP:
     train_step: Callable[[Any, Any], tuple[Any, PyTree]]
     batch_fn: Callable[[jax.Array, jax.Array], Any]
     _: dataclasses.KW_ONLY
-    steps: int
-    rounds: int
-    rate: Any = 0.2
+    steps: int | Sequence[int]
+    rounds: int | None = None
+    rate: Any = None
+    sparsities: Sparsities | None = None
     score: Callable[..., PyTree] = magnitude
     scope: Scope = "global"
     structure: Structure = Unstructured()
@@ -135,29 +145,63 @@ class IMP:
     minimum: int | float = 0
 
     def __post_init__(self):
-        check_whole(steps=self.steps, **({} if self.every is None else {"every": self.every}))
-        check_whole(at_least=0, rounds=self.rounds)
-        object.__setattr__(self, "steps", int(self.steps))
-        object.__setattr__(self, "rounds", int(self.rounds))
+        if self.sparsities is None and self.rounds is None:
+            raise TypeError("`rounds` must be given, or `sparsities` with one for each round.")
+        if self.sparsities is not None and self.rate is not None:
+            raise ValueError("pass either `rate` or `sparsities`, and not both.")
+        if self.rounds is not None:
+            check_whole(at_least=0, rounds=self.rounds)
+            object.__setattr__(self, "rounds", int(self.rounds))
+        if self.sparsities is not None:
+            object.__setattr__(self, "rounds", len(given_sparsities(self.sparsities, self.rounds)))
+        self._set_steps()
         _ = self._criterion  # raises for what is no criterion
         if self.every is not None and self.evaluate is None:
             raise ValueError(
                 "`every` asks for curves of `evaluate`, which is not given: pass `evaluate` too."
             )
-        if self.every is not None and self.every > self.steps:
+        if self.every is not None and self.every > max(self._lengths):
             raise ValueError(f"`every` must be at most `steps`, got every={self.every}, steps={self.steps}.")
         if not callable(getattr(self.rewind, "restore", None)):
             raise TypeError(f"`rewind` must be Rewind(step), Finetune(), ..., got {self.rewind!r}.")
-        if self.rewind.step >= self.steps:
+        if self.rewind.step >= min(self._lengths):
             raise ValueError(
                 f"`rewind` must go back to a step of the round, got {self.rewind!r} with steps={self.steps}: "
-                f"the last one is {self.steps - 1}."
+                f"the last one is {min(self._lengths) - 1}."
             )
-        if is_share(self.rate):
-            check_fraction("rate", self.rate)
-            if not isinstance(self.rate, jax.core.Tracer):
-                rounds = f" after {self.rounds} rounds at rate {float(self.rate):g}"
-                check_limit("rounds", self._pruned_after(self.rounds), self.structure, rounds)
+        self._sparsity.check(self._rounds, self.structure)
+
+    def _set_steps(self) -> None:
+        """Checks `steps` and `every`, and makes them plain numbers."""
+        if isinstance(self.steps, Sequence) and not isinstance(self.steps, str):
+            if len(self.steps) != self._rounds + 1:
+                raise ValueError(
+                    f"`steps` must be one number, or one for each of the {self._rounds + 1} trainings, got "
+                    f"{self.steps!r}."
+                )
+            for number, steps in enumerate(self.steps):
+                check_whole(**{f"steps[{number}]": steps})
+            object.__setattr__(self, "steps", tuple(map(int, self.steps)))
+        else:
+            check_whole(steps=self.steps)
+            object.__setattr__(self, "steps", int(self.steps))  # type: ignore[arg-type]
+        if self.every is not None:
+            check_whole(every=self.every)
+
+    @functools.cached_property
+    def _lengths(self) -> tuple[int, ...]:
+        """Number of steps of each training."""
+        return self.steps if isinstance(self.steps, tuple) else (int(self.steps),) * (self._rounds + 1)  # type: ignore[arg-type]
+
+    @property
+    def _rounds(self) -> int:
+        return int(self.rounds or 0)
+
+    @functools.cached_property
+    def _sparsity(self) -> RoundSparsity:
+        if self.sparsities is None:
+            return ByRate(0.2 if self.rate is None else self.rate)
+        return Given(given_sparsities(self.sparsities, self.rounds))
 
     @property
     def curve_steps(self) -> tuple[int, ...]:
@@ -166,7 +210,7 @@ class IMP:
 
     @functools.cached_property
     def _training(self) -> Training:
-        return Training(self.train_step, self.batch_fn, self.steps, self.evaluate, self.every)
+        return Training(self.train_step, self.batch_fn, max(self._lengths), self.evaluate, self.every)
 
     def init(self, key: jax.Array, state: Any) -> Carry:
         """The carry before the first round: nothing is pruned, nothing is trained.
@@ -187,13 +231,13 @@ class IMP:
         state = self._training.match_dtypes(key, state)
         units = self._criterion.units(state.params)
         masks = units.full_masks()
-        units.check_minimum(self._shares(units, self.rounds))
-        idle = idle_round(self._training, key, state, units.chosen, self.rewind, self.rounds)
+        units.check_minimum(self._sparsity.after(units, self._rounds))
+        idle = idle_round(self._training, key, state, units.chosen, self.rewind, self._lengths)
         if idle is not None:
             raise ValueError(
                 f"`rewind` {self.rewind!r} leaves round {idle} nothing to train: at its step counts every update "
                 "of the weights to prune is 0, as after the end of a learning-rate schedule. Let the schedule "
-                f"end above 0 or cover all {self.rounds + 1} rounds ({(self.rounds + 1) * self.steps} steps) "
+                f"end above 0 or cover all {self._rounds + 1} rounds ({sum(self._lengths)} steps) "
                 "with Finetune(), rewind to an earlier step, or restart the schedule in every round with "
                 "Finetune(schedule='restart')."
             )
@@ -216,9 +260,9 @@ class IMP:
         Raises:
           ValueError: if all rounds are done and `carry.round` is a known number.
         """
-        if not isinstance(carry.round, jax.core.Tracer) and np.any(np.asarray(carry.round) > self.rounds):
+        if not isinstance(carry.round, Tracer) and np.any(np.asarray(carry.round) > self._rounds):
             raise ValueError(
-                f"all {self.rounds + 1} rounds (0 to {self.rounds}) are done: there is no next one."
+                f"all {self._rounds + 1} rounds (0 to {self._rounds}) are done: there is no next one."
             )
         round_key = jax.random.fold_in(carry.key, carry.round)
         batch_key, score_key, init_key = jax.random.split(round_key, 3)
@@ -234,7 +278,7 @@ class IMP:
         state, masks = jax.lax.cond(is_first, lambda *same: same, prune, carry.state, carry.masks)
         start = jnp.where(is_first, 0, self.rewind.step).astype(jnp.int32)
         state, metrics, snapshot, curve = self._training.run(
-            batch_key, state, masks, start, (self.rewind.step, take, carry.snapshot)
+            batch_key, state, masks, start, (self.rewind.step, take, carry.snapshot), self._stop(carry.round)
         )
         row = self._row(carry.round, state, masks, metrics, curve)
         return Carry(carry.round + 1, carry.key, state, masks, snapshot), row
@@ -250,11 +294,11 @@ class IMP:
           axis of length `rounds + 1`. Row r was trained after r prunings.
         """
         start = steady(lambda carry: self.step(carry)[0], self.init(key, state))
-        carry, history = jax.lax.scan(lambda carry, _: self.step(carry), start, length=self.rounds + 1)
+        carry, history = jax.lax.scan(lambda carry, _: self.step(carry), start, length=self._rounds + 1)
         return carry.state, history
 
     def train(self, key: jax.Array, state: Any, masks: PyTree) -> tuple[Any, Round]:
-        """One whole training from step 0 under given masks, for control experiments.
+        """One training like the last, but from step 0 and under given masks, for control experiments.
 
         Args:
           key: a `jax.random.key`.
@@ -277,7 +321,11 @@ class IMP:
         masks = as_arrays(mask_leaves(state.params, masks), state.params)
         batch_key = jax.random.split(key, 3)[0]
         trained, metrics, _, curve = self._training.run(
-            batch_key, impose_masks(state, masks), masks, jnp.zeros([], jnp.int32)
+            batch_key,
+            impose_masks(state, masks),
+            masks,
+            jnp.zeros([], jnp.int32),
+            stop=self._stop(jnp.int32(self._rounds)),
         )
         return trained, self._row(jnp.int32(-1), trained, masks, metrics, curve)
 
@@ -290,35 +338,44 @@ class IMP:
     def _prune(self, key: jax.Array, params: PyTree, masks: PyTree, round: jax.Array) -> PyTree:
         units = self._criterion.units(params)
         # Exact arithmetic on the host for all rounds, since the round is traced.
-        table = counts_of_rounds([units.counts(self._shares(units, r)) for r in range(self.rounds + 1)])
+        rounds = range(self._rounds + 1)
+        table = counts_of_rounds([units.counts(self._sparsity.after(units, r)) for r in rounds])
         counts = jax.tree.map(lambda column: column[round], table)
         return units.next_masks(call_score(self.score, params, key), counts, masks)
 
-    def _shares(self, units: Units, round: int) -> Any:
-        """The sparsity after so many rounds: one share, or a list with one for each array of units."""
-        if is_share(self.rate):
-            return self._pruned_after(round)
-        rates = units.each(self.rate, "rate")
-        for rate, name in zip(rates, units.cut.names, strict=True):
-            check_fraction("rate", rate, name)
-        return [pruned_after(float(rate), round) for rate in rates]
-
-    def _pruned_after(self, rounds: int) -> Any:
-        if isinstance(self.rate, jax.core.Tracer):
-            return -jnp.expm1(rounds * jnp.log1p(-self.rate.astype(jnp.float32)))
-        return pruned_after(float(self.rate), rounds)
+    def _stop(self, round: jax.Array) -> jax.Array | None:
+        """The number of steps of a round; None if all have as many."""
+        return None if len(set(self._lengths)) == 1 else jnp.asarray(self._lengths, jnp.int32)[round]
 
     def _row(self, round: jax.Array, state: Any, masks: PyTree, metrics: PyTree, curve: PyTree) -> Round:
-        params = weights_of(state.params)
-        kept, total = kept_per_leaf(params, weights_of(masks))
-        sizes = [jnp.size(w) for w in jax.tree.leaves(params)]
-        most = sum(size for size, n in zip(sizes, total, strict=True) if n is not None)
-        left = total_count([k for k in kept if k is not None], jnp.int32 if most < 2**31 else jnp.float32)
-        # 1 - kept / whole would lose the digits of a high density's small sparsity.
-        pruned = total_count([n - k for k, n in zip(kept, total, strict=True) if n is not None])
-        whole = total_count([n for n in total if n is not None])
         shown = masks if self.keep_masks else ()
-        return Round(round, pruned / whole, left, metrics, self._training.last(state, curve), curve, shown)
+        return row_of(round, state.params, masks, metrics, self._last(state, curve), curve, shown)
+
+    def _last(self, state: Any, curve: PyTree) -> PyTree:
+        """The evaluation at the end of a round: the last point of its curve where all curves end there."""
+        is_at_end = len(set(self._lengths)) == 1
+        return self._training.last(state, curve) if is_at_end else self._training.evaluated(state)
+
+
+def row_of(
+    round: jax.Array,
+    params: PyTree,
+    masks: PyTree,
+    metrics: PyTree,
+    evaluation: PyTree,
+    curve: PyTree,
+    shown: PyTree,
+) -> Round:
+    """The row of a training under these masks; `shown` are those to store."""
+    params = weights_of(params)
+    kept, total = kept_per_leaf(params, weights_of(masks))
+    sizes = [jnp.size(w) for w in jax.tree.leaves(params)]
+    most = sum(size for size, n in zip(sizes, total, strict=True) if n is not None)
+    left = total_count([k for k in kept if k is not None], jnp.int32 if most < 2**31 else jnp.float32)
+    # 1 - kept / whole would lose the digits of a high density's small sparsity.
+    pruned = total_count([n - k for k, n in zip(kept, total, strict=True) if n is not None])
+    whole = total_count([n for n in total if n is not None])
+    return Round(round, pruned / whole, left, metrics, evaluation, curve, shown)
 
 
 imp = IMP

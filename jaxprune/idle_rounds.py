@@ -9,7 +9,7 @@ that is not certain, the round counts as training.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -114,7 +114,7 @@ class Clock:
 
 
 def idle_round(
-    training: Training, key: jax.Array, state: Any, chosen: list[int], rewind: Any, rounds: int
+    training: Training, key: jax.Array, state: Any, chosen: list[int], rewind: Any, lengths: Sequence[int]
 ) -> int | None:
     """The first round after the dense one in which no weight to prune can change; None if there is none.
 
@@ -124,12 +124,12 @@ def idle_round(
       state: a state from `match_dtypes`, before the first step. Traced step counts are taken as 0.
       chosen: positions of the parameters to prune.
       rewind: the `rewind` of the experiment.
-      rounds: number of prunings.
+      lengths: number of steps of each training, the dense one first, which may have none.
 
     Returns:
       The number of the round; None also if the dense training itself changes nothing.
     """
-    if not rounds:
+    if len(lengths) < 2:
         return None
     clock = Clock(training, key, state, chosen)
     if not clock.is_telling:
@@ -138,20 +138,20 @@ def idle_round(
     _ = clock.loop  # compiled here, see there
     with jax.ensure_compile_time_eval():
         snapshot, early = clock.run(clock.start(), 0, rewind.step)
-        end, late = clock.run(snapshot, rewind.step, training.steps)
-        if not (early or late):
+        end, late = clock.run(snapshot, rewind.step, lengths[0])
+        if lengths[0] and not (early or late):
             return None
         before = None
-        for number in range(1, rounds + 1):
+        for number, steps in enumerate(lengths[1:], 1):
             states = [clock.values(counts) for counts in (end, snapshot)]
             restored = restore([Hint(), *states[0], *states[1]])
             found = [restored[i] for i in clock.counters]
             if not all(isinstance(value, Known) for value in found):
                 return None
             counts = tuple(np.asarray(value.value) for value in found if isinstance(value, Known))
-            if counts == before:
-                return None  # as in the last round, which trained
-            end, trains = clock.run(counts, rewind.step, training.steps)
+            if counts == before and steps >= lengths[number - 1]:
+                continue  # as in the last round, which trained
+            end, trains = clock.run(counts, rewind.step, steps)
             if not trains:
                 return number
             before = counts

@@ -17,7 +17,18 @@ from jaxprune.calibration import (
 )
 from jaxprune.masking import apply_masks, make_masks, shuffle_masks, sparsity, summary
 from jaxprune.params import prunable
+from jaxprune.recipes import (
+    Alternating,
+    BeforeTraining,
+    Gradual,
+    Moving,
+    OneShot,
+    Recipe,
+    Recursive,
+    Scoring,
+)
 from jaxprune.rewind import Finetune, Reinitialize, Rewind, RewindLearningRate
+from jaxprune.shrinking import RemoveLayers, RemoveUnits, shrink_in_rounds
 from jaxprune.structures import NM, Block, Channels, Layers, Unstructured
 from jaxprune.surgery import (
     Coupled,
@@ -36,17 +47,27 @@ __all__ = [
     "ADMM",
     "IMP",
     "NM",
+    "Alternating",
+    "BeforeTraining",
     "Block",
     "Channels",
     "Coupled",
     "Finetune",
+    "Gradual",
     "Layers",
     "LeastSquares",
     "MaskOnly",
+    "Moving",
+    "OneShot",
     "Plan",
+    "Recipe",
+    "Recursive",
     "Reinitialize",
+    "RemoveLayers",
+    "RemoveUnits",
     "Rewind",
     "RewindLearningRate",
+    "Scoring",
     "Sensitivity",
     "SparseGPT",
     "Swaps",
@@ -76,6 +97,7 @@ __all__ = [
     "schedules",
     "scores",
     "sensitivity",
+    "shrink_in_rounds",
     "shuffle_masks",
     "sparse_training",
     "sparsity",

@@ -54,8 +54,9 @@ class Training:
         masks: PyTree,
         start: jax.Array,
         remember: tuple[int, Callable[[Any, PyTree], PyTree], PyTree] | None = None,
+        stop: jax.Array | None = None,
     ) -> tuple[Any, PyTree, PyTree, PyTree]:
-        """Steps start, ..., steps - 1.
+        """Steps start, ..., stop - 1.
 
         Args:
           key: the key of all batches.
@@ -63,6 +64,7 @@ class Training:
           masks: enforced here if the optimizer holds none.
           start: first step, int32.
           remember: (step, (state, old) -> new, old): the snapshot to take of the state at that step.
+          stop: the step that is not run any more, at most `steps`; None for `steps`.
 
         Returns:
           (state, last metrics, snapshot, curve).
@@ -80,19 +82,22 @@ class Training:
         ends = sorted({self.steps, *self.curve_steps} | {at} - {0})
         if ends == [self.steps] and not self.curve_steps:
             state, metrics = steady(lambda carry: one(start, carry), (state, metrics))
-            state, metrics = jax.lax.fori_loop(start, self.steps, one, (state, metrics))
+            state, metrics = jax.lax.fori_loop(
+                start, self.steps if stop is None else stop, one, (state, metrics)
+            )
             return state, metrics, memory, ()
 
         def segment(carry: Any, limits: tuple[jax.Array, jax.Array]) -> tuple[Any, PyTree]:
             state, metrics, memory = carry
             low, high = limits
             state, metrics = steady(lambda carry: one(low, carry), (state, metrics))
-            state, metrics = jax.lax.fori_loop(jnp.maximum(low, start), high, one, (state, metrics))
+            end = high if stop is None else jnp.minimum(high, stop)
+            state, metrics = jax.lax.fori_loop(jnp.maximum(low, start), end, one, (state, metrics))
             if at:
                 memory = jax.lax.cond(high == at, update, lambda _, old: old, state, memory)
             seen = ()
             if self.every:
-                is_due = (high % self.every == 0) & (high > start)
+                is_due = (high % self.every == 0) & (high > start) & (high == end)
                 seen = jax.lax.cond(is_due, self.evaluated, lambda s: _not_run(self.evaluated, s), state)
             return (state, metrics, memory), seen
 

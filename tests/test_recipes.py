@@ -262,7 +262,7 @@ def test_an_allocation_gives_each_layer_its_own_share(name):
     shares = jax.tree.map(lambda w: 0.0, params)
     shares["layer_0"]["kernel"], shares["layer_1"]["kernel"] = 0.5, 0.875  # 96 and 84 of 192 and 96
     recipe = MAKE[name](0.625, allocation=shares, **ALLOCATED[name])
-    assert "given allocation" in recipe.scoring
+    assert "allocation=given" in str(recipe.scoring)
     tx = recipe.transform(
         optax.sgd(0.0), params, steps=2, key=jax.random.key(1), loss_fn=loss_fn,
         batches=[batch_fn(jax.random.key(2), 0)], fn=fn, inputs=(jnp.zeros((1, 8)),),
@@ -281,7 +281,7 @@ def test_an_allocation_gives_each_layer_its_own_share(name):
 def test_an_allocation_of_imp_needs_the_parameters_and_is_reached_in_rounds():
     params = fresh(jax.random.key(0))
     recipe = jp.recipes.imp(0.75, rounds=2, allocation=jp.allocate.erk)
-    assert recipe.scoring == "magnitude, ERK allocation"
+    assert str(recipe.scoring) == "Scoring(magnitude, allocation=erk)"
     with pytest.raises(ValueError, match="`params` must be given"):
         recipe.experiment(lambda state, batch: (state, ()), batch_fn, steps=3)
     imp = recipe.experiment(lambda state, batch: (state, ()), batch_fn, steps=3, params=params)

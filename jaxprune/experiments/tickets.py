@@ -14,10 +14,10 @@ from jaxprune.commands.run_folder import RunFolder
 from jaxprune.experiments import results
 from jaxprune.experiments.data import Data
 from jaxprune.experiments.programs import Programs, trace_programs
-from jaxprune.experiments.progress import progress_bar
 from jaxprune.experiments.results import KINDS, RANDOM, REINITIALIZED, TICKET, TITLES
 from jaxprune.experiments.settings import Settings
 from jaxprune.plots import Line, plot_tickets
+from jaxprune.progress import progress_bar
 
 Rows = dict[tuple[str, int], Round]
 

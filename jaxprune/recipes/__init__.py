@@ -1,18 +1,24 @@
-"""Recipes: named methods, each a few lines that say its structure, score, schedule and initialization."""
+"""Recipes: pruning methods as combinations of structure, scoring, scheduling and initialization; the named ones."""
 
 from jaxprune.deprecated import renamed_names
-from jaxprune.recipes._ac_dc import ac_dc
-from jaxprune.recipes._after_training import lamp, minimum_keep, one_shot
-from jaxprune.recipes._at_init import grasp, magnitude_at_init, snip, static, synflow
-from jaxprune.recipes._dynamic import rigl, set
-from jaxprune.recipes._gmp import gmp
-from jaxprune.recipes._group_lasso import group_lasso
-from jaxprune.recipes._imp import IMPRecipe, imp
-from jaxprune.recipes._recipe import Recipe, Task
+from jaxprune.recipes._after_training import ac_dc, gmp, group_lasso, imp, lamp, minimum_keep, one_shot
+from jaxprune.recipes._experiment import SingleTraining
+from jaxprune.recipes._recipe import Recipe
+from jaxprune.recipes._scheduling import Alternating, BeforeTraining, Gradual, Moving, OneShot, Recursive
+from jaxprune.recipes._scoring import OfMeanKept, Scoring, Task
+from jaxprune.recipes._sparse_training import grasp, magnitude_at_init, rigl, set, snip, static, synflow
 
 __all__ = [
-    "IMPRecipe",
+    "Alternating",
+    "BeforeTraining",
+    "Gradual",
+    "Moving",
+    "OfMeanKept",
+    "OneShot",
     "Recipe",
+    "Recursive",
+    "Scoring",
+    "SingleTraining",
     "Task",
     "ac_dc",
     "gmp",
@@ -30,7 +36,9 @@ __all__ = [
     "synflow",
 ]
 
-__getattr__ = renamed_names(__name__, {"slimming": ("group_lasso", group_lasso)})
+__getattr__ = renamed_names(
+    __name__, {"slimming": ("group_lasso", group_lasso), "IMPRecipe": ("Recipe", Recipe)}
+)
 
 
 def __dir__() -> list[str]:

@@ -1,70 +1,134 @@
-"""A recipe: one answer to each of the four questions of pruning."""
+"""A recipe: one answer to each of the four questions of pruning, as four objects that combine."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
+from jax.core import Tracer
 
-from jaxprune.allocate import erk, uniform
-from jaxprune.allocation import check_fraction
-from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
+from jaxprune.allocation import check_fraction, check_scope
+from jaxprune.params import PyTree
+from jaxprune.recipes._allocation import allocated
+from jaxprune.recipes._experiment import Drawn, SeveralTrainings, SingleTraining
+from jaxprune.recipes._scheduling import OneShot, Rounds, Scheduling
+from jaxprune.recipes._scoring import Scoring, Task
+from jaxprune.rewind import Finetune, Initialization
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.whole_numbers import check_whole
 
-# What `allocation=` takes: a tree of sparsities, a function (params, sparsity, where=) -> tree, the name of one.
-Allocation = Any
-ALLOCATIONS = {"erk": erk, "uniform": uniform}
 
-
-class Task(NamedTuple):
-    """The training that a recipe is set up for: the arguments of `Recipe.transform`."""
-
-    params: PyTree
-    steps: int
-    key: Any = None
-    loss_fn: Any = None
-    batches: Any = None
-    fn: Any = None
-    inputs: Any = None
-    where: Any = None
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Recipe:
-    """A named method; the functions of `jp.recipes` make it, and printing it shows its four choices.
+    """A pruning method as its four choices: structure, scoring, scheduling and initialization.
+
+    Every method of `jp.recipes` is such a value, and `dataclasses.replace` makes another method of it. What has no
+    meaning together is an error.
 
     Args:
-      name: name of the method.
-      sparsity: fraction of the units that is pruned at the end, in [0, 1).
-      structure: which weights are pruned together.
-      scoring: which units are pruned first, and across what they are ranked.
-      scheduling: when units are pruned.
-      initialization: from which values training continues.
-      make: (inner, task) -> optax transformation.
-      needs: fields of `Task` that must be given.
+      sparsity: fraction of the units that is pruned at the end, in [0, 1). It may be traced for `BeforeTraining`,
+        `Recursive` and `Moving`, so that a sweep is one program.
+      structure: which weights are pruned together: `Unstructured()`, `NM(n, m)`, `Block(shape)`, `Channels()`,
+        `Layers()` or `Coupled(groups)`.
+      scoring: which units are pruned first, and across what they are compared: a `Scoring`.
+      scheduling: when units are pruned: `OneShot`, `Recursive`, `Gradual`, `BeforeTraining`, `Moving` or
+        `Alternating`.
+      initialization: from which values training continues after a pruning: `Finetune` keeps them, `Rewind(step)`
+        and `RewindLearningRate(step)` go back, `Reinitialize(init_fn)` draws new ones.
+      name: what it is called.
+
+    Raises:
+      ValueError: choices that have no meaning together; a sparsity that is no fraction.
+      TypeError: a choice that is not one of these.
+
+    Example:
+      >>> import dataclasses
+      >>> import jaxprune as jp
+      >>> jp.Recipe(0.9, scheduling=jp.Recursive(rounds=3), initialization=jp.Rewind(step=100))
+      recipe, sparsity 0.9
+        structure       Unstructured()
+        scoring         Scoring(magnitude, scope='global')
+        scheduling      Recursive(rounds=3, spacing='geometric')
+        initialization  Rewind(step=100)
+      >>> dataclasses.replace(jp.recipes.rigl(0.9), structure=jp.Block((4, 4)), name="RigL in blocks")
+      RigL in blocks, sparsity 0.9
+        structure       Block(shape=(4, 4))
+        scoring         Scoring(magnitude, allocation='erk')
+        scheduling      Moving(growth='gradient', fraction=0.3, until=0.75, updates=20)
+        initialization  Finetune(schedule='continue')
     """
 
-    name: str
-    sparsity: float
-    scoring: str
-    scheduling: str
-    initialization: str
-    make: Callable[[optax.GradientTransformation, Task], optax.GradientTransformationExtraArgs]
+    sparsity: Any
     structure: Structure = Unstructured()
-    needs: tuple[str, ...] = ()
+    scoring: Scoring = Scoring()
+    scheduling: Scheduling = OneShot()
+    initialization: Initialization = Finetune()
+    name: str = "recipe"
 
     def __post_init__(self):
-        check_final(self.sparsity, self.structure, self.name)
+        check_fraction("sparsity", self.sparsity)
+        check_scope("global", self.structure)
+        if not isinstance(self.scoring, Scoring):
+            raise TypeError(f"`scoring` must be jp.Scoring(score, ...), got {self.scoring!r}.")
+        if isinstance(self.scheduling, type) or not callable(getattr(self.scheduling, "rounds_of", None)):
+            raise TypeError(
+                f"`scheduling` must be jp.OneShot(), jp.Recursive(), ..., got {self.scheduling!r}."
+            )
+        if isinstance(self.initialization, type) or not callable(
+            getattr(self.initialization, "restore", None)
+        ):
+            raise TypeError(
+                f"`initialization` must be jp.Finetune(), jp.Rewind(), ..., got {self.initialization!r}."
+            )
+        if self.is_known:
+            self.structure.check_sparsity(float(self.sparsity), self.name)
+        self.structure.check_scope(self.scoring.scope)
+        self.scheduling.check(self)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the sparsity is a known number."""
+        return not isinstance(self.sparsity, Tracer)
+
+    @property
+    def continues(self) -> bool:
+        """Whether training goes on after a pruning as if nothing else had happened."""
+        return isinstance(self.initialization, Finetune) and self.initialization.schedule == "continue"
 
     def __str__(self) -> str:
-        return four_choices(self)
+        sparsity = f"{float(self.sparsity):g}" if self.is_known else "traced"
+        return "\n".join(
+            [
+                f"{self.name}, sparsity {sparsity}",
+                f"  structure       {self.structure}",
+                f"  scoring         {self.scoring}",
+                f"  scheduling      {self.scheduling}",
+                f"  initialization  {self.initialization}",
+            ]
+        )
 
     __repr__ = __str__
+
+    def needs(self) -> tuple[str, ...]:
+        """What `transform` must be given beside the parameters."""
+        key = ("key",) if self.scoring.needs_key or self.scheduling.needs_key else ()
+        return (*self.scoring.needs, *key)
+
+    def trainings(self, steps: int) -> tuple[int, ...]:
+        """The number of steps of each training, of so many in all.
+
+        Raises:
+          ValueError: fewer steps than trainings.
+        """
+        check_whole(steps=steps)
+        rounds = self.scheduling.rounds_of(self, steps)
+        if rounds is None:
+            return (steps,)
+        number = len(rounds.after(0.5)) + 1
+        return rounds.steps if isinstance(rounds.steps, tuple) else (rounds.steps,) * number
 
     def transform(
         self,
@@ -79,7 +143,7 @@ class Recipe:
         inputs: Sequence[Any] | None = None,
         where: PyTree | None = None,
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer that carries out the recipe: with masks that are made here, or with their schedule.
+        """The optimizer that carries out a recipe of one training, with masks made here or with their schedule.
 
         Nothing else in the training loop changes, and `jp.get_masks(opt_state)` reads the masks. This method also
         runs under `jit`.
@@ -88,7 +152,7 @@ class Recipe:
           inner: any optax optimizer.
           params: the parameters that training starts from.
           steps: number of all training steps.
-          key: a `jax.random.key`, for random masks and random growth.
+          key: a `jax.random.key`, for random masks, scores and growth.
           loss_fn: (params, batch) -> loss, for scores from gradients.
           batches: the batches for such scores.
           fn: (params, *inputs) -> outputs, for scores from the network alone.
@@ -100,7 +164,8 @@ class Recipe:
           An optax transformation with masks in its state.
 
         Raises:
-          ValueError: if an argument that the recipe needs is missing, or there is less than one step.
+          ValueError: if an argument that the recipe needs is missing, there is less than one step, or the recipe
+            is one of several trainings.
 
         Example:
           >>> import jax, jax.numpy as jnp, optax
@@ -113,84 +178,117 @@ class Recipe:
           >>> jp.sparsity(params, jp.get_masks(tx.init(params)))
           0.75
         """
-        task = Task(params, steps, key, loss_fn, batches, fn, inputs, where)
         check_whole(steps=steps)
-        for name in self.needs:
+        task = Task(params, steps, key, loss_fn, batches, fn, inputs, where)
+        if self.scheduling.rounds_of(self, max(steps, 1000)) is not None:
+            raise ValueError(
+                f"{self.name} has several trainings ({self.scheduling} and {self.initialization}), and an optimizer "
+                "carries out one: call experiment()."
+            )
+        for name in self.needs():
             if getattr(task, name) is None:
                 raise ValueError(f"`{name}` must be given to transform(): {self.name} needs it.")
-        return self.make(inner, task)
+        return self.scheduling.transform(self, inner, task)
 
+    def experiment(
+        self,
+        train_step: Callable[[Any, Any], tuple[Any, PyTree]],
+        batch_fn: Callable[[jax.Array, jax.Array], Any],
+        *,
+        steps: int,
+        where: PyTree | None = None,
+        evaluate: Callable[[Any], PyTree] | None = None,
+        every: int | None = None,
+        keep_masks: bool = False,
+        params: PyTree | None = None,
+        loss_fn: Callable[[PyTree, Any], jax.Array] | None = None,
+        batches: Sequence[Any] | None = None,
+        fn: Callable[..., Any] | None = None,
+        inputs: Sequence[Any] | None = None,
+    ) -> SeveralTrainings | SingleTraining:
+        """The whole experiment as a pure function: `state, history = jax.jit(experiment.run)(key, state)`.
 
-def four_choices(recipe: Any) -> str:
-    """The printed form of a recipe."""
-    return "\n".join(
-        [
-            f"{recipe.name}, sparsity {recipe.sparsity:g}",
-            f"  structure       {recipe.structure}",
-            f"  scoring         {recipe.scoring}",
-            f"  scheduling      {recipe.scheduling}",
-            f"  initialization  {recipe.initialization}",
-        ]
-    )
+        All rounds of a recipe of several trainings are one program, that of `jp.imp`. A recipe of one training
+        makes its optimizer (`transform`) of the one in the state. `run` runs under `jit` and `vmap`.
 
+        Args:
+          train_step, batch_fn, where, evaluate, every, keep_masks: as for `jp.imp`. `train_step` uses `state.tx`, as
+            flax's `TrainState.apply_gradients` does: the recipe wraps it. (Without `.tx`, the optimizer of the
+            state must be that of `transform`, or `jp.masked(tx)` for a recipe of several trainings.)
+          steps: number of training steps of all trainings together.
+          params: the parameters, or their shapes, for a recipe of several trainings with an `allocation`.
+          loss_fn, batches, fn, inputs: as for `transform`. Without `batches`, scores from gradients take a batch
+            of `batch_fn`, a new one at each pruning between trainings.
 
-def check_final(sparsity: Any, structure: Structure, name: str) -> None:
-    """Raises if a recipe cannot end at this sparsity: it must be in [0, 1), and with N:M that of the pattern."""
-    check_fraction("sparsity", sparsity)
-    structure.check_sparsity(float(sparsity), name)
+        Returns:
+          An object with `run(key, state) -> (state, history)`; the history has one row for each training.
 
+        Raises:
+          ValueError: as `jp.imp` and `transform` do; if there are fewer steps than trainings, or an
+            `allocation` and no `params`.
 
-def allocated(allocation: Allocation, sparsity: float, params: PyTree, where: PyTree | None) -> Any:
-    """The sparsity of all leaves, or the tree of an allocation, whose total must be that sparsity."""
-    if allocation is None:
-        return sparsity
-    check_allocation(allocation)
-    made = ALLOCATIONS[allocation] if isinstance(allocation, str) else allocation
-    shares = made(params, sparsity, where=where) if callable(made) else made
-    paths, leaves, _ = flatten_with_paths(params)
-    found, chosen = aligned(params, shares, "allocation"), prunable_leaves(params, where)
-    for i in chosen:
-        check_fraction("allocation", found[i], paths[i])
-    if any(isinstance(found[i], jax.core.Tracer) for i in chosen):
-        return shares
-    sizes = [math.prod(leaves[i].shape) for i in chosen]
-    pruned = sum(float(found[i]) * n for i, n in zip(chosen, sizes, strict=True))
-    # Half a weight per leaf is rounding; half a percent is the rounding of a sparsity written with two digits.
-    if abs(pruned - sparsity * sum(sizes)) > len(sizes) / 2 + 0.005 * sum(sizes):
-        raise ValueError(
-            f"`allocation` must have the recipe's sparsity of {sparsity:g} in total, but it prunes "
-            f"{pruned / max(sum(sizes), 1):.3g} of the weights."
+        Example:
+          >>> import jax, jax.numpy as jnp, optax
+          >>> import jaxprune as jp
+          >>> from flax.training.train_state import TrainState
+          >>> def loss_fn(params, batch):
+          ...     return jnp.mean((batch @ params["w"] - 1) ** 2)
+          >>> def train_step(state, batch):
+          ...     loss, grads = jax.value_and_grad(loss_fn)(state.params, batch)
+          ...     return state.apply_gradients(grads=grads), {"loss": loss}
+          >>> def batch_fn(key, step):
+          ...     return jax.random.normal(jax.random.fold_in(key, step), (8, 10))
+          >>> params = {"w": jnp.linspace(0.1, 1, 20).reshape(10, 2)}
+          >>> state = TrainState.create(apply_fn=None, params=params, tx=optax.sgd(0.01))
+          >>> for scheduling in (jp.Recursive(rounds=2), jp.Gradual(updates=5), jp.Moving()):
+          ...     recipe = jp.Recipe(0.75, scheduling=scheduling, scoring=jp.Scoring(scope="local"))
+          ...     experiment = recipe.experiment(train_step, batch_fn, steps=30)
+          ...     trained, history = jax.jit(experiment.run)(jax.random.key(0), state)
+          ...     print([int(kept) for kept in history.kept])
+          [20, 10, 5]
+          [5]
+          [5]
+        """
+        check_whole(steps=steps)
+        rounds = self.scheduling.rounds_of(self, steps)
+        for name in self.scoring.needs:
+            if name != "batches" and {"loss_fn": loss_fn, "fn": fn, "inputs": inputs}[name] is None:
+                raise ValueError(f"`{name}` must be given to experiment(): {self.name} needs it.")
+        drawn = Drawn(batch_fn, loss_fn, batches, fn, inputs)
+        if rounds is None:
+            return SingleTraining(
+                self, train_step, batch_fn, steps, drawn, where, evaluate, every, keep_masks
+            )
+        return SeveralTrainings(
+            train_step,
+            batch_fn,
+            steps=rounds.steps,
+            sparsities=self._sparsities(rounds, params, where),
+            score=drawn.score(self),
+            scope=self.scoring.scope,
+            structure=self.structure,
+            where=where,
+            rewind=self.initialization,
+            evaluate=evaluate,
+            every=every,
+            keep_masks=keep_masks,
+            minimum=self._minimum(params, where),
         )
-    return shares
 
+    def _sparsities(self, rounds: Rounds, params: PyTree | None, where: PyTree | None) -> tuple[Any, ...]:
+        if self.scoring.allocation is None:
+            return rounds.after(self.sparsity)
+        self._check_given(params, "the allocation")
+        final = allocated(self.scoring.allocation, self.sparsity, params, where)
+        leaves, treedef = jax.tree.flatten(final)
+        columns = zip(*(rounds.after(share) for share in leaves), strict=True)
+        return tuple(jax.tree.unflatten(treedef, column) for column in columns)
 
-def check_allocation(allocation: Allocation) -> None:
-    """Raises for an unknown name, or a single number."""
-    if isinstance(allocation, str) and allocation not in ALLOCATIONS:
-        names = ", ".join(map(repr, ALLOCATIONS))
-        raise ValueError(
-            f"`allocation` must be one of {names}, a function or a tree of sparsities, got {allocation!r}."
-        )
-    if isinstance(allocation, bool | int | float):
-        raise TypeError(
-            f"`allocation` must be a name, a function or a tree of sparsities, got {allocation!r}."
-        )
+    def _minimum(self, params: PyTree | None, where: PyTree | None) -> int | float:
+        if hasattr(self.scoring.minimum, "share"):
+            self._check_given(params, repr(self.scoring.minimum))
+        return self.scoring.least(self.sparsity, params, where)
 
-
-def compared_over(scope: str, allocation: Allocation) -> str:
-    """The scope, or the allocation that takes its place, as a recipe prints it."""
-    if allocation is None:
-        return scope
-    if isinstance(allocation, str):
-        check_allocation(allocation)
-        allocation = ALLOCATIONS[allocation]
-    if not callable(allocation):
-        return "given allocation"
-    name = getattr(allocation, "__name__", type(allocation).__name__)
-    return f"{'ERK' if name == 'erk' else name} allocation"
-
-
-def check_part(**parts: Any) -> None:
-    """Raises ValueError unless each is a fraction of the training, in [0, 1)."""
-    for name, part in parts.items():
-        check_fraction(name, part)
+    def _check_given(self, params: PyTree | None, for_what: str) -> None:
+        if params is None:
+            raise ValueError(f"`params` must be given to experiment(): {for_what} of {self.name} needs them.")

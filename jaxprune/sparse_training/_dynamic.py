@@ -17,6 +17,7 @@ from jaxprune.masking.program import comparable, pruned_units, spread
 from jaxprune.meshes import placed_like
 from jaxprune.params import PyTree, prunable_leaves
 from jaxprune.scores import magnitude
+from jaxprune.scores._scorer import call_score
 from jaxprune.selection import counts, select
 from jaxprune.selection.counts import Count
 from jaxprune.selection.search import count as count_of
@@ -50,6 +51,7 @@ def dynamic(
     structure: Structure,
     where: PyTree | None,
     key: jax.Array | None,
+    score: Callable[..., PyTree] = magnitude,
 ) -> optax.GradientTransformationExtraArgs:
     """The wrapper of `set` and `rigl`; `grow(updates, params, step)` scores pruned weights, larger = grow."""
     inner = optax.with_extra_args_support(inner)
@@ -95,9 +97,10 @@ def dynamic(
         def move(old: PyTree) -> PyTree:
             share = fraction / 2 * (1 + jnp.cos(math.pi * step.astype(jnp.float32) / max(end, 1)))
             weights = weights_of(params)
-            masks, sizes, growth = map(
-                units.at_chosen, (old, magnitude(weights), grow(updates, weights, step))
+            sizes = call_score(
+                score, weights, None if key is None else jax.random.fold_in(jax.random.fold_in(key, step), 1)
             )
+            masks, sizes, growth = map(units.at_chosen, (old, sizes, grow(updates, weights, step)))
             moved = _moved(units.cut, masks, sizes, growth, share)
             return weights_of(units.tree(moved, jax.tree.leaves(old)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ def rigl(
     structure: Structure = Unstructured(),
     where: PyTree | None = None,
     key: jax.Array | None = None,
+    score: Callable[..., PyTree] = magnitude,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that each layer trains a fixed number of weights, which move to where gradients are large.
 
@@ -52,6 +54,7 @@ def rigl(
       where: the leaves whose masks move: a tree of bools, a prefix of one, or a function of the parameters that
         returns one; None for `prunable(params)`, or for the leaves that `masks` prunes.
       key: for the random masks; may be traced: under `vmap` over replicates build the wrapper inside.
+      score: params -> scores, or (params, key) -> scores: the lowest kept ones are dropped.
 
     Returns:
       A transformation whose state is a `DynamicState`.
@@ -86,4 +89,4 @@ def rigl(
         del params, step
         return magnitude(updates)
 
-    return dynamic(inner, grow, sparsity, masks, end, every, fraction, structure, where, key)
+    return dynamic(inner, grow, sparsity, masks, end, every, fraction, structure, where, key, score)

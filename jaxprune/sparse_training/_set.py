@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import optax
 
 from jaxprune.meshes import placed_like
 from jaxprune.params import PyTree, is_float_array
-from jaxprune.scores import random
+from jaxprune.scores import magnitude, random
 from jaxprune.sparse_training._dynamic import dynamic
 from jaxprune.structures import Structure, Unstructured
 
@@ -25,6 +26,7 @@ def set(
     structure: Structure = Unstructured(),
     where: PyTree | None = None,
     key: jax.Array,
+    score: Callable[..., PyTree] = magnitude,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that it trains a fixed number of weights of each layer, at positions that change.
 
@@ -44,6 +46,7 @@ def set(
       where: the leaves whose masks move: a tree of bools, a prefix of one, or a function of the parameters that
         returns one; None for `prunable(params)`, or for the leaves that `masks` prunes.
       key: a `jax.random.key`; may be traced: under `vmap` over replicates build the wrapper inside.
+      score: params -> scores, or (params, key) -> scores: the lowest kept ones are dropped.
 
     Returns:
       A transformation whose state is a `DynamicState`.
@@ -76,4 +79,4 @@ def set(
         scores = random(params, jax.random.fold_in(key, step))
         return jax.tree.map(lambda s, w: placed_like(s, w) if is_float_array(w) else s, scores, params)
 
-    return dynamic(inner, grow, sparsity, masks, end, every, fraction, structure, where, key)
+    return dynamic(inner, grow, sparsity, masks, end, every, fraction, structure, where, key, score)

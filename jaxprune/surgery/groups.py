@@ -31,12 +31,23 @@ class Group:
 
     A group equals its name and has the same hash, so it can be used wherever the name of a group is expected:
     `scores[group]`, `group in groups`, `plan_units(groups, {group: mask})`.
+
+    Attributes:
+      name, size, members: its name, the number of its units, and where they are.
+      chosen: if an argmax or `top_k` chooses among the units (the experts of a router), how many of them: the group
+        never loses so many that fewer are left. 0 if none does.
     """
 
     name: str
     size: int
     members: tuple[Member, ...]
     atom: Atom = field(repr=False)
+    chosen: int = 0
+
+    @property
+    def minimum(self) -> int:
+        """The number of units that the group keeps at least."""
+        return max(self.chosen, min(self.size, 1))
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Group):
@@ -150,7 +161,8 @@ Mapping.register(Groups)  # type: ignore[attr-defined]
 
 
 def _row(group: Group) -> Row:
-    return Row((group.name, *map(str, group.members)), (str(group.size),), group.source)
+    units = f"{group.size} (top {group.chosen})" if group.chosen else str(group.size)
+    return Row((group.name, *map(str, group.members)), (units,), group.source)
 
 
 def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None = None) -> Groups:
@@ -220,7 +232,7 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
         else:
             name = _name(of, names)
             names.add(name)
-            groups.append(Group(name, atom.size, tuple(of), atom))
+            groups.append(Group(name, atom.size, tuple(of), atom, model.chosen.get(atom, 0)))
     return Groups(tuple(groups), tuple(Frozen(r, tuple(m)) for r, m in frozen.items()), model, state, fn)
 
 

@@ -15,6 +15,8 @@ from jaxprune.transforms._masks_in_state import check_not_optax_mask, stored_mas
 from jaxprune.transforms._moments import clear_moments
 from jaxprune.transforms._placeholder import mappable
 
+_INNER = "masked_inner"  # the attribute of an update that tells its inner optimizer
+
 
 class MaskedState(NamedTuple):
     """masks: bool tree like the parameters; inner_state: the state of the wrapped optimizer."""
@@ -73,7 +75,13 @@ def masked(
         updates, inner_state = masked_update(inner, updates, inner_state, params, state.masks, extra_args)
         return updates, MaskedState(state.masks, inner_state)
 
+    setattr(update_fn, _INNER, inner)
     return optax.GradientTransformationExtraArgs(mappable(init_fn, MaskedState, inner), update_fn)
+
+
+def unwrapped(tx: Any) -> Any:
+    """The optimizer that `masked` wraps; any other as it is."""
+    return getattr(tx.update, _INNER, tx)
 
 
 def check_given(params: PyTree | None) -> None:

@@ -105,9 +105,55 @@ def test_greedy_order_is_that_of_a_search_by_hand():
     scores = jp.surgery.greedy_loss_increase(branches, loss_fn, params, [models.IDS])
     assert sorted(scores, key=scores.__getitem__)[:3] == [f"layers/{i}/{part}" for i, part in gone]
     first = jp.surgery.greedy_loss_increase(branches, loss_fn, params, [models.IDS], number=1)
-    assert sorted(first.values()) == [0, 1, 1, 1]
+    singles = {n: float(loss_of(FN(params, models.IDS, [n]))) for n in names}
+    assert sorted(first, key=first.__getitem__) == [
+        f"layers/{i}/{part}" for i, part in sorted(names, key=singles.__getitem__)
+    ]
     plan = jp.plan_layers(branches, params, score=scores, number=2)
     assert set(plan.removed) == {f"layers/{i}/{part}" for i, part in gone[:2]}
+
+
+def test_greedy_by_parameters_divides_the_rise_by_what_is_removed():
+    params = {
+        "large": jnp.full((2, 8), 0.25),
+        "down": jnp.full((8, 2), 0.25),
+        "f": jnp.eye(2),
+        "g": 3 * jnp.eye(2),
+    }
+
+    def loss_fn(p, x):
+        x = x + x @ p["large"] @ p["down"]  # doubles its two equal entries
+        x = x + x @ p["f"]
+        return -(x + x @ p["g"]).mean()  # -16, or -8 without one of the first two, -4 without the last
+
+    x = jnp.ones((1, 2))
+    branches = jp.find_branches(loss_fn, params, x)
+    assert branches["down"].size == 32 and branches["f"].size == 4
+    by_params = jp.surgery.greedy_loss_increase(branches, loss_fn, params, [x], budget="params")
+    assert by_params == {"down": 0.0, "f": 1.0, "g": 2.0}  # 8 / 32 before 8 / 4
+    heavier = {**params, "f": 0.9 * jnp.eye(2)}
+    assert jp.surgery.greedy_loss_increase(branches, loss_fn, heavier, [x])["f"] == 0
+    assert jp.surgery.greedy_loss_increase(branches, loss_fn, heavier, [x], budget="flops")["down"] == 0
+
+
+def test_greedy_keeps_what_is_excluded():
+    branches, params = found(2)
+    scores = jp.surgery.greedy_loss_increase(branches, loss_fn, params, [models.IDS], exclude="layers/0")
+    assert scores["layers/0/attn"] == scores["layers/0/mlp"] == 2 and sorted(scores.values())[:2] == [0, 1]
+    assert jp.plan_layers(branches, params, number=1, score=scores, exclude="layers/0").removed[0][7] == "1"
+
+
+def test_greedy_passes_by_a_branch_without_which_the_loss_is_no_number():
+    params = {"f": jnp.eye(2), "g": jnp.eye(2), "h": 2 * jnp.eye(2)}
+
+    def loss_fn(p, x):
+        for name in "hfg":
+            x = x + x @ p[name]
+        return jnp.sqrt(x.sum() - 10)  # 24, 12 without f or g, 8 without h
+
+    branches = jp.find_branches(loss_fn, params, jnp.ones((1, 2)))
+    scores = jp.surgery.greedy_loss_increase(branches, loss_fn, params, [jnp.ones((1, 2))], number=1)
+    assert scores["h"] == 2
 
 
 def test_taylor_is_the_derivative_by_a_factor_of_the_branch():
@@ -151,3 +197,7 @@ def test_mistakes_are_told():
         jp.surgery.block_influence(branches, {"head": params["head"]}, [models.IDS])
     with pytest.raises(ValueError, match=r"`number` must be in 1 to 3 \(4 branches\), got 4"):
         jp.surgery.greedy_loss_increase(branches, loss_fn, params, [models.IDS], number=4)
+    with pytest.raises(ValueError, match="`budget` must be one of"):
+        jp.surgery.greedy_loss_increase(branches, loss_fn, params, [models.IDS], budget="units")
+    with pytest.raises(ValueError, match=r"`exclude` .*no branch"):
+        jp.surgery.greedy_loss_increase(branches, loss_fn, params, [models.IDS], exclude="head")

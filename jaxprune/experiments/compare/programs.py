@@ -18,7 +18,7 @@ from jaxprune.experiments.classification import Classification
 from jaxprune.experiments.compare.settings import CompareSettings
 from jaxprune.masking.share import kept_per_leaf
 from jaxprune.params import PyTree, flatten_with_paths
-from jaxprune.recipes import IMPRecipe, Recipe
+from jaxprune.recipes import Recipe
 
 _SCORED_IMAGES = 500  # for scores from gradients at initialization
 
@@ -52,9 +52,7 @@ def measure(task: Classification) -> Callable[[PyTree], dict[str, jax.Array]]:
     return jax.jit(lambda params: jax.lax.map(task.measure, params))
 
 
-def compile_program(
-    settings: CompareSettings, task: Classification, recipe: Recipe | IMPRecipe | None
-) -> Program:
+def compile_program(settings: CompareSettings, task: Classification, recipe: Recipe | None) -> Program:
     """The program of a recipe: (keys, parameters) -> (trained parameters, number of kept weights of each layer).
 
     All arguments and results have a leading axis of seeds. The seeds run one after the other, not under `vmap`,
@@ -64,8 +62,8 @@ def compile_program(
 
     def train(of_seed: Keys, params: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
         where = _where(recipe, params)
-        if isinstance(recipe, IMPRecipe):
-            tx = jp.masked(_optimizer(settings, settings.steps // (recipe.rounds + 1)))
+        if recipe is not None and len(trainings := recipe.trainings(settings.steps)) > 1:
+            tx = jp.masked(_optimizer(settings, trainings[0]))
             experiment = recipe.experiment(task.train_step, task.batch_fn, steps=settings.steps, where=where)
             state, _ = experiment.run(of_seed.batches, _state(params, tx))
         else:
@@ -119,7 +117,7 @@ def _state(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
     return state.replace(step=jnp.zeros([], jnp.int32))
 
 
-def _where(recipe: Recipe | IMPRecipe | None, params: PyTree) -> PyTree | None:
+def _where(recipe: Recipe | None, params: PyTree) -> PyTree | None:
     """The leaves to prune; None for the default. Units are not pruned in the output layer: there they are classes."""
     if recipe is None or recipe.structure == jp.Unstructured():
         return None

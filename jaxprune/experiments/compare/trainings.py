@@ -17,11 +17,10 @@ from jaxprune.experiments.compare.programs import compile_program, fresh_params,
 from jaxprune.experiments.compare.results import DENSE
 from jaxprune.experiments.compare.settings import CompareSettings
 from jaxprune.experiments.data import Data
-from jaxprune.experiments.progress import progress_bar
 from jaxprune.experiments.results import Record, write_csv
 from jaxprune.params import flatten_with_paths
 from jaxprune.plots import plot_accuracy
-from jaxprune.recipes import IMPRecipe
+from jaxprune.progress import progress_bar
 
 
 def train(settings: CompareSettings, data: Data, folder: RunFolder, console: Console) -> None:
@@ -46,8 +45,7 @@ def _chosen(settings: CompareSettings) -> dict[tuple[str, float], Any]:
         for sparsity in settings.sparsities:
             try:
                 recipe = MAKE[name](sparsity)
-                if isinstance(recipe, IMPRecipe):
-                    recipe.check_steps(settings.steps)
+                recipe.trainings(settings.steps)  # raises for too few steps
             except ValueError as error:
                 raise ValueError(
                     f"--recipes {name} at --sparsities {sparsity:g} and --steps {settings.steps}: {error}"

@@ -13,7 +13,7 @@ from jax.extend.core import JaxprEqn, Literal
 from jaxprune.jax_compat import context_of
 from jaxprune.jaxprs import bind, control_flow, shape_of
 from jaxprune.surgery.inference.analysis import passes_whole
-from jaxprune.surgery.inference.axes import Axes, size_of
+from jaxprune.surgery.inference.axes import Axes, Axis, size_of
 from jaxprune.surgery.inference.frames import Frame
 from jaxprune.surgery.inference.kept import Keep
 from jaxprune.surgery.inference.rules import RULES, Reduction, take_kept
@@ -48,6 +48,10 @@ class Small:
         ins, outs = frame.ins(eqn), [frame.of(v) for v in eqn.outvars]
         if rule is None or not any(map(self.keep.cuts, (*ins, *outs))):
             return bind(eqn, args)
+        if id(eqn) in frame.routed:
+            routed = frame.routed[id(eqn)]
+            ins = ins if routed.ins is None else routed.ins
+            args = [self._counted(x, routed.ranks.get(place)) for place, x in enumerate(args)]
         if rule.evaluate is not None:
             results = rule.evaluate(eqn, args, ins, outs, self.keep)
         else:
@@ -60,6 +64,13 @@ class Small:
                     f"small model where the axes say {kept_shape(axes, self.keep)}: please report this."
                 )
         return results
+
+    def _counted(self, positions: Any, axis: Axis | None) -> Any:
+        """Positions of kept units on an axis, counted among the kept ones."""
+        if axis is None or not self.keep.cuts([axis]):
+            return positions
+        mask = self.keep.mask(axis)
+        return jnp.asarray(np.cumsum(mask) - mask, positions.dtype)[positions]
 
 
 class Masked(Small):

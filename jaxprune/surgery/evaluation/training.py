@@ -54,10 +54,12 @@ class MaskedTraining(Masked):
     ) -> Sequence[Reduction]:
         zeros = [self._zeros(frame, eqn, reduction.operand) for reduction in found]
         if eqn.primitive.name in PRODUCTS:
-            pairs = zip(*(reduction.dimensions for reduction in found), strict=True)
+            factors = [reduction for reduction in found if reduction.operand < 2]
+            pairs = zip(*(reduction.dimensions for reduction in factors), strict=True)
             left = [i for i, (a, b) in enumerate(pairs) if a not in zeros[0] and b not in zeros[1]]
-            smaller = min(found[::-1], key=lambda reduction: args[reduction.operand].size)
-            return [smaller._replace(dimensions=tuple(smaller.dimensions[i] for i in left))]
+            smaller = min(factors[::-1], key=lambda reduction: args[reduction.operand].size)
+            smaller = smaller._replace(dimensions=tuple(smaller.dimensions[i] for i in left))
+            return [smaller, *(reduction for reduction in found if reduction.operand >= 2)]
         return [
             reduction._replace(dimensions=tuple(dim for dim in reduction.dimensions if dim not in known))
             if reduction.identity is zero

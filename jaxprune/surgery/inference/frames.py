@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from jax.core import Tracer
@@ -12,10 +12,31 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from jaxprune.jaxprs import Source, bind, shape_of
 from jaxprune.jaxprs.derivatives import Derivative
-from jaxprune.surgery.inference.axes import Axes, Reason, fresh
+from jaxprune.surgery.inference.axes import Axes, Axis, Reason, fresh
 
 # Constants with more entries are not read while a function is analysed.
 _LARGEST_TABLE = 2**22
+
+
+class Choice(NamedTuple):
+    """An argmax or top_k: the axis whose positions it gives, and how many of them."""
+
+    axis: Axis
+    count: int
+    reason: Reason
+
+
+class Routed(NamedTuple):
+    """An equation that uses positions on an axis that may lose units.
+
+    ins: axes of the operands without those that it is indexed along by such positions, where there are any.
+    ranks: constant operands that count the positions on an axis; in a small function they count the kept ones.
+    units: the axes whose positions it uses.
+    """
+
+    ins: Sequence[Axes] | None
+    ranks: Mapping[int, Axis]
+    units: tuple[Axis, ...]
 
 
 class Frame:
@@ -28,8 +49,8 @@ class Frame:
     """
 
     __slots__ = (
-        *("axes", "caller", "calls", "constant", "consts", "derivatives", "jaxpr", "known", "makers"),
-        *("origins", "positions", "uses", "whole"),
+        *("axes", "caller", "calls", "choices", "constant", "consts", "derivatives", "facts", "jaxpr"),
+        *("known", "makers", "origins", "positions", "routed", "uses", "whole"),
     )
 
     def __init__(self, jaxpr: Jaxpr, consts: Sequence[Any], caller: Source | None = None):
@@ -38,14 +59,17 @@ class Frame:
         self.consts = tuple(consts)
         self.axes: dict[Any, Axes] = {}
         self.calls: dict[int, tuple[Frame, ...]] = {}
+        self.choices: dict[int, Choice] = {}  # id of an equation -> what it chooses
         self.constant: set[Var] = set(jaxpr.constvars)
         self.derivatives: dict[int, tuple[Derivative, Frame]] = {}
+        self.facts: dict[Var, Any] = {}  # what is known about integers that are positions on an axis
         self.known: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
         self.makers: dict[Var, JaxprEqn] = {}  # constant -> the equation on constants that makes it
         self.origins: dict[
             Var, Callable[[], Any]
         ] = {}  # constant of another frame -> function that returns its value
         self.positions: set[Var] = set()
+        self.routed: dict[int, Routed] = {}  # id of an equation -> how it uses positions
         self.uses: dict[tuple[int | None, int], Axes] = {}  # (id of an equation or None, place) -> axes
         self.whole: dict[int, tuple[bool, ...]] = {}  # which operands a call takes whole, as constants
 
@@ -58,6 +82,10 @@ class Frame:
     def is_constant(self, atom: Any) -> bool:
         """Whether a value depends on constants alone."""
         return isinstance(atom, Literal) or atom in self.constant or atom in self.makers
+
+    def fact(self, atom: Any) -> Any:
+        """What is known about a value as positions on an axis (`positions.Fact`), or None."""
+        return None if isinstance(atom, Literal) else self.facts.get(atom)
 
     def add_constant(self, var: Var, origin: Callable[[], Any]) -> None:
         self.constant.add(var)

@@ -13,7 +13,8 @@ import numpy as np
 from jaxprune.jaxprs import Traced, as_abstract, is_array_leaf, trace
 from jaxprune.params import PyTree
 from jaxprune.surgery.inference.analysis import infer
-from jaxprune.surgery.inference.axes import Axes, Reason, freeze, unify
+from jaxprune.surgery.inference.axes import Atom, Axes, Reason, freeze, unify
+from jaxprune.surgery.inference.choices import settle_choices
 from jaxprune.surgery.inference.frames import Frame, unknown
 from jaxprune.surgery.inference.kept import Conflict, Keep, assign
 
@@ -33,6 +34,7 @@ class Model(NamedTuple):
     frame: Frame
     axes: dict[str, Axes]
     inputs: tuple[Any, ...]  # abstract
+    chosen: Mapping[Atom, int]  # how many units a router chooses, where one does
 
     @property
     def of_params(self) -> list[bool]:
@@ -66,7 +68,7 @@ def analyse(fn: Callable, params: PyTree, inputs: tuple[Any, ...], state: State 
                     Reason(f"axis {dim} of output {i}" if len(outs) > 1 else f"axis {dim} of the output"),
                 )
     abstract = jax.tree.map(lambda x: as_abstract(x) if is_array_leaf(x) else x, inputs)
-    return Model(traced, frame, param_axes, abstract)
+    return Model(traced, frame, param_axes, abstract, settle_choices(frame))
 
 
 def keep_of(model: Model, kept: KeptAxes) -> Keep:
@@ -87,6 +89,13 @@ def keep_of(model: Model, kept: KeptAxes) -> Keep:
                     raise ValueError(
                         f"the plan does not fit this function at {path!r}, axis {dim}: {conflict}.{hint}"
                     ) from None
+    for atom, count in model.chosen.items():
+        left = int(masks[atom].sum()) if atom in masks else count
+        if left < count:
+            raise ValueError(
+                f"the plan does not fit this function: it keeps {left} of {atom.size} units of which "
+                f"{count} are chosen (by an argmax or top_k at {atom.reached.where if atom.reached else 'a line'})."
+            )
     keep = Keep(masks)
     for path, axes in model.axes.items():
         for dim, axis in enumerate(axes):

@@ -114,6 +114,28 @@ class Branches:
         around = {branch.inside for branch in self}
         return [b for b in self if (b.name not in around if level == "parts" else not b.inside)]
 
+    def free(
+        self, level: Literal["parts", "blocks"], exclude: str | Branch | Iterable[str | Branch]
+    ) -> list[Branch]:
+        """The branches of a level that may be removed.
+
+        Args:
+          level: as in `at`.
+          exclude: branches to keep, as in `named`. A block's parts are kept with it, and the block with any of them.
+        """
+        kept = set(self.named(exclude, "exclude"))
+        whole = {name for inner in kept for name in self._around(inner)}
+        return [
+            b for b in self.at(level) if b.name not in kept | whole and kept.isdisjoint(self._around(b.name))
+        ]
+
+    def _around(self, name: str) -> set[str]:
+        """The branches that a branch is a part of."""
+        found = set()
+        while name := self[name].inside:
+            found.add(name)
+        return found
+
     def named(self, patterns: str | Branch | Iterable[str | Branch], argument: str) -> list[str]:
         """Names of the branches that have these names, or that a pattern matches.
 

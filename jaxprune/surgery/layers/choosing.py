@@ -69,13 +69,7 @@ def plan_layers(
       arXiv:2403.03853.
     """
     _check(branches, params, sparsity, number, budget, level)
-    kept = set(branches.named(exclude, "exclude"))
-    whole = {name for inner in kept for name in _around(branches, inner)}
-    free = [
-        branch
-        for branch in branches.at(level)
-        if branch.name not in kept | whole and kept.isdisjoint(_around(branches, branch.name))
-    ]
+    free = branches.free(level, exclude)
     if not free:
         raise ValueError(
             "there is no branch to leave out: `find_branches` found none, or `exclude` keeps all."
@@ -108,14 +102,6 @@ def plan_layers(
             f"{gone.flops / max(branches.flops, 1):.1%} of the FLOPs). Leave out fewer."
         )
     return _plan(branches, names)
-
-
-def _around(branches: Branches, name: str) -> set[str]:
-    """The branches that a branch is a part of."""
-    found = set()
-    while name := branches[name].inside:
-        found.add(name)
-    return found
 
 
 def _met(branches: Branches, names: list[str], share: float, wanted: int | None, budget: str) -> bool:

@@ -123,7 +123,7 @@ def _totals(groups: Groups, n_weights: int, statistic: str) -> Callable[..., Tot
         found: Totals = {}
         reduces = RULES[eqn.primitive.name].reduces if eqn.primitive.name in _CONTRACTIONS else None
         for i, dims, _ in reduces(eqn, frame.ins(eqn)) if reduces else ():
-            for dim in dims if of_inputs[i] else ():
+            for dim in dims if of_inputs[i] and i < 2 else ():
                 axis = frame.ins(eqn)[i][dim]
                 for atom in dict.fromkeys(leaves_of(axis)):
                     if atom in names:

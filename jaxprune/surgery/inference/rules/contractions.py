@@ -30,7 +30,10 @@ def _dot_general_reduces(eqn: JaxprEqn, ins: Sequence[Axes]) -> list[Reduction]:
 
 
 def _ragged_dot(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
-    """The rows of the left side form groups with a matrix each. Rows and groups are frozen; the rest is a product."""
+    """Rows, or a part of the summed axis, form groups with a matrix each; the rest is a product.
+
+    A removed group is one without rows: the axis of the groups is that of their sizes. The rows are frozen.
+    """
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (contract_l, contract_r), (batch_l, batch_r) = numbers.dot_dimension_numbers
     (left, right), counts = ins[:2], ins[2:]
@@ -39,22 +42,33 @@ def _ragged_dot(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes
     counted = [*ragged]
     if len(counts[0]) > 1:  # counts for each entry of axes that are not summed, or are summed with the rows
         counted = [d for d in range(len(left)) if d not in contract_l or set(ragged) & set(contract_l)]
-    for axis in [*(left[d] for d in counted), *(right[d] for d in grouped), *(a for c in counts for a in c)]:
+    fixed = [*(left[d] for d in counted), *counts[0][:-1], *(axis for axes in counts[1:] for axis in axes)]
+    for axis in (*fixed, *(() if _counts_groups(eqn) else counts[0])):
         freeze(axis, why)
+    for d in grouped:
+        unify(right[d], counts[0][-1], reason)
     for i, j in [*zip(contract_l, contract_r, strict=True), *zip(batch_l, batch_r, strict=True)]:
         unify(left[i], right[j], reason)
     for i in contract_l:
         reach(left[i], reason)
     free_l = [a for d, a in enumerate(left) if d not in (*contract_l, *batch_l)]
     free_r = [a for d, a in enumerate(right) if d not in (*contract_r, *batch_r, *grouped)]
-    groups = [fresh(shape_of(eqn)[0], why)] if set(ragged) & set(contract_l) else []
+    groups = [counts[0][-1]] if set(ragged) & set(contract_l) else []
     return [(*groups, *(left[i] for i in batch_l), *free_l, *free_r)]
 
 
+def _counts_groups(eqn: JaxprEqn) -> bool:
+    """Whether a group without rows can be left out: a matrix or a result of its own is left out with it."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    has_axis = numbers.rhs_group_dimensions or set(numbers.lhs_ragged_dimensions) & set(contracted)
+    return bool(has_axis) and eqn.params.get("group_offset") is None
+
+
 def _ragged_dot_reduces(eqn: JaxprEqn, ins: Sequence[Axes]) -> list[Reduction]:
-    del ins
     (contract_l, contract_r), _ = eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
-    return [Reduction(0, contract_l, zero), Reduction(1, contract_r, zero)]
+    sums = [Reduction(0, contract_l, zero), Reduction(1, contract_r, zero)]
+    return [*sums, Reduction(2, (len(ins[2]) - 1,), zero)] if _counts_groups(eqn) else sums
 
 
 def _conv(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:

@@ -12,7 +12,17 @@ from jax.extend.core import JaxprEqn
 
 from jaxprune.jaxprs import bind
 from jaxprune.surgery.inference.axes import Axes, Axis, Reason, freeze, fresh, reshaped, size_of, unify
-from jaxprune.surgery.inference.rules.rule import Kept, Rule, Values, shape_of
+from jaxprune.surgery.inference.rules.rule import (
+    Kept,
+    Reduction,
+    Rule,
+    Values,
+    highest,
+    lowest,
+    one,
+    shape_of,
+    zero,
+)
 from jaxprune.surgery.inference.rules.selection import selected
 from jaxprune.surgery.inference.rules.shapes import sliced
 
@@ -192,6 +202,8 @@ def _scatter(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
     scatter_dims = [dim for dim in range(len(updates)) if dim not in numbers.update_window_dims]
     for dim, axis in zip(scatter_dims, index_axes, strict=True):
         unify(updates[dim], axis, reason)
+        if eqn.primitive.name == "scatter" and dim not in _batch_dims(numbers, scatter_dims):
+            freeze(axis, reason._replace(text="written at positions that are computed"))
     for dim, index_dim in zip(
         numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True
     ):
@@ -210,6 +222,23 @@ def _scatter(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
     for dim in numbers.inserted_window_dims:
         freeze(operand[dim], why)
     return [operand]
+
+
+def _batch_dims(numbers: Any, scatter_dims: Sequence[int]) -> set[int]:
+    """The dimensions of the updates along which each is written into its own part of the operand."""
+    return {scatter_dims[dim] for dim in numbers.scatter_indices_batching_dims}
+
+
+def _scatters(identity):
+    """Several updates may meet at a place, where they are summed (or multiplied, or compared)."""
+
+    def reduces(eqn: JaxprEqn, ins: Sequence[Axes]) -> list[Reduction]:
+        numbers = eqn.params["dimension_numbers"]
+        scattered = [dim for dim in range(len(ins[2])) if dim not in numbers.update_window_dims]
+        own = _batch_dims(numbers, scattered)
+        return [Reduction(2, tuple(dim for dim in scattered if dim not in own), identity)]
+
+    return reduces
 
 
 def _dynamic_slice(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
@@ -242,12 +271,21 @@ def _dynamic_update_slice(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) ->
     return [ins[0]]
 
 
+_SCATTERS = {
+    "scatter": None,
+    "scatter-add": _scatters(zero),
+    "scatter-sub": _scatters(zero),
+    "scatter-mul": _scatters(one),
+    "scatter-max": _scatters(lowest),
+    "scatter-min": _scatters(highest),
+}
+
 RULES = {
     "gather": Rule(_gather, evaluate=_gather_evaluate, infer_known=_known_gather),
-    **dict.fromkeys(
-        ("scatter", "scatter-add", "scatter-max", "scatter-min", "scatter-mul", "scatter-sub"),
-        Rule(_scatter, evaluate=_scatter_evaluate, infer_known=_known_scatter),
-    ),
+    **{
+        name: Rule(_scatter, evaluate=_scatter_evaluate, infer_known=_known_scatter, reduces=reduces)
+        for name, reduces in _SCATTERS.items()
+    },
     "dynamic_slice": Rule(_dynamic_slice, resize=_dynamic_slice_resize),
     "dynamic_update_slice": Rule(_dynamic_update_slice),
 }

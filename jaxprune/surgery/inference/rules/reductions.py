@@ -55,10 +55,16 @@ def _cumulates(identity):
 
 
 def _position_of(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
-    gone = eqn.params["axes"]
-    for dim in gone:
-        freeze(ins[0][dim], reason._replace(text=f"{eqn.primitive.name} gives positions on it"))
-    return [tuple(axis for dim, axis in enumerate(ins[0]) if dim not in gone)]
+    """argmax: what it gives are positions, which `inference.positions` follows."""
+    _freeze_bools(eqn, ins[0], eqn.params["axes"], reason)
+    return _reduce(eqn, ins, reason)
+
+
+def _freeze_bools(eqn: JaxprEqn, axes: Axes, dims: Sequence[int], reason: Reason) -> None:
+    """Freezes axes of bools: where the largest is False, that of a removed unit is as large."""
+    if eqn.invars[0].aval.dtype == bool:
+        for dim in dims:
+            freeze(axes[dim], reason._replace(text=f"{eqn.primitive.name} of bools"))
 
 
 def _general_reduce(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
@@ -78,9 +84,25 @@ def _sort(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
 
 
 def _top_k(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
-    along = eqn.params.get("axis", eqn.params.get("reduction_dimension", -1)) % len(ins[0])
+    """The largest along an axis, and their positions, which `inference.positions` follows."""
+    along = eqn.params.get("axis", -1) % len(ins[0])
+    reach(ins[0][along], reason)
+    _freeze_bools(eqn, ins[0], (along,), reason)
+    return _found(eqn, ins, along, reason._replace(text="the largest, in their order"))
+
+
+def _top_k_reduces(eqn: JaxprEqn, ins: Sequence[Axes]) -> list[Reduction]:
+    return [Reduction(0, (eqn.params.get("axis", -1) % len(ins[0]),), lowest)]
+
+
+def _approx_top_k(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
+    along = eqn.params["reduction_dimension"] % len(ins[0])
     why = reason._replace(text=f"{eqn.primitive.name} gives positions on it")
     freeze(ins[0][along], why)
+    return _found(eqn, ins, along, why)
+
+
+def _found(eqn: JaxprEqn, ins: Sequence[Axes], along: int, why: Reason) -> list[Axes]:
     return [
         tuple(fresh(n, why) if dim == along else ins[0][dim] for dim, n in enumerate(shape_of(eqn, i)))
         for i in range(len(eqn.outvars))
@@ -179,10 +201,12 @@ RULES = {
     **{name: Rule(_reduce, reduces=_reduces(identity)) for name, identity in _REDUCTIONS.items()},
     "reduce_and": Rule(_reduce, reduces=_reduces(highest)),
     **{name: Rule(_cumulative, reduces=_cumulates(identity)) for name, identity in _CUMULATIVE.items()},
-    **dict.fromkeys(("argmax", "argmin"), Rule(_position_of)),
+    "argmax": Rule(_position_of, reduces=_reduces(lowest)),
+    "argmin": Rule(_position_of, reduces=_reduces(highest)),
     "reduce": Rule(_general_reduce),
     "sort": Rule(_sort),
-    **dict.fromkeys(("top_k", "approx_top_k"), Rule(_top_k)),
+    "top_k": Rule(_top_k, reduces=_top_k_reduces),
+    "approx_top_k": Rule(_approx_top_k),
     **dict.fromkeys(
         ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum"), Rule(_window)
     ),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxprune.params import PyTree
-from jaxprune.surgery.layers.branches import Branches
+from jaxprune.surgery.layers.branches import Branch, Branches
 from jaxprune.surgery.layers.scores._gates import Gated, arrays_of, gated_loss, listed
 
 
@@ -63,23 +63,31 @@ def greedy_loss_increase(
     *,
     number: int | None = None,
     level: Literal["parts", "blocks"] = "parts",
+    budget: Literal["params", "flops", "branches"] = "branches",
+    exclude: str | Branch | Iterable[str | Branch] = (),
 ) -> dict[str, float]:
-    """The order in which branches are removed if each step removes the one whose removal leaves the lowest loss.
+    r"""The order in which branches are removed if each step removes the one that raises the loss least.
 
-    After each removal all others are evaluated anew, by the same compiled function: n branches cost about
-    n * number / 2 evaluations or more.
+    With a budget of parameters or FLOPs, each step removes the branch with the lowest rise per entry or FLOP that
+    is removed with it: \( (L(\text{without it}) - L) / c \). After each removal all others are evaluated anew, by
+    the same compiled function: n branches cost about n * number / 2 evaluations or more.
 
     Args:
       branches, loss_fn, params, batches: as in `loss_increase`.
-      number: how many branches to order; None for all but one.
+      number: how many branches to remove, one after the other; None for all but one.
       level: as in `plan_layers`: the branches that are ordered.
+      budget: as in `plan_layers`: what the rise of the loss is divided by. With "branches", which all cost the
+        same, it is the branch whose removal leaves the lowest loss.
+      exclude: as in `plan_layers`: branches to keep.
 
     Returns:
-      Branch name -> score, larger = keep: 0, 1, 2, ... in the order of removal, and `number` for all others. Pass
-      it to `plan_layers` with the same `level`.
+      Branch name -> score, larger = keep: 0, 1, 2, ... in the order of removal, then the others by their rises at
+      the last step, then what `exclude` keeps. Pass it to `plan_layers` with the same `level`, `budget` and
+      `exclude`.
 
     Raises:
-      ValueError: as in `loss_increase`, or if `number` is not in 1 to the number of branches less one.
+      ValueError: as in `loss_increase`, or if `number` is not in 1 to the number of branches less one, or a pattern
+        matches no branch.
 
     Example:
       >>> import jax.numpy as jnp
@@ -98,7 +106,9 @@ def greedy_loss_increase(
       Song et al., SLEB: Streamlining LLMs through Redundancy Verification and Elimination of Transformer Blocks,
       2024, arXiv:2402.09025.
     """
-    names, batches = [branch.name for branch in branches.at(level)], listed(batches)
+    if budget not in ("params", "flops", "branches"):
+        raise ValueError(f"`budget` must be one of 'params', 'flops', 'branches', got {budget!r}.")
+    names, batches = [branch.name for branch in branches.free(level, exclude)], listed(batches)
     last = len(names) - 1 if number is None else number
     if not isinstance(last, int) or not 0 < last < len(names):
         raise ValueError(
@@ -106,12 +116,27 @@ def greedy_loss_increase(
         )
     loss = _compiled(gated_loss(branches, names, loss_fn, params), params)
     gone: list[int] = []
+    left, rises = list(range(len(names))), np.zeros(len(names))
+    now = _mean(loss, _without(len(names), []), batches)
     for _ in range(last):
-        left = [i for i in range(len(names)) if i not in gone]
-        losses = [_mean(loss, _without(len(names), [*gone, i]), batches) for i in left]
-        gone.append(left[int(np.argmin(losses))])
-    places = {i: float(place) for place, i in enumerate(gone)}
-    return {name: places.get(i, float(last)) for i, name in enumerate(names)}
+        losses = np.array([_mean(loss, _without(len(names), [*gone, i]), batches) for i in left])
+        costs = np.array([_cost(branches, [names[j] for j in gone], names[i], budget) for i in left])
+        rises = np.where(np.isnan(losses), np.inf, losses - now) / costs
+        chosen = int(np.argmin(rises))
+        gone.append(left.pop(chosen))
+        now, rises = losses[chosen], np.delete(rises, chosen)
+    order = [*gone, *(left[i] for i in np.argsort(rises, kind="stable"))]
+    scores = {names[i]: float(place) for place, i in enumerate(order)}
+    return {branch.name: scores.get(branch.name, float(len(names))) for branch in branches.at(level)}
+
+
+def _cost(branches: Branches, gone: list[str], name: str, budget: str) -> float:
+    """What is removed with one more branch; at least a part of one entry, since shared weights can stay."""
+    if budget == "branches":
+        return 1.0
+    before, after = branches.removed(gone), branches.removed([*gone, name])
+    more = after.size - before.size if budget == "params" else after.flops - before.flops
+    return max(float(more), 1e-30)
 
 
 def _compiled(loss: Gated, params: PyTree) -> Callable[[Any, Any], Any]:

@@ -1,0 +1,173 @@
+"""A recipe of one training as an experiment, with the interface of `jp.imp`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune._imp import IMP, Carry, Round, row_of
+from jaxprune.masking import apply_masks
+from jaxprune.masking.units import as_arrays
+from jaxprune.params import PyTree, mask_leaves
+from jaxprune.recipes._choices import Choices
+from jaxprune.recipes._scheduling import BeforeTraining
+from jaxprune.recipes._scoring import Task
+from jaxprune.rewind import replace
+from jaxprune.training import Training, impose_masks
+from jaxprune.transforms import get_masks, has_masks, masked
+from jaxprune.transforms._masked import MaskedState, unwrapped
+from jaxprune.transforms._masks_in_state import stored_masks
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawn:
+    """What scores need beside the parameters; batches are drawn where none are given."""
+
+    batch_fn: Callable[[jax.Array, jax.Array], Any]
+    loss_fn: Any = None
+    given: Any = None
+    fn: Any = None
+    inputs: Any = None
+
+    def batches(self, key: jax.Array) -> Any:
+        """The batches given, or one of `batch_fn`."""
+        return [self.batch_fn(key, jnp.zeros([], jnp.int32))] if self.given is None else self.given
+
+    def score(self, recipe: Choices) -> Callable[[PyTree, jax.Array], PyTree]:
+        """The function (params, key) -> scores."""
+
+        def score(params: PyTree, key: jax.Array) -> PyTree:
+            bound = _Bound(self.loss_fn, self.batches(key), self.fn, self.inputs)
+            return recipe.scoring.of_task(bound, recipe.structure)(params, key)
+
+        return score
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Bound:
+    loss_fn: Any
+    batches: Any
+    fn: Any
+    inputs: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SeveralTrainings(IMP):
+    """The experiment of a recipe of several trainings: `jp.imp`, for a plain optimizer in `.tx` too."""
+
+    def init(self, key: jax.Array, state: Any) -> Carry:
+        return super().init(key, under_masks(state))
+
+    def train(self, key: jax.Array, state: Any, masks: PyTree) -> tuple[Any, Round]:
+        return super().train(key, under_masks(state), masks)
+
+
+def under_masks(state: Any) -> Any:
+    """The state with the plain optimizer of its `.tx` in `jp.masked`; any other state as it is."""
+    if not hasattr(state, "tx") or has_masks(state.opt_state):
+        return state
+    tx: Any = masked(state.tx)
+    masks = stored_masks(state.params, None)
+    return replace(state, tx=tx, opt_state=MaskedState(masks, state.opt_state))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SingleTraining:
+    """The experiment of a recipe of one training; made by `Recipe.experiment`."""
+
+    recipe: Choices
+    train_step: Callable[[Any, Any], tuple[Any, PyTree]]
+    batch_fn: Callable[[jax.Array, jax.Array], Any]
+    steps: int
+    drawn: Drawn
+    where: PyTree | None
+    evaluate: Callable[[Any], PyTree] | None
+    every: int | None
+    keep_masks: bool
+
+    rounds = 0
+
+    @functools.cached_property
+    def _training(self) -> Training:
+        return Training(self.train_step, self.batch_fn, self.steps, self.evaluate, self.every)
+
+    @property
+    def curve_steps(self) -> tuple[int, ...]:
+        """Steps at which the `curve` of a row is evaluated."""
+        return self._training.curve_steps
+
+    def run(self, key: jax.Array, state: Any) -> tuple[Any, Round]:
+        """The whole training, as one program under `jit`.
+
+        Args:
+          key: a `jax.random.key`; batches, scores and random masks follow from it.
+          state: any pytree with `.params` and `.opt_state`. Its optimizer stands in `.tx`, plain or in
+            `jp.masked`, or is that of `recipe.transform`. A recipe that prunes before training takes any state.
+
+        Returns:
+          The trained state and the history: a `Round` of one row. The optimizer in `.tx` has become
+          `jp.masked(tx)`, which keeps the pruned weights at zero in further training.
+
+        Raises:
+          ValueError: a state without `.tx` whose optimizer is not that of `transform`; as `transform` does.
+        """
+        batch_key, recipe_key, _ = jax.random.split(jax.random.fold_in(key, 0), 3)
+        if isinstance(self.recipe.scheduling, BeforeTraining):
+            return self._trained(batch_key, *self._pruned(batch_key, recipe_key, state))
+        if has_masks(state.opt_state) and not isinstance(state.opt_state, MaskedState):
+            return self._trained(batch_key, state, ())  # an optimizer of the recipe
+        if not hasattr(state, "tx"):
+            raise ValueError(
+                f"`state` must have its optimizer as `.tx`, as flax's TrainState, got {type(state).__name__} without "
+                f"it: {self.recipe.name} prunes while it trains. Or make the optimizer with recipe.transform(...)."
+            )
+        inner = unwrapped(state.tx)
+        tx = self.recipe.transform(inner, state.params, **self._task(recipe_key)._asdict())
+        opt_state = tx.init(state.params)
+        params = apply_masks(state.params, get_masks(opt_state))
+        state = replace(state, params=params, tx=tx, opt_state=opt_state)
+        state, history = self._trained(batch_key, state, ())
+        held: Any = state.opt_state
+        penalized = self.recipe.scoring.penalized(inner, self.recipe.structure, self.where)
+        masks = get_masks(held)
+        return replace(state, tx=masked(penalized), opt_state=MaskedState(masks, held.inner_state)), history
+
+    def _pruned(self, key: jax.Array, recipe_key: jax.Array, state: Any) -> tuple[Any, PyTree]:
+        """The state with masks made at initialization, and these masks."""
+        state = self._training.match_dtypes(key, under_masks(state))
+        task = Task(state.params, **self._task(recipe_key)._asdict())
+        scheduling: Any = self.recipe.scheduling
+        masks = as_arrays(mask_leaves(state.params, scheduling.masks(self.recipe, task)), state.params)
+        return impose_masks(state, masks), masks
+
+    def _trained(self, key: jax.Array, state: Any, masks: PyTree) -> tuple[Any, Round]:
+        """The trained state and the history."""
+        start = jnp.zeros([], jnp.int32)
+        state = self._training.match_dtypes(key, state)
+        state, metrics, _, curve = self._training.run(key, state, masks, start)
+        masks = get_masks(state.opt_state) if has_masks(state.opt_state) else masks
+        shown = masks if self.keep_masks else ()
+        row = row_of(start, state.params, masks, metrics, self._training.last(state, curve), curve, shown)
+        return state, jax.tree.map(lambda x: x[None], row)
+
+    def _task(self, key: jax.Array) -> _Rest:
+        batches = None if self.drawn.loss_fn is None else self.drawn.batches(key)
+        drawn = self.drawn
+        return _Rest(self.steps, key, drawn.loss_fn, batches, drawn.fn, drawn.inputs, self.where)
+
+
+class _Rest(NamedTuple):
+    """A `Task` without the parameters."""
+
+    steps: int
+    key: Any
+    loss_fn: Any
+    batches: Any
+    fn: Any
+    inputs: Any
+    where: Any
