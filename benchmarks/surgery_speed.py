@@ -21,7 +21,7 @@ from surgery_measure import BATCHES, count, machine, shortest, show
 
 import jaxprune as jp
 from jaxprune.surgery.inference.kept import Keep
-from jaxprune.surgery.planning import cost
+from jaxprune.surgery import cost
 
 IMAGES = {"ResNet-18": 112, "ViT-S/16": 96}
 HEADS = (

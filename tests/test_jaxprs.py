@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jaxprune.surgery.cost import flops
 
 import jaxprune as jp
 from jaxprune.jaxprs.calls import INLINE, KINDS, bodies_of, kind_of, scan_parts, settled, while_parts
@@ -15,7 +16,6 @@ from jaxprune.jaxprs.per_signature import per_signature
 from jaxprune.jaxprs.tracing import trace
 from jaxprune.surgery.inference import analysis
 from jaxprune.surgery.inference.kept import Keep
-from jaxprune.surgery.planning.cost import flops
 
 
 @jax.custom_jvp

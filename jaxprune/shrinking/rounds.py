@@ -28,7 +28,7 @@ from jaxprune.shrinking.states import Variables, places_of, shrink_snapshot, shr
 from jaxprune.surgery import Plan
 from jaxprune.surgery.inference.kept import Keep
 from jaxprune.surgery.inference.model import analyse
-from jaxprune.surgery.planning import cost
+from jaxprune.surgery import cost
 from jaxprune.training import Training
 from jaxprune.whole_numbers import check_whole
 

@@ -33,7 +33,10 @@ def kept_counts(groups, masks):
     leaves = leaves_of(masks)
     cut = coupled_units(groups, range(len(groups)), [leaf.path for leaf in leaves])
     lost = cut.pruned([np.asarray(leaf.value) if hasattr(leaf.value, "dtype") else None for leaf in leaves])
-    return [group.size - int(0 if units is None else np.sum(units)) for group, units in zip(groups, lost, strict=True)]
+    return [
+        group.size - int(0 if units is None else np.sum(units))
+        for group, units in zip(groups, lost, strict=True)
+    ]
 
 
 def equal(a, b):
