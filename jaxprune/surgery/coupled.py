@@ -334,7 +334,7 @@ def coupled_units(
         tuple(group.name for group in found),
         sizes,
         tuple(layouts),
-        tuple(least_kept(minimum, list(sizes))),
+        tuple(map(max, least_kept(minimum, list(sizes)), (group.minimum for group in found))),
         round_to,
         budget,
     )
