@@ -44,7 +44,7 @@ class Coupled:
     `jp.plan_removal` counts them: the fewest units are pruned that remove at least that much.
 
     With `scope="local"` each group loses the same share of its units. In a tree of shares (an allocation) a
-    group takes that of its first leaf. `jp.plan_from_masks(groups, masks)` gives the plan that removes what is
+    group takes that of its first leaf with more than one axis; an allocation may also name the groups. `jp.plan_from_masks(groups, masks)` gives the plan that removes what is
     pruned, `jp.masked_fn(fn, groups)` the function that trains as if it was removed.
 
     Args:
@@ -234,7 +234,9 @@ class CoupledUnits:
 
     def shares(self, shares: list[Any]) -> list[Any]:
         first: dict[int, Any] = {}
-        for share, of_leaf in zip(shares, self.layouts, strict=True):
+        # Allocations leave out biases, so weights come first.
+        order = sorted(zip(shares, self.layouts, strict=True), key=lambda pair: len(pair[1]) < 2)
+        for share, of_leaf in order:
             for group in (group for layout in of_leaf if layout for group in groups_in(layout)):
                 first.setdefault(group, share)
         return [first[group] for group in range(len(self.sizes))]

@@ -420,11 +420,9 @@ def test_group_lasso_trains_units_away():
     assert plan.shrink(trained)["k1"].size < params["k1"].size
 
 
-def test_in_an_allocation_a_group_takes_the_share_of_its_first_leaf(groups):
-    masks = jp.make_masks(
-        PARAMS, {"b": 0.25, "up": 0.5, "down": 0.5, "out": 0.5}, structure=jp.Coupled(groups)
-    )
-    assert kept_units(masks) == [0, 1, 3]
+def test_in_an_allocation_a_group_takes_the_share_of_its_first_weight(groups):
+    shares = {"b": 0.0, "up": 0.5, "down": 0.25, "out": 0.5}  # an allocation has 0 for biases
+    assert kept_units(jp.make_masks(PARAMS, shares, structure=jp.Coupled(groups))) == [0, 1, 3]
 
 
 def test_a_structure_can_be_replaced_in_a_recipe(groups):
