@@ -16,6 +16,7 @@ from jaxprune.calibration import (
     swap_refine,
 )
 from jaxprune.masking import apply_masks, make_masks, shuffle_masks, sparsity, summary
+from jaxprune.nnx_training import nnx_state
 from jaxprune.params import prunable
 from jaxprune.recipes import (
     Alternating,
@@ -86,6 +87,7 @@ __all__ = [
     "masked",
     "masked_fn",
     "matmul_conv",
+    "nnx_state",
     "plan_from_masks",
     "plan_layers",
     "plan_removal",

@@ -13,9 +13,9 @@ from jaxprune.jaxprs.control_flow import rebuild
 from jaxprune.jaxprs.equations import bind, literal_value, walk
 from jaxprune.jaxprs.per_signature import per_signature
 from jaxprune.jaxprs.tracing import trace
+from jaxprune.surgery.cost import flops
 from jaxprune.surgery.inference import analysis
 from jaxprune.surgery.inference.kept import Keep
-from jaxprune.surgery.planning.cost import flops
 
 
 @jax.custom_jvp

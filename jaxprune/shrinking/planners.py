@@ -11,11 +11,10 @@ import jax
 
 from jaxprune.params import PyTree
 from jaxprune.selection import as_written
-from jaxprune.surgery import LayerPlan, Plan, find_branches, find_groups, plan_layers, plan_removal
+from jaxprune.surgery import LayerPlan, Plan, cost, find_branches, find_groups, plan_layers, plan_removal
 from jaxprune.surgery.groups import Groups
 from jaxprune.surgery.inference.kept import Keep
 from jaxprune.surgery.inference.model import analyse
-from jaxprune.surgery.planning import cost
 from jaxprune.surgery.planning.budget import Budget, count
 
 
