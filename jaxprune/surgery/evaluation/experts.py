@@ -310,7 +310,7 @@ def _product(sides: Sequence[_Side]) -> Step:
         if mixed:
             return Step(None, (_weighted(sides[1 - gate], sides[gate]),))
     elif mixed:
-        return Step(None, _summed(sides, mixed[0]))
+        return Step(None, _summed(sides, next((i for i in mixed if _gate_of(outputs[i]) is not None), mixed[0])))
     else:
         gate = None
     if any(o is not None and any(o.ids.shape[d] > 1 for d in s.contract) for s, o in zip(sides, outputs, strict=True)):
@@ -329,6 +329,10 @@ def _product(sides: Sequence[_Side]) -> Step:
     for one in gates:
         total = one if total is None else total * one
     return Step(Output(_joined(ids, ids[0].ndim), total))
+
+
+def _gate_of(output: Output | None) -> Any:
+    return None if output is None else output.gate
 
 
 def _weighted(expert: _Side, gate: _Side) -> Terms:

@@ -118,7 +118,8 @@ def infer_with_positions(
     found = use(frame, eqn, seen, facts, reason) if use else None
     if found is None:
         if name not in _LOOKS:
-            freeze_positions(facts, reason, f"are used as numbers in {name}")
+            compared = "are compared with other numbers" if name in COMPARISONS else f"are used as numbers in {name}"
+            freeze_positions(facts, reason, compared)
         return infer(ins)
     frame.facts.update((v, fact) for v, fact in zip(eqn.outvars, found, strict=True) if fact is not None)
     outs = infer(seen)
