@@ -272,7 +272,10 @@ def coupled_units(
         tuple(group.name for group in found),
         sizes,
         tuple(layouts),
-        tuple(max(least, group.minimum) for least, group in zip(least_kept(minimum, list(sizes)), found, strict=True)),
+        tuple(
+            max(least, group.minimum)
+            for least, group in zip(least_kept(minimum, list(sizes)), found, strict=True)
+        ),
         round_to,
     )
 

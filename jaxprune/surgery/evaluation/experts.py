@@ -23,7 +23,17 @@ from jaxprune.surgery.inference.rules import RULES
 from jaxprune.surgery.inference.rules.pointwise import pointwise
 
 _SCALES = frozenset(
-    ("mul", "div", "neg", "convert_element_type", "copy", "stop_gradient", "select_n", "name", "reduce_precision")
+    (
+        "mul",
+        "div",
+        "neg",
+        "convert_element_type",
+        "copy",
+        "stop_gradient",
+        "select_n",
+        "name",
+        "reduce_precision",
+    )
 )
 _REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"))
 
@@ -109,14 +119,20 @@ def _pointwise(name: str, operands: Sequence[Operand], out: Any) -> Step:
     gates = [output.gate for output in outputs if output.gate is not None]
     if name == "mul" and any(operand.is_gate for operand in others):
         gates += [_narrow(operand.array, ids, rank) for operand in others if operand.is_gate]
-    elif gates and (name not in _SCALES or others and name != "select_n"):
-        if name not in ("add", "add_any", "sub", "mul") or len(outputs) < len(operands):
-            return _ended(None, operands)
+    elif gates and not _is_scaled(name, operands, bool(others)):
+        return _ended(None, operands)
     gate = None
     for one in gates:
         one = _ranked(one, rank)
         gate = one if gate is None else gate * one
     return Step(Output(ids, gate))
+
+
+def _is_scaled(name: str, operands: Sequence[Operand], has_others: bool) -> bool:
+    """Whether an operation leaves a gated output one: it is scaled by constants, or meets outputs of the same kind."""
+    if name in ("add", "add_any", "sub", "mul") and all(operand.output is not None for operand in operands):
+        return True
+    return name in _SCALES and (name == "select_n" or not has_others)
 
 
 def _ended(eqn: JaxprEqn | None, operands: Sequence[Operand]) -> Step:
@@ -234,8 +250,10 @@ def _gather(eqn: JaxprEqn, x: Any, operands: Sequence[Operand]) -> Any:
 def _scatter(eqn: JaxprEqn, operands: Sequence[Operand]) -> Step:
     """Outputs that are put in other places, each in one of its own; those of several experts that are summed end."""
     operand, indices, updates = operands
-    if updates.output is None or operand.output is not None or (
-        updates.output.gate is not None and eqn.primitive.name != "scatter"
+    if (
+        updates.output is None
+        or operand.output is not None
+        or (updates.output.gate is not None and eqn.primitive.name != "scatter")
     ):
         return _ended(eqn, operands)
     numbers = eqn.params["dimension_numbers"]
@@ -284,12 +302,16 @@ class _Side(NamedTuple):
         """(batch, summed) dimensions in the order of both operands, after the free ones are reduced."""
         reduced = reduce(x, tuple(self.free), keepdims=True)
         order = (*self.batch, *self.contract, *self.free)
-        return jnp.transpose(reduced, order).reshape([reduced.shape[d] for d in order[: len(order) - len(self.free)]])
+        return jnp.transpose(reduced, order).reshape(
+            [reduced.shape[d] for d in order[: len(order) - len(self.free)]]
+        )
 
     def in_result(self, x: Any, ahead: int, behind: int) -> Any:
         """An array that broadcasts to the operand, as one that broadcasts to the result of the product."""
         x = jnp.max(x, tuple(self.contract), keepdims=True)
-        x = jnp.squeeze(jnp.transpose(x, (*self.batch, *self.free, *self.contract)), self._last(len(self.contract)))
+        x = jnp.squeeze(
+            jnp.transpose(x, (*self.batch, *self.free, *self.contract)), self._last(len(self.contract))
+        )
         n = len(self.batch)
         return x.reshape(*x.shape[:n], *(1,) * ahead, *x.shape[n:], *(1,) * behind)
 
@@ -310,10 +332,15 @@ def _product(sides: Sequence[_Side]) -> Step:
         if mixed:
             return Step(None, (_weighted(sides[1 - gate], sides[gate]),))
     elif mixed:
-        return Step(None, _summed(sides, next((i for i in mixed if _gate_of(outputs[i]) is not None), mixed[0])))
+        return Step(
+            None, _summed(sides, next((i for i in mixed if _gate_of(outputs[i]) is not None), mixed[0]))
+        )
     else:
         gate = None
-    if any(o is not None and any(o.ids.shape[d] > 1 for d in s.contract) for s, o in zip(sides, outputs, strict=True)):
+    if any(
+        o is not None and any(o.ids.shape[d] > 1 for d in s.contract)
+        for s, o in zip(sides, outputs, strict=True)
+    ):
         return Step()
     ids, gates = [], []
     for i, (side, output) in enumerate(zip(sides, outputs, strict=True)):

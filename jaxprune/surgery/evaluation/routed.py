@@ -79,10 +79,16 @@ class Routed:
             for i, r in enumerate(results)
         ], totals
 
-    def scan(self, body: Frame, eqn: JaxprEqn, ins: list[Value], totals: Totals) -> tuple[list[Value], Totals]:
+    def scan(
+        self, body: Frame, eqn: JaxprEqn, ins: list[Value], totals: Totals
+    ) -> tuple[list[Value], Totals]:
         consts, carry, xs = scan_parts(eqn, ins)
         totals = ended(ins, totals)
-        marks = [*consts, *(x._replace(varies=True, gates=frozenset(), weights=frozenset()) for x in carry), *xs]
+        marks = [
+            *consts,
+            *(x._replace(varies=True, gates=frozenset(), weights=frozenset()) for x in carry),
+            *xs,
+        ]
 
         def step(args: list[Any], totals: Totals) -> tuple[list[Any], Totals]:
             values = [mark._replace(array=x, outputs={}) for mark, x in zip(marks, args, strict=True)]

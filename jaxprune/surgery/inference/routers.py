@@ -17,7 +17,7 @@ Reached = frozenset[int]  # numbers of inputs
 
 
 def router_inputs(model: Model, atom: Atom) -> Set[int]:
-    """Which inputs of a model's frame reach a choice among experts through values that have an entry for each expert."""
+    """Which inputs of a model's frame reach a choice among experts through values that have their axis."""
     search = _Search(atom)
     of_params = model.of_params
     facts = [frozenset([i]) if made else frozenset() for i, made in enumerate(of_params)]
@@ -34,8 +34,13 @@ class _Search:
         def equation(index: int, eqn: JaxprEqn, ins: list[Reached]) -> list[Reached]:
             return self.equation(frame, index, eqn, ins)
 
-        ins = [x if self.has_units(frame, v) else frozenset() for v, x in zip(frame.jaxpr.invars, args, strict=True)]
-        return walk(frame.jaxpr, [frozenset()] * len(frame.consts), ins, lambda literal: frozenset(), equation)
+        ins = [
+            x if self.has_units(frame, v) else frozenset()
+            for v, x in zip(frame.jaxpr.invars, args, strict=True)
+        ]
+        return walk(
+            frame.jaxpr, [frozenset()] * len(frame.consts), ins, lambda literal: frozenset(), equation
+        )
 
     def equation(self, frame: Frame, index: int, eqn: JaxprEqn, ins: list[Reached]) -> list[Reached]:
         bodies = frame.calls.get(index, ())

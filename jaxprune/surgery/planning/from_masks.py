@@ -32,7 +32,8 @@ def plan_from_masks(groups: Groups, masks: PyTree) -> Plan:
 
     Raises:
       ValueError: a unit that is masked in part, or another weight that is masked alone (group and path are
-        named); a group that loses all its units, or so many that a router can't choose k of them; a tree that is not the parameters'; traced masks.
+        named); a group that loses all its units, or keeps fewer than a router chooses; a tree that is not the
+        parameters'; traced masks.
       TypeError: a mask that is not bool.
 
     Example:

@@ -25,7 +25,7 @@ def reap_scores(
     batches: Iterable[Any],
     statistic: Literal["reap", "frequency"] = "reap",
 ) -> UnitScores:
-    r"""Mean norm of what an expert adds for its tokens: \( s_j = \operatorname{mean}_{x \in X_j} g_j(x) \|f_j(x)\|_2 \).
+    r"""Mean norm of what an expert adds: \( s_j = \operatorname{mean}_{x \in X_j} g_j(x) \|f_j(x)\|_2 \).
 
     X_j are the tokens that are routed to expert j, f_j(x) is its output and g_j(x) the router's weight that
     multiplies it. An expert that no token is routed to has the score 0. Where layers share a group (a scan over
@@ -80,15 +80,14 @@ def reap_scores(
     weights = [x for x in jax.tree.leaves(params) if is_array_leaf(x)]
     runs: dict[Any, Callable[..., Totals]] = {}
     sums = {group.name: np.zeros((2, group.size)) for group in experts}
-    n_batches = 0
-    for n_batches, batch in enumerate(batches, 1):
+    for batch in batches:
         inputs = [jnp.asarray(x) for x in jax.tree.leaves(batch) if is_array_leaf(x)]
         shapes = tuple((x.shape, x.dtype) for x in inputs)
         if shapes not in runs:
             runs[shapes] = _totals(groups_at(groups, params, batch, shapes), experts, len(weights))
         for name, both in runs[shapes](weights, inputs).items():
             sums[name] += np.stack([np.asarray(x, np.float64) for x in both])
-    if not n_batches:
+    if not runs:
         raise ValueError("`batches` is empty: pass at least one batch of inputs.")
     for name, (_, counts) in sums.items():
         if not counts.any():
