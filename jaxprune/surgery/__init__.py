@@ -33,6 +33,7 @@ from jaxprune.surgery.scores import (
     l2_scores,
     mean_scores,
     obs_scores,
+    reap_scores,
     taylor_scores,
     unit_scores,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "plan_removal",
     "plan_units",
     "random_branches",
+    "reap_scores",
     "shrink_module",
     "taylor_scores",
     "unit_scores",
