@@ -25,9 +25,10 @@ from jaxprune.params import PyTree, aligned, is_float_array
 from jaxprune.scores import magnitude
 from jaxprune.scores._gradients import checked_loss, split_floats
 from jaxprune.scores._scorer import call_score
-from jaxprune.selection import count_to_prune
+from jaxprune.selection import Count, count_to_prune
 from jaxprune.structures import Structure, Unstructured
-from jaxprune.structures.by_leaf import check_by_leaf
+from jaxprune.structures.by_leaf import is_by_leaf
+from jaxprune.structures.structure import Cut
 from jaxprune.tables import as_text
 from jaxprune.whole_numbers import check_whole
 
@@ -40,7 +41,7 @@ class Sensitivity:
     """The loss with one layer pruned. `sensitivity` makes it, `load` reads it; printing it shows a table.
 
     Attributes:
-      paths: the layers (leaves that may be pruned), in order.
+      paths: the layers (leaves that may be pruned, or the names of groups), in order.
       sparsities: the grid, ascending, in (0, 1).
       losses: float64 array (layers, sparsities): the loss with only that layer pruned, to that sparsity.
       dense: the loss with nothing pruned.
@@ -150,6 +151,9 @@ def sensitivity(
 ) -> Sensitivity:
     """The loss when one layer at a time is pruned to each sparsity.
 
+    With `structure=jp.Coupled(groups)` a layer is a group: all its members lose the same units, and the table has
+    its name and the number of weights that its units hold.
+
     One program is compiled; the layer and the number of its units to prune are arguments of it.
 
     Args:
@@ -184,13 +188,13 @@ def sensitivity(
     References:
       Li et al., Pruning Filters for Efficient ConvNets, 2016, arXiv:1608.08710.
     """
-    check_by_leaf(structure, "sensitivity prunes one leaf at a time")
     criterion = Criterion(structure, where=where)
     grid = _checked_grid(sparsities, structure)
     check_whole(chunk=chunk)
     whole = criterion.units(params)
-    leaves, chosen, paths = whole.leaves, whole.chosen, whole.paths
-    layers = [criterion.units(params, [i]) for i in chosen]  # each leaf by itself
+    leaves, chosen = whole.leaves, whole.chosen
+    by_leaf = len(whole.cut.names) == len(chosen) and is_by_leaf(structure)
+    layers = [criterion.units(params, [i]) for i in chosen] if by_leaf else []  # each leaf by itself
     scores = (
         jax.tree.leaves(call_score(score, params, None))
         if callable(score)
@@ -206,6 +210,13 @@ def sensitivity(
     ):
         def loss_after(count: Any) -> jax.Array:
             pruned = list(floats)
+            if not by_leaf:
+                each = [_where(layer == n, count) for n in range(len(units))]
+                masks, _ = keep_masks(whole.cut, scores, each, least=whole.least)
+                for i, mask in zip(chosen, masks, strict=True):
+                    if i in position:
+                        pruned[position[i]] = jnp.where(mask, floats[position[i]], 0)
+                return loss(pruned, batch)
             for n, i in enumerate(chosen):
 
                 def prune(w: jax.Array, n: int = n) -> jax.Array:
@@ -231,21 +242,40 @@ def sensitivity(
             found += [float(value) for value in values[: len(part)]]
         return found
 
-    units = [sum(layer.numbers) for layer in layers]
+    units = [sum(layer.numbers) for layer in layers] if by_leaf else whole.numbers
     (dense,) = evaluate(-1, [0])
     if not math.isfinite(dense):
         raise ValueError(f"`loss_fn` must be finite with nothing pruned, got {dense}.")
-    rows = [evaluate(n, [int(count_to_prune(s, units[n])) for s in grid]) for n in range(len(chosen))]
+    rows = [evaluate(n, [int(count_to_prune(s, units[n])) for s in grid]) for n in range(len(units))]
+    losses = np.array(rows, np.float64)
+    if not by_leaf:
+        weights = _weights(whole.cut, [tuple(leaves[i].value.shape) for i in chosen])
+        return Sensitivity(whole.cut.names, grid, losses, dense, tuple(units), weights)
     return Sensitivity(
-        tuple(paths),
+        tuple(whole.paths),
         grid,
-        np.array(rows, np.float64),
+        losses,
         dense,
         tuple(units),
         tuple(math.prod(leaves[i].value.shape) for i in chosen),
         tuple(leaf.path for i, leaf in enumerate(leaves) if i not in chosen),
         jax.tree.unflatten(jax.tree.structure(params), [leaf.path for leaf in leaves]),
     )
+
+
+def _where(is_layer: jax.Array, count: Count) -> Count:
+    """The count for the layer that is pruned, 0 for the others."""
+    return Count(*(jnp.where(is_layer, word, 0) for word in count))
+
+
+def _weights(cut: Cut, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Number of weights that units of each array hold: those that are pruned if all of them are."""
+    found = []
+    for number in range(len(cut.shapes)):
+        kept = [np.full(shape, i != number) for i, shape in enumerate(cut.shapes)]
+        pairs = zip(cut.masks(kept), shapes, strict=True)
+        found.append(sum(math.prod(shape) - int(np.broadcast_to(m, shape).sum()) for m, shape in pairs))
+    return tuple(found)
 
 
 def _checked_grid(sparsities: Sequence[float], structure: Structure) -> tuple[float, ...]:

@@ -188,11 +188,19 @@ def test_an_allocation_that_grows_under_vmap_in_bfloat16_and_with_nm():
 @pytest.mark.slow
 def test_the_final_count_is_exact_beyond_what_float32_holds():
     """0.9 of 3 * 2^24 is 45298483.2; the float32 nearest to 0.9 is 1.2 units too much."""
+    from jaxprune.allocation import counts_to_prune
     from jaxprune.transforms._scheduled import counts_at
 
     n = 3 * 2**24
-    assert int(jax.jit(lambda s: counts_at(s, 0.9, [n], "global"))(jnp.float32(0.9))) == round(0.9 * n)
-    by_leaf = jax.jit(lambda s: counts_at(s, [0.9, 0.3], [n, n], "global"))(jnp.float32([0.9, 0.2]))
+
+    def one(shares):
+        return counts_to_prune(shares, [n], "global")
+
+    def two(shares):
+        return counts_to_prune(shares, [n, n], "global")
+
+    assert int(jax.jit(lambda s: counts_at(s, 0.9, one))(jnp.float32(0.9))) == round(0.9 * n)
+    by_leaf = jax.jit(lambda s: counts_at(s, [0.9, 0.3], two))(jnp.float32([0.9, 0.2]))
     assert [int(count) for count in by_leaf] == [round(0.9 * n), round(float(np.float32(0.2)) * n)]
 
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune.allocation import Scope, check_least_kept, counts_to_prune, least_kept, shares_of
+from jaxprune.allocation import (
+    Scope,
+    check_fraction,
+    check_least_kept,
+    counts_to_prune,
+    least_kept,
+    shares_of,
+)
 from jaxprune.lookahead import paired, weights_of
 from jaxprune.masking import program
 from jaxprune.meshes import placed_like, vary_over, varying_axes
@@ -64,16 +72,29 @@ class Units:
     def shares(self, sparsity: Any) -> Any:
         """A sparsity as one share, or as a list with one for each array of units.
 
+        Where units lie across leaves, an allocation may also be a mapping from the names of groups to shares.
+
         Raises:
           ValueError, TypeError: if a known share is outside [0, 1), or a tree does not match.
         """
+        if self._is_by_name(sparsity):
+            return self.each(sparsity, "sparsity")
         shares = shares_of(sparsity, weights_of(self.params), self.chosen)
         return self.cut.shares(shares) if isinstance(shares, list) else shares
 
     def each(self, tree: PyTree, argument: str) -> list[Any]:
         """The number for each array of units, from a tree (or a prefix of one) with a number for each leaf."""
+        if self._is_by_name(tree):
+            for name in self.cut.names:
+                check_fraction(argument, tree[name], name)
+            return [tree[name] for name in self.cut.names]
         values = aligned(weights_of(self.params), tree, argument)
         return self.cut.shares([values[i] for i in self.chosen])
+
+    def _is_by_name(self, tree: Any) -> bool:
+        """Whether a tree names the arrays of units, which are not leaves."""
+        names = self.cut.names
+        return isinstance(tree, Mapping) and {*tree} == {*names} and list(names) != self.paths
 
     def counts(self, shares: Any) -> Any:
         """Number of units to prune: one count for all, or a list with one for each array of units.

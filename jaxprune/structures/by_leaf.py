@@ -106,9 +106,14 @@ def cut_by_leaf(
     return LeafUnits(structure, names, shapes, rule or Highest())
 
 
+def is_by_leaf(structure: Any) -> bool:
+    """Whether the units of a structure lie within one leaf each."""
+    return callable(getattr(structure, "unit_scores", None))
+
+
 def check_by_leaf(structure: Any, what: str) -> None:
     """Raises TypeError for a structure whose units may lie across leaves, where `what` needs them within one."""
-    if not callable(getattr(structure, "unit_scores", None)):
+    if not is_by_leaf(structure):
         raise TypeError(
             f"`structure` must have its units within one leaf each, such as Channels(), got {structure!r}: {what}."
         )

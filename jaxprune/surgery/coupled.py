@@ -11,8 +11,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxprune.allocation import check_minimum, least_kept
+from jaxprune.float_range import exponent_of, magnitude_bits, scaled, unscaled, widened
 from jaxprune.host import namespace
 from jaxprune.structures.keep import Highest
 from jaxprune.structures.structure import Shape
@@ -259,6 +261,30 @@ class CoupledUnits:
     def masks(self, kept: Sequence[jax.Array]) -> list[jax.Array]:
         return [self._mask(of_leaf, kept) for of_leaf in self.layouts]
 
+    def norms(self, leaves: Sequence[jax.Array]) -> list[jax.Array]:
+        """The L2 norm of each unit. The squares are of numbers near 1: all weights over one power of two."""
+        wide = [
+            widened(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.zeros(leaf.shape)
+            for leaf in leaves
+        ]
+        tops = [jnp.max(magnitude_bits(w), initial=0) for w in wide]
+        exponent = exponent_of(lax.bitcast_convert_type(jnp.max(jnp.stack(tops)), jnp.float32))
+        totals = self.scores([jnp.square(scaled(w, exponent)) for w in wide])
+        # The gradient of the norm is 0 where the norm is.
+        return [
+            unscaled(jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total))), exponent)
+            for total in totals
+        ]
+
+    def unit_sizes(self, shapes: Sequence[Shape]) -> list[int]:
+        """For each group the number of weights in one of its units, in leaves of these shapes."""
+        ones = [np.broadcast_to(np.float32(1), shape) for shape in shapes]
+        return [int(sums[0]) for sums in unit_sums(ones, self.layouts, self.sizes)]
+
+    def spread(self, values: Sequence[jax.Array]) -> list[jax.Array]:
+        """For each leaf the product of the values of the units that a weight lies in; broadcasts to the leaf."""
+        return [self._mask(of_leaf, values) for of_leaf in self.layouts]
+
     def counts_to_compare(self, counts: Any) -> Any:
         return counts
 
@@ -280,11 +306,11 @@ class CoupledUnits:
         return Highest().select(units, counts, pruned)
 
     def _mask(self, of_leaf: Sequence[Layout | None], kept: Sequence[Any]) -> Any:
-        mask = namespace(kept[0]).ones((1,) * len(of_leaf), bool)
+        mask = namespace(kept[0]).ones((1,) * len(of_leaf), kept[0].dtype)
         for axis, layout in enumerate(of_leaf):
             if layout:
                 shape = [-1 if dim == axis else 1 for dim in range(len(of_leaf))]
-                mask = mask & spread_units(layout, kept).reshape(shape)
+                mask = mask * spread_units(layout, kept).reshape(shape)
         return mask
 
 
@@ -309,10 +335,7 @@ def coupled_units(
         tuple(group.name for group in found),
         sizes,
         tuple(layouts),
-        tuple(
-            max(least, group.minimum)
-            for least, group in zip(least_kept(minimum, list(sizes)), found, strict=True)
-        ),
+        tuple(map(max, least_kept(minimum, list(sizes)), (group.minimum for group in found))),
         round_to,
         budget,
     )

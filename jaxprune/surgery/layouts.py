@@ -62,21 +62,21 @@ def by_unit(layout: Layout, values: Any) -> Iterator[tuple[int, Any]]:
 
 
 def spread_units(layout: Layout, kept: Sequence[Any]) -> Any:
-    """The mask of an axis from those of the groups, by number."""
-    module = namespace(next(kept[group] for group in groups_in(layout)))
-    return _spread(layout, kept, module)
+    """The mask of an axis from those of the groups, by number; of numbers for units, their products."""
+    first = next(kept[group] for group in groups_in(layout))
+    return _spread(layout, kept, namespace(first), first.dtype)
 
 
-def _spread(layout: Layout, kept: Sequence[Any], module: Any) -> Any:
-    mask = module.ones(1, bool)
+def _spread(layout: Layout, kept: Sequence[Any], module: Any, dtype: Any) -> Any:
+    mask = module.ones(1, dtype)
     for factor in layout:
         if factor.group is not None:
             of_factor = kept[factor.group]
         elif factor.parts:
-            of_factor = module.concatenate([_spread(part, kept, module) for part in factor.parts])
+            of_factor = module.concatenate([_spread(part, kept, module, dtype) for part in factor.parts])
         else:
-            of_factor = module.ones(factor.size, bool)
-        mask = (mask[:, None] & of_factor).reshape(-1)
+            of_factor = module.ones(factor.size, dtype)
+        mask = (mask[:, None] * of_factor).reshape(-1)
     return mask
 
 

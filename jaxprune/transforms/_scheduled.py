@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.allocation import Scope, check_fraction, check_limit, counts_to_prune, is_share
+from jaxprune.allocation import check_fraction, check_limit, is_share
 from jaxprune.masking import Units
 from jaxprune.selection import counts as exact
 from jaxprune.structures import Structure
@@ -56,18 +56,18 @@ def shares_at(schedule: Callable[[Any], Any], step: jax.Array, units: Units) -> 
 
 def scheduled_counts(schedule: Any, shares: jax.Array, units: Units) -> Any:
     """Number of units to prune, for shares from `shares_at`."""
-    return counts_at(shares, final_shares(schedule, units), units.numbers, units.criterion.scope)
+    return counts_at(shares, final_shares(schedule, units), units.counts)
 
 
-def counts_at(shares: jax.Array, final: Any, numbers: list[int], scope: Scope) -> Any:
-    """How many of these numbers of units to prune; exactly the counts of `final` once the shares reach it.
+def counts_at(shares: jax.Array, final: Any, counts_of: Callable[[Any], Any]) -> Any:
+    """The counts of shares, one or a list of them; exactly the counts of `final` once the shares reach it.
 
     float32 shares alone have an error of up to 2^-25, which is a whole unit in a leaf of more than 2^24 units.
     """
-    counts = counts_to_prune(list(shares) if shares.ndim else shares, numbers, scope)
+    counts = counts_of(list(shares) if shares.ndim else shares)
     if final is None:
         return counts
-    wanted = counts_to_prune(final, numbers, scope)
+    wanted = counts_of(final)
     if isinstance(counts, list) != isinstance(wanted, list):
         return counts
     reached = shares == jnp.asarray(np.asarray(final, np.float32))

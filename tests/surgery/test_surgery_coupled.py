@@ -89,6 +89,15 @@ def test_excluded_groups_and_those_of_leaves_that_where_leaves_out_keep_their_un
     assert [plan.small_shapes[name][-1] for name in ("k1", "k2")] == [3, 8]
 
 
+def test_an_allocation_may_name_the_groups(groups):
+    structure = jp.Coupled(groups)
+    assert kept_units(jp.make_masks(PARAMS, {"b[0]": 0.5}, structure=structure)) == [0, 1]
+    traced = jax.jit(lambda s: jp.make_masks(PARAMS, {"b[0]": s}, structure=structure)["b"])(0.5)
+    assert np.flatnonzero(traced).tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"`sparsity` must be in \[0, 1\), got 50 at 'b\[0\]'"):
+        jp.make_masks(PARAMS, {"b[0]": 50}, structure=structure)
+
+
 def test_what_is_wrong_is_told(groups):
     structure = jp.Coupled(groups)
     with pytest.raises(TypeError, match=r"`groups` must be what jp\.find_groups"):
@@ -277,14 +286,138 @@ def test_sparse_training_moves_whole_units(method, groups):
     assert jp.plan_from_masks(groups, jp.get_masks(state)).small_shapes["up"] == (2, 2)
 
 
-def test_what_works_leaf_by_leaf_says_so(groups):
+def test_sensitivity_has_a_row_for_each_group_and_makes_an_allocation():
+    fn, params, inputs = MODELS["residual CNN"]()
+    groups = jp.find_groups(fn, params, *inputs)
     structure = jp.Coupled(groups)
-    with pytest.raises(TypeError, match="sensitivity prunes one leaf at a time"):
-        jp.sensitivity(lambda p, x: jnp.sum(unit(p, x)), PARAMS, X, sparsities=(0.5,), structure=structure)
-    with pytest.raises(TypeError, match="units within one leaf each"):
-        jp.sparse_training.group_lasso(optax.sgd(0.1), 0.1, learning_rate=0.1, structure=structure)
-    with pytest.raises(TypeError, match="units within one leaf each"):
-        jp.sparse_training.group_penalty(PARAMS, structure)
+
+    def loss(params, batch):
+        return jnp.mean(jnp.square(fn(params, *batch) - 1.0))
+
+    grid = (0.25, 0.5, 0.75)
+    table = jp.sensitivity(loss, params, inputs, sparsities=grid, structure=structure)
+    assert table.paths == tuple(group.name for group in groups)
+    assert table.units == tuple(group.size for group in groups)
+    scores = jp.scores.magnitude(params)
+    for row, group in enumerate(groups):
+        for column, share in enumerate(grid):
+            alone = {other.name: share if other.name == group.name else 0.0 for other in groups}
+            masks = jp.make_masks(scores, alone, structure=structure)
+            np.testing.assert_allclose(
+                table.losses[row, column], loss(jp.apply_masks(params, masks), inputs), rtol=1e-5
+            )
+            if share == 0.5:
+                lost = jp.plan_from_masks(groups, masks)
+                left = sum(w.size for w in jax.tree.leaves(lost.shrink(params)))
+                whole = sum(w.size for w in jax.tree.leaves(params))
+                assert whole - left == round(0.5 * table.weights[row])
+    shares = jp.allocate.from_sensitivity(table, 0.4)
+    assert set(shares) == set(table.paths)
+    kept = jp.plan_from_masks(groups, jp.make_masks(scores, shares, structure=structure)).small_shapes
+    expected = {group.size: group.size - round(shares[group.name] * group.size) for group in groups}
+    assert (kept["k1"][-1], kept["k2"][-1]) == (expected[6], expected[8])
+    assert jp.Sensitivity.from_json(table.to_json()).paths == table.paths
+    schedule = jp.schedules.linear(shares, begin=0, end=2, every=1)
+    tx = jp.gradual(optax.sgd(0.0), schedule, structure=structure)
+    state = tx.init(params)
+    for _ in range(3):
+        _, state = jax.jit(tx.update)(params, state, params)
+    assert jp.plan_from_masks(groups, jp.get_masks(state)).small_shapes["k1"] == kept["k1"]
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_sensitivity_keeps_the_minimum_of_each_group(groups, chunk):
+    table = jp.sensitivity(
+        lambda p, x: jnp.sum(p["b"] > -1) + jnp.sum(p["up"][0]),
+        PARAMS,
+        X,
+        sparsities=(0.25, 0.5, 0.99),
+        structure=jp.Coupled(groups, minimum=2),
+        chunk=chunk,
+    )
+    np.testing.assert_allclose(table.losses, [[11.0, 7.0, 7.0]])  # units 2 and 3 have 3 and 4 in `up`
+
+
+def unit_norms(params):
+    return [
+        np.linalg.norm(np.float64([*params["up"][:, i], params["b"][i], *params["down"][i]]))
+        for i in range(4)
+    ]
+
+
+def test_group_penalty_is_that_of_the_slices_of_all_members(groups):
+    structure = jp.Coupled(groups)
+    penalty = jp.sparse_training.group_penalty(PARAMS, structure)
+    np.testing.assert_allclose(penalty, 2 * sum(unit_norms(PARAMS)), rtol=1e-6)
+    gradient = jax.grad(jp.sparse_training.group_penalty)(PARAMS, structure)
+    for name, column in (("up", PARAMS["up"]), ("down", PARAMS["down"].T), ("b", PARAMS["b"])):
+        expected = 2 * np.asarray(column) / unit_norms(PARAMS)
+        found = gradient[name].T if name == "down" else gradient[name]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert not gradient["out"].any()
+    zeros = jax.grad(jp.sparse_training.group_penalty)(jax.tree.map(jnp.zeros_like, PARAMS), structure)
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(zeros))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_group_lasso_shrinks_units_and_prunes_those_of_small_norm(groups, dtype):
+    params = jax.tree.map(lambda w: w.astype(dtype), PARAMS)
+    tx = jp.sparse_training.group_lasso(
+        optax.set_to_zero(), 1.0, learning_rate=1.7, structure=jp.Coupled(groups)
+    )
+    updates, state = jax.jit(tx.update)(params, tx.init(params), params)
+    new, masks, norms = optax.apply_updates(params, updates), jp.get_masks(state), unit_norms(params)
+    kept = [i for i, norm in enumerate(norms) if norm > 3.4]  # sqrt(4) * 1.7
+    assert kept == kept_units({**masks, "out": True}) == [0, 1, 3]
+    factors = [max(0, 1 - 3.4 / norm) for norm in norms]
+    for name, of in (("up", np.array([factors])), ("down", np.array([factors]).T), ("b", np.array(factors))):
+        wanted = np.float32(params[name]) * of
+        np.testing.assert_allclose(np.float32(new[name]), wanted, rtol=1e-6 if dtype == "float32" else 0.02)
+    assert not new["up"][:, 2].any() and not new["down"][2].any() and new["out"] == 1
+    assert jp.plan_from_masks(groups, masks).small_shapes["up"] == (2, 3)
+
+
+def test_group_lasso_keeps_the_minimum_and_multiples_and_does_not_hide_nan(groups):
+    for options, kept in (({}, [0]), ({"minimum": 2}, [0, 3]), ({"round_to": 4}, [0, 1, 2, 3])):
+        tx = jp.sparse_training.group_lasso(
+            optax.set_to_zero(), 1.0, learning_rate=9.0, structure=jp.Coupled(groups, **options)
+        )
+        updates, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+        assert kept_units({**jp.get_masks(state), "out": True}) == kept
+        new = optax.apply_updates(PARAMS, updates)
+        np.testing.assert_allclose(new["up"][:, kept], PARAMS["up"][:, kept])  # kept though small: as it was
+    broken = {**PARAMS, "b": PARAMS["b"].at[3].set(jnp.nan)}
+    updates, state = tx.update(broken, tx.init(broken), broken)
+    assert jnp.isnan(optax.apply_updates(broken, updates)["b"][3]) and jp.get_masks(state)["b"][3]
+
+
+@pytest.mark.slow
+def test_group_lasso_trains_units_away():
+    fn, params, inputs = MODELS["residual CNN"]()
+    groups = jp.find_groups(fn, params, *inputs)
+    structure = jp.Coupled(groups)
+    tx = jp.sparse_training.group_lasso(optax.adam(1e-3), 1.0, learning_rate=0.01, structure=structure)
+
+    def step(carry, _):
+        params, state = carry
+        gradient = jax.grad(lambda p: jnp.mean(jnp.square(fn(p, *inputs) - 1)))(params)
+        gradient = {name: 0 * g if name.endswith(("mean", "var")) else g for name, g in gradient.items()}
+        updates, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), jp.sparse_training.group_penalty(params, structure)
+
+    (trained, state), penalties = jax.jit(lambda c: jax.lax.scan(step, c, length=60))(
+        (params, tx.init(params))
+    )
+    assert penalties[-1] < 0.7 * penalties[0]
+    masks = jp.get_masks(state)
+    plan = jp.plan_from_masks(groups, masks)
+    assert jp.sparsity(params, masks) > 0
+    assert all(
+        bool(jnp.all(jnp.where(m, 0, w) == 0))
+        for w, m in zip(*map(jax.tree.leaves, (trained, masks)), strict=True)
+    )
+    assert plan.shrink(trained)["k1"].size < params["k1"].size
 
 
 def test_in_an_allocation_a_group_takes_the_share_of_its_first_leaf(groups):
