@@ -112,7 +112,7 @@ def shrink_in_rounds(
       TypeError: if `make_train_step` returns no function, or the state lacks `.params` or `.opt_state`.
 
     Warns:
-      UserWarning: if the planner can remove nothing more before the last round: the loop then stops.
+      UserWarning: if the planner can remove nothing more any more: the loop then stops.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -179,8 +179,8 @@ class _Loop:
             for number in range(len(rounds.rows), len(ends)):
                 plan = None
                 if number:
-                    plan = self.planned(rounds, full, shares, number)
-                    if plan is None and self.planned(rounds, full, shares, len(shares)) is None:
+                    plan = self.planned(rounds, full, shares[number - 1], number)
+                    if plan is None and self.is_stuck(rounds, full, shares, number):
                         _warn_of_end(number, shares)
                         break
                     if plan is not None:
@@ -209,9 +209,8 @@ class _Loop:
     def check(self, training: Training, state: Any, shares: list[float], ends: list[int]) -> None:
         """Raises what can be known before the first training."""
         if isinstance(self.planner, RemoveUnits):
-            self.planner.check(
-                self.stage(self.fn, state, jax.tree.map(as_abstract, state), shares, len(shares))
-            )
+            full = jax.tree.map(as_abstract, state)
+            self.planner.check(self.stage(self.fn, state, full, shares[-1], len(shares)))
         chosen = list(range(len(jax.tree.leaves(state.params))))
         idle = idle_round(training, self.key, state, chosen, self.rewind, len(shares), ends)
         if idle is not None:
@@ -237,20 +236,27 @@ class _Loop:
             "shapes": {path: list(leaf.shape) for path, leaf in zip(paths, leaves, strict=True)},
         }
 
-    def stage(self, fn: Callable, state: Any, full: Any, shares: list[float], number: int) -> Stage:
+    def stage(self, fn: Callable, state: Any, full: Any, sparsity: float, number: int) -> Stage:
         score_key = jax.random.split(jax.random.fold_in(self.key, number), 3)[1]
         params, full_params = self.variables(state), self.variables(full)
-        return Stage(fn, params, self.inputs, shares[number - 1], number, score_key, self.fn, full_params)
+        return Stage(fn, params, self.inputs, sparsity, number, score_key, self.fn, full_params)
 
-    def planned(self, rounds: Progress, full: Any, shares: list[float], number: int) -> Any:
+    def planned(self, rounds: Progress, full: Any, sparsity: float, number: int) -> Any:
         """The plan of a round; None if it removes nothing."""
         fn = compact_by(rounds.plan)(self.fn)
-        plan = self.planner(self.stage(fn, rounds.state, full, shares, number))
+        plan = self.planner(self.stage(fn, rounds.state, full, sparsity, number))
         if not hasattr(plan, "small_shapes"):
             raise TypeError(
                 f"`planner` must return a plan, as jp.plan_removal and jp.plan_layers do, got {plan!r}."
             )
         return None if dict(plan.small_shapes) == dict(plan.shapes) else plan
+
+    def is_stuck(self, rounds: Progress, full: Any, shares: list[float], number: int) -> bool:
+        """Whether the planner, which removes nothing in this round, would not at a much higher sparsity either."""
+        try:
+            return self.planned(rounds, full, (1 + shares[-1]) / 2, number) is None
+        except ValueError:  # it can't remove so much
+            return False
 
     def shrunk(self, rounds: Progress, plan: Any) -> Progress:
         snapshot = shrink_snapshot(plan, rounds.snapshot, rounds.state, self.variables)
@@ -332,9 +338,8 @@ def _plan_of_nothing(params: PyTree) -> Plan:
 
 def _warn_of_end(number: int, shares: list[float]) -> None:
     warnings.warn(
-        f"the planner removes nothing in round {number}, at sparsity {shares[number - 1]:g}, nor at the last one, "
-        f"{shares[-1]:g}: what is left can't be removed (as by its `minimum` or `round_to`). Stopped after round "
-        f"{number - 1} of {len(shares)}.",
+        f"the planner removes nothing in round {number}, at sparsity {shares[number - 1]:g}, nor at a higher one: "
+        f"what is left can't be removed (as by its `minimum`). Stopped after round {number - 1} of {len(shares)}.",
         stacklevel=4,
     )
 
