@@ -17,6 +17,7 @@ from jaxprune.surgery.layers.branches import Branches
 from jaxprune.surgery.layers.evaluation import MISSING, Bypassed, Scaled, run
 from jaxprune.surgery.layers.finding import find_branches
 from jaxprune.surgery.layers.graph import Place
+from jaxprune.surgery.layers.scan_bodies import scan_bodies
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -150,7 +151,10 @@ def bypassed(branches: Branches, removed: Sequence[str], gone: Collection[str]) 
         mask = np.ones(graph.nodes[index].eqn.params["length"], bool)
         mask[sorted(of)] = False
         steps[graph.nodes[index].place] = mask
-    return Bypassed(drops, steps, frozenset(graph.nodes[i].place for i in found.nodes))
+    dead = {graph.nodes[i].place for i in found.nodes}
+    for scan, nodes in found.inside.items():
+        dead |= {scan_bodies(graph)[scan].graph.nodes[i].place for i in nodes}
+    return Bypassed(drops, steps, frozenset(dead))
 
 
 def _checked(params: PyTree, shapes: Shapes) -> dict[str, Any]:

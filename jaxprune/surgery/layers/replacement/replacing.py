@@ -24,6 +24,7 @@ from jaxprune.surgery.layers.replacement.tails import Tail, tail_of
 from jaxprune.tables import table_text
 
 _NO_TAIL = "nothing that is added before it ends in a weight of its own"
+_IN_A_SCAN = "it is a step of a scan, or lies inside one, where no map is fitted"
 _ZERO_SCALE = "a scale after the weight has zeros"
 
 
@@ -129,6 +130,8 @@ def replace_layers(
     new, reports = (
         fits.sequential(params, arrays, batches) if sequential else fits.at_once(params, arrays, batches)
     )
+    of_runs = {name for report in reports for name in report.removed}
+    reports += [Replaced((n,), "", np.nan, np.nan, _IN_A_SCAN) for n in plan.removed if n not in of_runs]
     if not any(report.path for report in reports):
         reasons = "; ".join(f"{', '.join(r.removed)}: {r.reason}" for r in reports)
         raise ValueError(f"no removed layer has a weight before it that takes a linear map ({reasons}).")
