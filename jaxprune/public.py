@@ -41,6 +41,7 @@ from jaxprune.surgery import (
     plan_from_masks,
     plan_layers,
     plan_removal,
+    replace_layers,
 )
 from jaxprune.tickets import instability, linear_connectivity, sanity_checks, ticket_variants
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
@@ -100,6 +101,7 @@ __all__ = [
     "prune_at_init",
     "recipes",
     "reconstruct",
+    "replace_layers",
     "replace_masks",
     "sanity_checks",
     "schedules",

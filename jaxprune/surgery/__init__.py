@@ -11,6 +11,8 @@ from jaxprune.surgery.layers import (
     ComposedVerification,
     LayerPlan,
     LayerVerification,
+    Replaced,
+    Replacement,
     block_influence,
     branch_norms,
     branch_taylor,
@@ -19,6 +21,7 @@ from jaxprune.surgery.layers import (
     loss_increase,
     plan_layers,
     random_branches,
+    replace_layers,
 )
 from jaxprune.surgery.masked_function import masked_fn
 from jaxprune.surgery.nnx_modules import shrink_module
@@ -51,6 +54,8 @@ __all__ = [
     "LayerVerification",
     "Member",
     "Plan",
+    "Replaced",
+    "Replacement",
     "UnitScores",
     "Verification",
     "activation_scores",
@@ -74,6 +79,7 @@ __all__ = [
     "plan_units",
     "random_branches",
     "reap_scores",
+    "replace_layers",
     "shrink_module",
     "taylor_scores",
     "unit_scores",
