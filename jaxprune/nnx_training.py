@@ -34,7 +34,8 @@ class NNXState:
 
     @classmethod
     def tree_unflatten(cls, tx: Any, fields: Any) -> NNXState:
-        return cls(*fields, tx)
+        params, opt_state, rest, step = fields
+        return cls(params, opt_state, rest, step, tx)
 
 
 class NNXTraining(NamedTuple):
@@ -104,7 +105,8 @@ def nnx_state(
     if not jax.tree.leaves(params):
         raise ValueError(f"`model` must have parameters (nnx.Param), got none in {type(model).__name__}.")
     tx, opt_state = _optimizer(optimizer, params)
-    state = NNXState(*jax.tree.map(jnp.array, (params, opt_state, rest)), jnp.zeros([], jnp.int32), tx)
+    params, opt_state, rest = jax.tree.map(jnp.array, (params, opt_state, rest))
+    state = NNXState(params, opt_state, rest, jnp.zeros([], jnp.int32), tx)
 
     def loss(params: Any, rest: Any, batch: Any) -> tuple[Any, tuple[Any, Any]]:
         whole = nnx.merge(graph, params, rest, copy=True)

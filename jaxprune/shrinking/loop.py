@@ -21,10 +21,9 @@ from jaxprune.shrinking.folder import Folder, Progress
 from jaxprune.shrinking.history import History, Row, history_of, values_of
 from jaxprune.shrinking.planners import RemoveUnits, Stage
 from jaxprune.shrinking.states import Variables, places_of, shrink_snapshot, shrink_state
-from jaxprune.surgery import Plan
+from jaxprune.surgery import Plan, cost
 from jaxprune.surgery.inference.kept import Keep
 from jaxprune.surgery.inference.model import analyse
-from jaxprune.surgery import cost
 from jaxprune.training import Training
 
 TrainStep = Callable[[Any, Any], tuple[Any, PyTree]]
