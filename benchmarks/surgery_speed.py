@@ -20,8 +20,8 @@ from models.vit import ViT
 from surgery_measure import BATCHES, count, machine, shortest, show
 
 import jaxprune as jp
-from jaxprune.surgery.inference.kept import Keep
 from jaxprune.surgery import cost
+from jaxprune.surgery.inference.kept import Keep
 
 IMAGES = {"ResNet-18": 112, "ViT-S/16": 96}
 HEADS = (

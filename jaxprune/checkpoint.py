@@ -164,6 +164,11 @@ def check(path: str | os.PathLike[str]) -> None:
             raise ValueError(f"the checkpoint {path} is damaged: its file {name} was changed or cut off.")
 
 
+def check_installed() -> None:
+    """Raises ImportError, with what to install, if Orbax is missing."""
+    _checkpointer().close()
+
+
 def _write_digests(path: Path) -> None:
     if jax.process_index() == 0:
         files = sorted(file for file in path.rglob("*") if file.is_file())

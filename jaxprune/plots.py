@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxprune._sensitivity import Sensitivity
+from jaxprune.params import flatten_with_paths
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Line", "plot_accuracy", "plot_sensitivity", "plot_tickets"]
+__all__ = ["Line", "history", "plot_accuracy", "plot_connectivity", "plot_sensitivity", "plot_tickets"]
 
 
 def __dir__() -> list[str]:
@@ -128,6 +130,93 @@ def plot_accuracy(
         axes.axhline(level[1], color="black", linestyle="--", linewidth=1, label=level[0])
     _kept_axis(axes, np.concatenate([kept for kept, _ in lines.values()]), "test accuracy (%)")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def history(history: Any, title: str = "") -> Figure:
+    """Plots what an experiment measured at the end of each training against the fraction of kept weights.
+
+    One panel for each number of `evaluate`; without it, for each of the metrics of the last training step. With a
+    leading axis of seeds (`jax.vmap(experiment.run)`) points are means and bands one standard deviation.
+
+    Args:
+      history: of `jp.imp` or `Recipe.experiment`.
+      title: title of the figure.
+
+    Returns:
+      A `matplotlib.figure.Figure`; write it with `figure.savefig(path)`.
+
+    Raises:
+      ValueError: if there is no number to plot.
+      ImportError: if matplotlib is missing.
+
+    Example:
+      >>> import numpy as np
+      >>> import jaxprune as jp
+      >>> from jaxprune._imp import Round
+      >>> rows = Round(np.arange(3), np.array([0, 0.5, 0.75]), None, {}, {"loss": np.array([0.2, 0.1, 0.3])}, (), ())
+      >>> [axes.get_ylabel() for axes in jp.plots.history(rows).axes]
+      ['loss']
+    """
+    source = history.evaluation if jax.tree.leaves(history.evaluation) else history.metrics
+    paths, leaves, _ = flatten_with_paths(source)
+    sparsity = np.atleast_2d(np.asarray(history.sparsity))
+    found = {
+        path or "evaluation": np.reshape(np.asarray(values, float), sparsity.shape)
+        for path, values in zip(paths, leaves, strict=True)
+        if np.size(values) == sparsity.size
+    }
+    if not found:
+        raise ValueError("`history` holds no numbers to plot: give the experiment `evaluate`.")
+    kept = 100 * (1 - sparsity.mean(0))
+    figure = _figure(5 * len(found), 4.2)
+    for axes, (name, values) in zip(np.ravel(figure.subplots(1, len(found))), found.items(), strict=True):
+        _draw(axes, 0, name, kept, values.T)
+        _kept_axis(axes, kept, name)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def plot_connectivity(lines: Mapping[str, Any], title: str = "") -> Figure:
+    """Plots losses along the lines between pairs of networks.
+
+    Args:
+      lines: name -> a `Connectivity` whose values are one array (points,), or (seeds, points) under `vmap`.
+      title: title of the figure.
+
+    Returns:
+      A `matplotlib.figure.Figure`; write it with `figure.savefig(path)`.
+
+    Raises:
+      ValueError: if there are no lines, or values are a tree of several arrays.
+      ImportError: if matplotlib is missing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> line = jp.linear_connectivity(lambda w, x: (w**2 - 1) ** 2 * x, jnp.array(-1.0), jnp.array(1.0), [1.0])
+      >>> [drawn.get_label() for drawn in jp.plots.plot_connectivity({"two seeds": line}).axes[0].lines]
+      ['two seeds']
+    """
+    if not lines:
+        raise ValueError("`lines` is empty: there is nothing to plot.")
+    figure = _figure(6, 4.2)
+    axes = figure.subplots()
+    for i, (name, line) in enumerate(lines.items()):
+        leaves = jax.tree.leaves(line.values)
+        if len(leaves) != 1:
+            raise ValueError(
+                f"`lines`[{name!r}] must have one array of values, got {len(leaves)}: pass one of them."
+            )
+        _draw(axes, i, name, np.atleast_2d(np.asarray(line.alpha))[0], np.atleast_2d(np.asarray(leaves[0])).T)
+    axes.set_xlabel("position between the networks")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -16,3 +22,25 @@ def progress_bar(console: Console) -> Progress:
         TextColumn("{task.fields[note]}"),
         console=console,
     )
+
+
+@contextlib.contextmanager
+def steps_bar(description: str, total: int, shown: bool) -> Iterator[Callable[[Any], None]]:
+    """A function to call after each step with arrays that it computes, which advances a bar on the terminal."""
+    if not shown:
+        yield lambda arrays: None
+        return
+    last, waiting = time.monotonic(), 0
+    with progress_bar(Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def advance(arrays: Any) -> None:
+            nonlocal last, waiting
+            waiting += 1
+            if time.monotonic() - last > 0.2:
+                jax.block_until_ready(arrays)  # steps run after the host has asked for them
+                bar.advance(task, waiting)
+                last, waiting = time.monotonic(), 0
+
+        yield advance
+        bar.advance(task, waiting)

@@ -1,6 +1,6 @@
 """The names that `import jaxprune as jp` offers."""
 
-from jaxprune import allocate, recipes, schedules, scores, sparse_training, surgery
+from jaxprune import allocate, plots, recipes, schedules, scores, sparse_training, surgery
 from jaxprune._imp import IMP, imp
 from jaxprune._matmul_conv import matmul_conv
 from jaxprune._sensitivity import Sensitivity, sensitivity
@@ -15,7 +15,8 @@ from jaxprune.calibration import (
     reconstruct,
     swap_refine,
 )
-from jaxprune.masking import apply_masks, make_masks, shuffle_masks, sparsity, summary
+from jaxprune.masking import apply_masks, count_zeros, make_masks, shuffle_masks, sparsity, summary
+from jaxprune.nnx_training import nnx_state
 from jaxprune.params import prunable
 from jaxprune.recipes import (
     Alternating,
@@ -40,7 +41,9 @@ from jaxprune.surgery import (
     plan_from_masks,
     plan_layers,
     plan_removal,
+    replace_layers,
 )
+from jaxprune.tickets import instability, linear_connectivity, sanity_checks, ticket_variants
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
 
 __all__ = [
@@ -76,24 +79,31 @@ __all__ = [
     "apply_masks",
     "calibrate",
     "compensate",
+    "count_zeros",
     "find_branches",
     "find_groups",
     "get_masks",
     "gradual",
     "has_masks",
     "imp",
+    "instability",
+    "linear_connectivity",
     "make_masks",
     "masked",
     "masked_fn",
     "matmul_conv",
+    "nnx_state",
     "plan_from_masks",
     "plan_layers",
     "plan_removal",
+    "plots",
     "prunable",
     "prune_at_init",
     "recipes",
     "reconstruct",
+    "replace_layers",
     "replace_masks",
+    "sanity_checks",
     "schedules",
     "scores",
     "sensitivity",
@@ -104,4 +114,5 @@ __all__ = [
     "summary",
     "surgery",
     "swap_refine",
+    "ticket_variants",
 ]

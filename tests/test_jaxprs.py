@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jaxprune.surgery.cost import flops
 
 import jaxprune as jp
 from jaxprune.jaxprs.calls import INLINE, KINDS, bodies_of, kind_of, scan_parts, settled, while_parts
@@ -14,6 +13,7 @@ from jaxprune.jaxprs.control_flow import rebuild
 from jaxprune.jaxprs.equations import bind, literal_value, walk
 from jaxprune.jaxprs.per_signature import per_signature
 from jaxprune.jaxprs.tracing import trace
+from jaxprune.surgery.cost import flops
 from jaxprune.surgery.inference import analysis
 from jaxprune.surgery.inference.kept import Keep
 

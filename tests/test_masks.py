@@ -343,3 +343,11 @@ def test_float64_scores_and_float8_parameters():
         assert jax.jit(lambda s: jp.make_masks({"w": jnp.ones((2, 2))}, s)["w"])(0.25).sum() == 3
     tiny = {"w": jnp.arange(4.0).reshape(2, 2).astype(jnp.float8_e4m3fn)}
     assert jp.make_masks(jp.scores.magnitude(tiny), 0.5)["w"].tolist() == [[False, False], [True, True]]
+
+
+def test_zeros_of_a_tree_without_masks_are_counted_exactly():
+    tree = {"a": {"kernel": jnp.eye(3)}, "b": {"kernel": jnp.array([[-0.0, jnp.nan]]), "bias": jnp.zeros(2)}}
+    found = jp.count_zeros(tree)
+    assert (found.zeros, found.size, found.leaves) == (7, 11, {"a/kernel": (6, 9), "b/kernel": (1, 2)})
+    everything = jp.count_zeros(tree, where=lambda tree: jax.tree.map(lambda _: True, tree))
+    assert (everything.zeros, everything.size) == (9, 13)

@@ -7,5 +7,15 @@ from jaxprune.masking.share import sparsity
 from jaxprune.masking.shuffle import shuffle_masks
 from jaxprune.masking.table import summary
 from jaxprune.masking.units import Units
+from jaxprune.masking.zeros import count_zeros
 
-__all__ = ["Criterion", "Units", "apply_masks", "make_masks", "shuffle_masks", "sparsity", "summary"]
+__all__ = [
+    "Criterion",
+    "Units",
+    "apply_masks",
+    "count_zeros",
+    "make_masks",
+    "shuffle_masks",
+    "sparsity",
+    "summary",
+]

@@ -1,8 +1,9 @@
 """Recursive physical removal with training in between."""
 
 from jaxprune.shrinking.history import History
+from jaxprune.shrinking.loop import Shrunk
 from jaxprune.shrinking.planners import RemoveLayers, RemoveUnits, Stage
-from jaxprune.shrinking.rounds import Shrunk, shrink_in_rounds
+from jaxprune.shrinking.rounds import shrink_in_rounds
 
 __all__ = ["History", "RemoveLayers", "RemoveUnits", "Shrunk", "Stage", "shrink_in_rounds"]
 

@@ -35,6 +35,7 @@ class Folder:
     """A folder with a subfolder for each finished round. A round counts once its state, written last, is complete."""
 
     def __init__(self, path: Any, settings: dict[str, Any]):
+        checkpoint.check_installed()
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / _SETTINGS
@@ -54,7 +55,7 @@ class Folder:
             shutil.rmtree(place)  # of a run that was killed while it wrote
         place.mkdir()
         for i, part in enumerate([] if step is None else parts_of(step)):
-            part.save(place / f"plan_{i}.{'json' if isinstance(part, LayerPlan) else 'npz'}")
+            part.save(place / f"plan_{i:03d}.{'json' if isinstance(part, LayerPlan) else 'npz'}")
         write_whole(
             place / _ROW, lambda out: out.write(json.dumps(as_json(progress.rows[-1]), indent=1).encode())
         )

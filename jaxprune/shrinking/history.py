@@ -77,10 +77,21 @@ def history_of(rows: Sequence[Row]) -> History:
     )
 
 
-def values_of(tree: PyTree) -> Values:
-    """Path -> NumPy array, for each leaf of metrics; a number alone has the path "value"."""
-    paths, leaves, _ = flatten_with_paths(tree)
-    return {path or "value": np.asarray(leaf) for path, leaf in zip(paths, leaves, strict=True)}
+def values_of(tree: PyTree, source: str) -> Values:
+    """Path -> NumPy array, for each leaf of metrics; a number alone has the path "value".
+
+    Raises:
+      TypeError: if a leaf is neither a real number nor an array of such; `source` names where it comes from.
+    """
+    out = {}
+    for path, leaf in zip(*flatten_with_paths(tree)[:2], strict=True):
+        array = leaf if isinstance(leaf, str) else np.asarray(leaf)
+        if isinstance(array, str) or not (
+            array.dtype == bool or jnp.isdtype(array.dtype, ("integral", "real floating"))
+        ):
+            raise TypeError(f"{source} must return real numbers or arrays of them, got {leaf!r} at {path!r}.")
+        out[path or "value"] = array
+    return out
 
 
 def as_json(row: Row) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class RemoveUnits:
         excluded = set(now.named(self.exclude, "exclude"))
         overrides = {}
         for group in now:
-            size = full[group].size if group in full else group.size
+            size = full[group.name].size if group.name in full else group.size
             wanted = count(float(stage.sparsity), size) - (size - group.size)
             if group.name not in excluded:
                 overrides[group.name] = min(max(wanted, 0), group.size - 1) / group.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,7 @@ def places_of(state: Any, variables: Variables) -> dict[str, int]:
     """
     leaves, treedef = jax.tree.flatten(state)
     try:
-        tree = variables(jax.tree.unflatten(treedef, range(len(leaves))))
+        tree = variables(jax.tree.unflatten(treedef, map(_Place, range(len(leaves)))))
     except Exception as error:  # the user's function
         raise ValueError(
             f"`variables` must pick and arrange leaves of the state, without computing with them "
@@ -72,12 +73,19 @@ def places_of(state: Any, variables: Variables) -> dict[str, int]:
         ) from error
     paths, places, _ = flatten_with_paths(tree)
     for path, place in zip(paths, places, strict=True):
-        if not isinstance(place, int) or places.count(place) > 1:
+        if not isinstance(place, _Place) or places.count(place) > 1:
             raise ValueError(
                 "`variables` must pick and arrange leaves of the state, each once, without computing with them; it "
                 f"does not at {path!r}."
             )
-    return dict(zip(paths, places, strict=True))
+    return {path: place.number for path, place in zip(paths, places, strict=True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """The position of a leaf, with which nothing can be computed."""
+
+    number: int
 
 
 def _by_part(part: Any, state: Any, variables: Variables) -> Any:

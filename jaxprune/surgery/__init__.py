@@ -11,6 +11,8 @@ from jaxprune.surgery.layers import (
     ComposedVerification,
     LayerPlan,
     LayerVerification,
+    Replaced,
+    Replacement,
     block_influence,
     branch_norms,
     branch_taylor,
@@ -19,6 +21,7 @@ from jaxprune.surgery.layers import (
     loss_increase,
     plan_layers,
     random_branches,
+    replace_layers,
 )
 from jaxprune.surgery.masked_function import masked_fn
 from jaxprune.surgery.nnx_modules import shrink_module
@@ -33,6 +36,7 @@ from jaxprune.surgery.scores import (
     l2_scores,
     mean_scores,
     obs_scores,
+    reap_scores,
     taylor_scores,
     unit_scores,
 )
@@ -50,6 +54,8 @@ __all__ = [
     "LayerVerification",
     "Member",
     "Plan",
+    "Replaced",
+    "Replacement",
     "UnitScores",
     "Verification",
     "activation_scores",
@@ -72,6 +78,8 @@ __all__ = [
     "plan_removal",
     "plan_units",
     "random_branches",
+    "reap_scores",
+    "replace_layers",
     "shrink_module",
     "taylor_scores",
     "unit_scores",

@@ -49,7 +49,8 @@ class Coupled:
 
     Args:
       groups: what `jp.find_groups` found.
-      minimum: units that each group keeps at least: a whole number, or a share in (0, 1).
+      minimum: units that each group keeps at least: a whole number, or a share in (0, 1). A group of experts of
+        which a router chooses k also keeps k.
       exclude: names of groups, or regular expressions that match a whole path of one of their members (or a
         leading part of it, up to a slash): these groups lose nothing.
       round_to: the number of kept units of a group is rounded up to a multiple of this (or to all of them).

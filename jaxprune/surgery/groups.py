@@ -175,6 +175,14 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
     depends on constants alone (a mask, a table, an index list) fixes no units; it is sliced together with the
     units that it is combined with.
 
+    Whole experts of a mixture of experts are a group: unit e is column e of the router and slice e of the experts'
+    stacked weights, biases and buffers. An argmax or `top_k` never chooses a removed expert (its score counts as
+    minus infinity), and the group keeps as many experts as are chosen. This holds where the positions that are
+    chosen are only compared with positions (one-hots), looked up (`take`, `ragged_dot` of rows that are sorted by
+    expert), written at and moved. Where they are used as numbers, compared with one number, or are an output, the
+    experts are frozen. Capacities that were computed from the number of experts stay what they were. Experts with
+    parameters of their own, in a Python loop, are not units of a group: `jp.find_branches` finds them.
+
     Args:
       fn: function `fn(params, *inputs)`.
       params: pytree of arrays or `jax.ShapeDtypeStruct`s.

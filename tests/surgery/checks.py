@@ -25,7 +25,7 @@ def random_masks(groups, seed=0, share=0.5):
     keep = {}
     for group in groups:
         mask = np.zeros(group.size, bool)
-        mask[rng.permutation(group.size)[: max(1, round(group.size * (1 - share)))]] = True
+        mask[rng.permutation(group.size)[: max(group.minimum, round(group.size * (1 - share)))]] = True
         keep[group.name] = mask
     return keep
 

@@ -100,9 +100,28 @@ def test_weights_that_layers_share_are_freed_with_the_last_of_them():
 def test_each_step_of_a_scan_over_stacked_layers_is_a_branch():
     found = jp.find_branches(models.scanned, models.stacked(), models.IDS)
     listed = jp.find_branches(models.language_model(models.pre_norm), models.listed(), models.IDS)
-    assert found.keys() == ["layers[0]", "layers[1]", "layers[2]"]
-    assert {(b.size, b.flops) for b in found} == {(listed["layers/0"].size, listed["layers/0"].flops)}
+    steps = [b for b in found if b.kind == "step"]
+    assert [b.name for b in steps] == ["layers[0]", "layers[1]", "layers[2]"]
+    assert {(b.size, b.flops) for b in steps} == {(listed["layers/0"].size, listed["layers/0"].flops)}
     assert found["layers[2]"].added_to == "step 1"
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_residuals_in_the_body_of_a_scan_are_branches_of_all_steps(call):
+    def fn(params, ids):
+        body = call(models.pre_norm)
+        x, _ = jax.lax.scan(lambda x, p: (body(p, x), None), params["embedding"][ids], params["layers"])
+        return models.norm(params["ln"], x) @ params["head"]
+
+    found = jp.find_branches(fn, models.stacked(), models.IDS)
+    listed = jp.find_branches(models.language_model(models.pre_norm), models.listed(), models.IDS)
+    of_steps = {b.name: (b.kind, b.size, b.flops) for b in found if b.kind != "step"}
+    assert of_steps == {
+        f"layers/{part}": ("sum", 3 * listed[f"layers/0/{part}"].size, 3 * listed[f"layers/0/{part}"].flops)
+        for part in ("attn", "mlp")
+    }
+    assert found["layers/attn"].added_to == "the carry of each step"
+    assert found["layers/mlp"].added_to == "the sum after layers/attn, in each step"
 
 
 def test_steps_that_are_time_and_scans_that_give_outputs_are_no_layers():

@@ -32,7 +32,7 @@ GROUPS = {
     "scanned layers": [5, 6],
     "ensemble by vmap": [3, 6],
     "mixture of experts": [4, 6],
-    "mixture of experts, top 2": [6],
+    "mixture of experts, top 2": [4, 6],
     "remat": [8],
     "custom_vjp": [6, 8],
     "loops": [5, 6],
@@ -43,7 +43,7 @@ GROUPS = {
     "softmax over units": [7],
     "1-D and 3-D convolutions": [5, 6],
     "mixed reductions": [2, 4, 6],
-    "top_k over units": [],
+    "top_k over units": [8],
     "Linen CNN": [6, 8],
     "Linen ViT": [3, 3, 4, 4, 4, 4, 10, 14, 14],
     "Linen LM (remat, scan, tied)": [3, 3, 4, 4, 4, 4, 10, 14, 14],
@@ -61,6 +61,7 @@ GROUPS = {
 # Models where zeroing parameters is not removing units, and the reduction that differs.
 ZEROING_DIFFERS = {
     "mixture of experts": "reduce_sum at plain_models.py",  # softmax over experts
+    "mixture of experts, top 2": "top_k at plain_models.py",
     "softmax over units": "reduce_sum at plain_models.py",
     "mixed reductions": "reduce_sum at plain_models.py",  # logsumexp
     "Equinox CNN": "eqx.nn.GroupNorm",  # two-pass variance
@@ -68,7 +69,7 @@ ZEROING_DIFFERS = {
     "Haiku CNN": "layer_norm",
 }
 
-NOT_DIFFERENTIABLE = {"loops", "unknown primitive", "top_k over units"}
+NOT_DIFFERENTIABLE = {"loops", "unknown primitive"}
 
 # Models whose units are told apart: by a constant (a RoPE angle), or that a cumulative sum runs over.
 ORDER_MATTERS = {"llama", "llama, RoPE from iota", "dropout", "mixed reductions"}
@@ -134,4 +135,4 @@ def test_permuting_all_members_of_a_group_changes_nothing_and_fewer_changes_some
         assert difference(fn(permuted(groups, params, group.name, order), *inputs), expected) < 1e-4
         ranks = places_of(groups, group.name)
         changed = permuted(groups, params, group.name, order, leave_out=int(np.argmax(ranks)))
-        assert difference(fn(changed, *inputs), expected) > 1e-4, group.name
+        assert len(ranks) == 1 or difference(fn(changed, *inputs), expected) > 1e-4, group.name

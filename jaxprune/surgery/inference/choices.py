@@ -41,7 +41,10 @@ def settle_choices(frame: Frame) -> Mapping[Atom, int]:
 
 def _calls(frame: Frame) -> Iterator[Frame]:
     yield frame
-    inner = (*(f for fs in frame.calls.values() for f in fs), *(rule for _, rule in frame.derivatives.values()))
+    inner = (
+        *(f for fs in frame.calls.values() for f in fs),
+        *(rule for _, rule in frame.derivatives.values()),
+    )
     for call in inner:
         yield from _calls(call)
 
@@ -61,7 +64,7 @@ def _most_chosen(frame: Frame, atom: Atom) -> int:
 
 
 def _count(choice: Choice | None, atom: Atom) -> int:
-    return choice.count if choice is not None and atom in normal(choice.axis) else 0
+    return choice.number if choice is not None and atom in normal(choice.axis) else 0
 
 
 def _has_units(frame: Frame, var: object, atom: Atom) -> bool:

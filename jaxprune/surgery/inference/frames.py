@@ -22,7 +22,7 @@ class Choice(NamedTuple):
     """An argmax or top_k: the axis whose positions it gives, and how many of them."""
 
     axis: Axis
-    count: int
+    number: int
     reason: Reason
 
 

@@ -101,7 +101,9 @@ class _Walk:
             for axes, known in list(zip(frame.ins(eqn), ins, strict=True))[first:]:
                 if _INPUT in known:
                     entered -= self.units(axes) - known
-        if id(eqn) in frame.routed and _PARAMETER in entered:  # a router with parameters never gives a pruned unit
+        if (
+            id(eqn) in frame.routed and _PARAMETER in entered
+        ):  # a router with parameters never gives a pruned unit
             entered |= self.units(frame.routed[id(eqn)].units)
         return [{*self.units(frame.of(v)), _PARAMETER, _INPUT} & entered for v in eqn.outvars]
 

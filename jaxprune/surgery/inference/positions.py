@@ -18,19 +18,39 @@ from jax.extend.core import JaxprEqn
 from jax.lax import GatherScatterMode
 
 from jaxprune.jaxprs import shape_of
-from jaxprune.surgery.inference.axes import Axes, Axis, Reason, freeze, fresh, size_of, unify
+from jaxprune.surgery.inference.axes import Axes, Axis, Reason, freeze, fresh, is_frozen, size_of, unify
 from jaxprune.surgery.inference.frames import Choice, Frame, Routed
 
 COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"))
 _SAME = frozenset(
     {
-        *("reshape", "broadcast_in_dim", "squeeze", "expand_dims", "transpose", "slice", "rev", "tile", "split"),
-        *("copy", "copy_p", "stop_gradient", "convert_element_type", "name", "sharding_constraint", "unstack"),
+        *(
+            "reshape",
+            "broadcast_in_dim",
+            "squeeze",
+            "expand_dims",
+            "transpose",
+            "slice",
+            "rev",
+            "tile",
+            "split",
+        ),
+        *(
+            "copy",
+            "copy_p",
+            "stop_gradient",
+            "convert_element_type",
+            "name",
+            "sharding_constraint",
+            "unstack",
+        ),
         *("reduce_max", "reduce_min", "cummax", "cummin", "layout_constraint", "reshard", "mesh_cast"),
     }
 )
 _EACH = frozenset(("sort", "device_put", "optimization_barrier", "with_memory_space_constraint"))
-_LOOKS = frozenset(("check", "dce_sink", "debug_callback", "debug_print", "inspect_sharding", "shape_assertion"))
+_LOOKS = frozenset(
+    ("check", "dce_sink", "debug_callback", "debug_print", "inspect_sharding", "shape_assertion")
+)
 
 
 _CHOICES = frozenset(("argmax", "argmin", "top_k"))
@@ -96,7 +116,11 @@ def unified(facts: Sequence[Any], reason: Reason) -> Any:
 
 
 def infer_with_positions(
-    frame: Frame, eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason, infer: Callable[[Sequence[Axes]], list[Axes]]
+    frame: Frame,
+    eqn: JaxprEqn,
+    ins: Sequence[Axes],
+    reason: Reason,
+    infer: Callable[[Sequence[Axes]], list[Axes]],
 ) -> list[Axes]:
     """The axes of an equation's results, given a function of the operands' axes that infers them without positions.
 
@@ -118,7 +142,10 @@ def infer_with_positions(
     found = use(frame, eqn, seen, facts, reason) if use else None
     if found is None:
         if name not in _LOOKS:
-            freeze_positions(facts, reason, f"are used as numbers in {name}")
+            compared = (
+                "are compared with other numbers" if name in COMPARISONS else f"are used as numbers in {name}"
+            )
+            freeze_positions(facts, reason, compared)
         return infer(ins)
     frame.facts.update((v, fact) for v, fact in zip(eqn.outvars, found, strict=True) if fact is not None)
     outs = infer(seen)
@@ -128,11 +155,12 @@ def infer_with_positions(
 def _choose(frame: Frame, eqn: JaxprEqn, axes: Axes, reason: Reason) -> None:
     """argmax and top_k: the integers among the results are positions on the axis that is searched."""
     if eqn.primitive.name == "top_k":
-        dim, count = eqn.params.get("axis", -1) % len(axes), eqn.params["k"]
-        frame.facts[eqn.outvars[1]] = Held(axes[dim])
+        dim, count, positions = eqn.params.get("axis", -1) % len(axes), eqn.params["k"], eqn.outvars[1]
     else:
-        (dim,), count = eqn.params["axes"], 1
-        frame.facts[eqn.outvars[0]] = Held(axes[dim])
+        (dim,), count, (positions,) = eqn.params["axes"], 1, eqn.outvars
+    if is_frozen(axes[dim]):
+        return
+    frame.facts[positions] = Held(axes[dim])
     frame.choices[id(eqn)] = Choice(axes[dim], count, reason)
 
 
@@ -167,7 +195,9 @@ def _each(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason
     return list(facts) if not any(isinstance(fact, Shifted | Columns) for fact in facts) else None
 
 
-def _compare(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason: Reason) -> list[Any] | None:
+def _compare(
+    frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason: Reason
+) -> list[Any] | None:
     if all(isinstance(fact, Held) for fact in facts):
         return [None] if unified(facts, reason) else None
     place = next((i for i, fact in enumerate(facts) if isinstance(fact, Held)), None)
@@ -190,7 +220,9 @@ def _compare(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], rea
     return [None]
 
 
-def _select(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason: Reason) -> list[Any] | None:
+def _select(
+    frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason: Reason
+) -> list[Any] | None:
     del ins
     first, *cases = facts
     if isinstance(first, Never):
@@ -228,7 +260,8 @@ def _concatenate(
     last = len(shape_of(eqn.outvars[0])) - 1
     widths = [shape_of(v)[-1] if shape_of(v) else 0 for v in eqn.invars]
     if eqn.params.get("dimension") == last and all(
-        fact is None or width == 1 or isinstance(fact, Columns) for fact, width in zip(facts, widths, strict=True)
+        fact is None or width == 1 or isinstance(fact, Columns)
+        for fact, width in zip(facts, widths, strict=True)
     ):
         columns: list[Held | None] = []
         for fact, width in zip(facts, widths, strict=True):
@@ -244,7 +277,9 @@ def _pad(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason:
     return _joined(frame, eqn.invars, facts, reason)
 
 
-def _shift(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason: Reason) -> list[Any] | None:
+def _shift(
+    frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason: Reason
+) -> list[Any] | None:
     del ins, reason
     first, second = facts
     if isinstance(first, Held) and second is None and _number(frame, eqn.invars[1]) is not None:
@@ -254,7 +289,9 @@ def _shift(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reaso
     return None
 
 
-def _bound(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason: Reason) -> list[Any] | None:
+def _bound(
+    frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason: Reason
+) -> list[Any] | None:
     """max, min and clamp by numbers that leave every position as it is."""
     del ins
     held = next((fact for fact in facts if isinstance(fact, Held)), None)
@@ -275,7 +312,9 @@ def _bound(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reaso
     return [held] if is_middle and fits else None
 
 
-def _gather(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason: Reason) -> list[Any] | None:
+def _gather(
+    frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason: Reason
+) -> list[Any] | None:
     operand, indices = facts
     numbers = eqn.params["dimension_numbers"]
     if isinstance(operand, Columns | Shifted):
@@ -290,7 +329,9 @@ def _gather(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reas
     return [operand]
 
 
-def _scatter(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason: Reason) -> list[Any] | None:
+def _scatter(
+    frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason: Reason
+) -> list[Any] | None:
     operand, indices, updates = facts
     numbers = eqn.params["dimension_numbers"]
     if indices is None or operand is not None or updates is not None:
@@ -305,7 +346,12 @@ def _scatter(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], rea
 
 
 def _indexed(
-    eqn: JaxprEqn, ins: Sequence[Axes], indices: Any, dims: Sequence[int], single: Sequence[int], reason: Reason
+    eqn: JaxprEqn,
+    ins: Sequence[Axes],
+    indices: Any,
+    dims: Sequence[int],
+    single: Sequence[int],
+    reason: Reason,
 ) -> Axes | None:
     """The axes of an operand, with new ones where it is indexed by positions on its axis; None if it is otherwise."""
     if isinstance(indices, Held):
@@ -335,7 +381,9 @@ def _dynamic_slice(
     is_update = eqn.primitive.name == "dynamic_update_slice"
     operand, starts = facts[0], facts[2 if is_update else 1 :]
     sizes = shape_of(eqn.invars[1] if is_update else eqn.outvars[0])
-    if isinstance(operand, Columns | Shifted) or (is_update and (operand is not None or facts[1] is not None)):
+    if isinstance(operand, Columns | Shifted) or (
+        is_update and (operand is not None or facts[1] is not None)
+    ):
         return None
     axes = list(ins[0])
     for dim, held in enumerate(starts[: len(axes)]):
@@ -348,7 +396,9 @@ def _dynamic_slice(
         unify(axes[dim], held.axis, reason)
         axes[dim] = fresh(size_of(axes[dim]))
     if any(fact is not None for fact in starts):
-        frame.routed[id(eqn)] = Routed((tuple(axes), *ins[1:]), {}, tuple(axis for held in starts for axis in axes_of(held)))
+        frame.routed[id(eqn)] = Routed(
+            (tuple(axes), *ins[1:]), {}, tuple(axis for held in starts for axis in axes_of(held))
+        )
         ins[0] = tuple(axes)
     return [None if is_update else operand]
 

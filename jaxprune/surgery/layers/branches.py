@@ -12,6 +12,7 @@ from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.patterns import names_of
 from jaxprune.surgery.layers.graph import Graph, Place
+from jaxprune.surgery.layers.scan_bodies import dead_inside, flops_inside
 from jaxprune.surgery.layers.stacks import stacks
 from jaxprune.tables import table_text
 
@@ -19,12 +20,14 @@ from jaxprune.tables import table_text
 class Removed(NamedTuple):
     """What is removed when branches are left out.
 
-    nodes: equations; params: whole parameters; steps: node of a scan -> its steps; slices: parameter -> the
-    places of its first axis; size: entries of parameters; flops: floating-point operations.
+    nodes: equations; params: whole parameters; inside: node of a scan -> equations of its body; steps: node of a
+    scan -> its steps; slices: parameter -> the places of its first axis; size: entries of parameters; flops:
+    floating-point operations.
     """
 
     nodes: frozenset[int]
     params: frozenset[int]
+    inside: Mapping[int, frozenset[int]]
     steps: Mapping[int, frozenset[int]]
     slices: Mapping[int, frozenset[int]]
     size: int
@@ -37,7 +40,8 @@ class Branch:
 
     Attributes:
       name: the module of its parameters, unique in the model.
-      kind: "sum" for one operand of an addition, "block" for several, "step" for a step of a scan.
+      kind: "sum" for one operand of an addition (in the body of a scan: in all of its steps), "block" for several,
+        "step" for a step of a scan.
       size: entries of the parameters that nothing uses once this branch alone is removed.
       flops: floating-point operations that are removed with it, two a multiply-add.
       params: the paths of these parameters; those of a step lose a slice.
@@ -158,20 +162,23 @@ class Branches:
           names: of branches.
         """
         graph = self.graph
-        places = {node.place: index for index, node in enumerate(graph.nodes)}
         chosen = [self[name] for name in names]
-        dead = graph.dead_after({(places[at], operand) for branch in chosen for at, operand in branch.drops})
+        dead = dead_inside(graph, {drop for branch in chosen for drop in branch.drops})
         steps: dict[int, frozenset[int]] = {}
         for place, step in (pair for branch in chosen for pair in branch.steps):
-            if places[place] not in dead.nodes:
-                steps[places[place]] = steps.get(places[place], frozenset()) | {step}
+            index = graph.places[place]
+            if index not in dead.nodes:
+                steps[index] = steps.get(index, frozenset()) | {step}
         of_stack = {stack.node: stack for stack in stacks(graph)[0]}
-        slices = {p: steps[index] for index in steps for p in of_stack[index].params}
+        slices = {p: steps[index] for index in steps for p in of_stack[index].params - dead.params}
         size = sum(map(graph.size, dead.params))
         size += sum(len(gone) * graph.size(p) // graph.traced.avals[p].shape[0] for p, gone in slices.items())
-        flops = graph.flops(dead.nodes)
-        flops += sum(len(gone) * graph.flops([i]) // of_stack[i].length for i, gone in steps.items())
-        return Removed(dead.nodes, dead.params, steps, slices, size, flops)
+        flops = flops_inside(graph, dead)
+        for index, gone in steps.items():
+            inside = dead._replace(nodes=frozenset(), inside={index: dead.inside.get(index, frozenset())})
+            left = graph.flops([index]) - (flops_inside(graph, inside) if index in dead.inside else 0)
+            flops += len(gone) * left // of_stack[index].length
+        return Removed(dead.nodes, dead.params, dead.inside, steps, slices, size, flops)
 
     def check(self, params: PyTree) -> None:
         """Raises a ValueError for parameters that are not those that were analysed."""

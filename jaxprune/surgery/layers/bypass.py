@@ -17,6 +17,7 @@ from jaxprune.surgery.layers.branches import Branches
 from jaxprune.surgery.layers.evaluation import MISSING, Bypassed, Scaled, run
 from jaxprune.surgery.layers.finding import find_branches
 from jaxprune.surgery.layers.graph import Place
+from jaxprune.surgery.layers.scan_bodies import scan_bodies
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -50,7 +51,7 @@ def bypass(
     @per_signature
     def found(full: PyTree, inputs: tuple[Any, ...]) -> tuple[Traced, Bypassed]:
         branches = find_branches(fn, full, *inputs)
-        return branches.graph.traced, _bypassed(branches, removed, gone)
+        return branches.graph.traced, bypassed(branches, removed, gone)
 
     @functools.wraps(fn)
     def small_fn(params: PyTree, *inputs: Any) -> Any:
@@ -128,7 +129,12 @@ def checked_names(branches: Branches, removed: Iterable[str], argument: str = "f
     return names
 
 
-def _bypassed(branches: Branches, removed: Sequence[str], gone: Collection[str]) -> Bypassed:
+def bypassed(branches: Branches, removed: Sequence[str], gone: Collection[str]) -> Bypassed:
+    """What leaves out branches; `gone` are the paths of the parameters that no other part may use.
+
+    Raises:
+      ValueError: the function has not the branches, or uses one of these parameters elsewhere.
+    """
     graph = branches.graph
     names = checked_names(branches, removed)
     found = branches.removed(names)
@@ -145,7 +151,10 @@ def _bypassed(branches: Branches, removed: Sequence[str], gone: Collection[str])
         mask = np.ones(graph.nodes[index].eqn.params["length"], bool)
         mask[sorted(of)] = False
         steps[graph.nodes[index].place] = mask
-    return Bypassed(drops, steps, frozenset(graph.nodes[i].place for i in found.nodes))
+    dead = {graph.nodes[i].place for i in found.nodes}
+    for scan, nodes in found.inside.items():
+        dead |= {scan_bodies(graph)[scan].graph.nodes[i].place for i in nodes}
+    return Bypassed(drops, steps, frozenset(dead))
 
 
 def _checked(params: PyTree, shapes: Shapes) -> dict[str, Any]:

@@ -115,9 +115,8 @@ class Bypassed:
             left = [x for operand, x in enumerate(args) if operand not in self.drops[place]]
             (out,) = eqn.outvars
             return left or [jnp.zeros(out.aval.shape, out.aval.dtype)]  # type: ignore[attr-defined]
-        if place in self.steps:
-            kept = self.steps[place]
-            return _scan(eqn, args, kept, lambda before, after, _: (after, ()), ())[0]
+        if place in self.opened or place in self.steps:
+            return _scan(eqn, args, self.steps.get(place), self, place)
         return bind(eqn, args)
 
 
@@ -134,10 +133,9 @@ class Scaled:
     def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
         for operand, scale in self.drops.get(place, {}).items():
             args[operand] = _times(scale, args[operand])
-        if place in self.steps:
-            return _scan(
-                eqn, args, None, lambda before, after, s: (_between(s, before, after), ()), self.steps[place]
-            )[0]
+        if place in self.opened or place in self.steps:
+            change = (_between, self.steps[place]) if place in self.steps else None
+            return _scan(eqn, args, None, self, place, change)
         return bind(eqn, args)
 
 
@@ -151,20 +149,49 @@ class Watched:
         self.drops, self.steps, self.measure = set(drops), set(steps), measure
         self.opened = around((*drops, *self.steps))
         self.sums: dict[Place, tuple[list[Any], Any]] = {}
+        self.stacked: dict[Place, tuple[list[Any], Any]] = {}  # in the bodies of scans
         self.scans: dict[Place, Any] = {}
 
     def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
-        if place in self.steps:
-
-            def change(before: list[Any], after: list[Any], _: Any) -> tuple[list[Any], Any]:
-                at = next(i for i, x in enumerate(before) if jnp.issubdtype(x.dtype, jnp.floating))
-                return after, self.measure(before[at], after[at])
-
-            outs, self.scans[place] = _scan(eqn, args, None, change, ())
-            return outs
+        if place in self.opened or place in self.steps:
+            return self._inside(eqn, args, place)
         outs = bind(eqn, args)
         if place in self.drops:
             self.sums[place] = list(args), outs[0]
+        return outs
+
+    def _inside(self, eqn: JaxprEqn, args: list[Any], place: Place) -> Sequence[Any]:
+        """Runs a scan; what is noted in its body is stacked, and measured of each step."""
+        steps: list[Any] = []
+
+        def noted(before: list[Any], after: list[Any]) -> Any:
+            at = next(i for i, x in enumerate(before) if jnp.issubdtype(x.dtype, jnp.floating))
+            measured = self.measure(before[at], after[at]) if place in self.steps else ()
+            inside = {at: self.sums.pop(at) for at in list(self.sums) if at[: len(place)] == place}
+            return measured, inside
+
+        outs = _scan(eqn, args, None, self, place, None, noted, steps)
+        ((measured, inside),) = steps
+        if place in self.steps:
+            self.scans[place] = measured
+        self.stacked.update(inside)
+        return outs
+
+
+class Tapped:
+    """Runs another mode and notes the results of some equations."""
+
+    rematerializes = False  # what is noted must leave the call
+
+    def __init__(self, mode: Mode, places: Iterable[Place]):
+        self.mode, self.places, self.dead = mode, set(places), mode.dead
+        self.opened = mode.opened | around(self.places)
+        self.noted: dict[Place, list[Any]] = {}
+
+    def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
+        outs = self.mode.equation(place, eqn, args)
+        if place in self.places:
+            self.noted[place] = list(outs)
         return outs
 
 
@@ -172,38 +199,48 @@ def _scan(
     eqn: JaxprEqn,
     args: Sequence[Any],
     kept: np.ndarray | None,
-    change: Callable[[list[Any], list[Any], Any], tuple[list[Any], Any]],
-    extra: Any,
-) -> tuple[list[Any], Any]:
-    """Runs a scan over some of its steps, or over all.
+    mode: Mode,
+    place: Place,
+    change: tuple[Callable[[Any, list[Any], list[Any]], list[Any]], Any] | None = None,
+    note: Callable[[list[Any], list[Any]], Any] | None = None,
+    notes: list[Any] | None = None,
+) -> list[Any]:
+    """Runs a scan over some of its steps, or over all, with its body in a mode.
 
     Args:
-      eqn, args: the scan and its operands.
+      eqn, args: the scan and its operands, `MISSING` where the body uses one no more.
       kept: which steps run.
-      change: (carry before a step, carry after it, the step's slice of `extra`) -> (carry, what is noted).
-      extra: a pytree of arrays with an entry for each step.
-
-    Returns:
-      (the results, what was noted at each step).
+      mode: how the body runs.
+      place: the scan's place.
+      change: function (number, carry before a step, carry after it) -> carry, and the numbers of the steps.
+      note: function (carry before a step, carry after it) -> what is noted of it.
+      notes: gets what is noted, stacked.
     """
     p, (consts, carry, xs) = eqn.params, scan_parts(eqn, args)
     (body,) = bodies_of(eqn)
     length, count = p["length"], len(carry)
+    there = [x is not MISSING for x in xs]
+    given = [x for x in xs if x is not MISSING]
     if kept is not None:
         # The parameters come without the slices already; what else is scanned over loses them here.
-        xs = [x[np.flatnonzero(kept)] if np.shape(x)[0] == length else x for x in xs]
+        given = [x[np.flatnonzero(kept)] if np.shape(x)[0] == length else x for x in given]
         length = int(kept.sum())
 
     def step(carry: list[Any], scanned: tuple[list[Any], Any]) -> tuple[list[Any], Any]:
-        values, scale = scanned
-        inner = body.of([*consts, *carry, *values])
-        outs = walk(body.jaxpr, body.consts, inner, _literal, lambda _, e, a: bind(e, a))
-        after, noted = change(carry, outs[:count], scale)
-        return after, (outs[count:], noted)
+        values, scale = iter(scanned[0]), scanned[1]
+        inner = body.of([*consts, *carry, *(next(values) if flag else MISSING for flag in there)])
+        outs = evaluate(body.jaxpr, body.consts, inner, mode, place)
+        after = list(outs[:count]) if change is None else change[0](scale, carry, outs[:count])
+        return after, (outs[count:], () if note is None else note(carry, after))
 
     unroll = max(1, min(int(p["unroll"]), length))
-    carry, (ys, notes) = lax.scan(step, list(carry), (xs, extra), length, reverse=p["reverse"], unroll=unroll)
-    return [*carry, *ys], notes
+    scales = () if change is None else change[1]
+    after, (ys, noted) = lax.scan(
+        step, list(carry), (given, scales), length, reverse=p["reverse"], unroll=unroll
+    )
+    if notes is not None:
+        notes.append(noted)
+    return [*after, *ys]
 
 
 def _times(scale: Any, value: Any) -> Any:

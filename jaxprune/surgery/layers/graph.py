@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,8 @@ class Graph:
       data: the values that depend on an input.
       weights: the values that depend on a parameter and on no input.
       above: value -> the values that it is made of, itself included, as the bits of an integer.
+      bodies: the bodies of scans, once `scan_bodies` has made them.
+      places: place -> the number of the node.
     """
 
     traced: Traced
@@ -72,6 +75,11 @@ class Graph:
     data: set[int] = field(default_factory=set)
     weights: set[int] = field(default_factory=set)
     above: list[int] = field(default_factory=list)
+    bodies: Any = None
+
+    @functools.cached_property
+    def places(self) -> dict[Place, int]:
+        return {node.place: index for index, node in enumerate(self.nodes)}
 
     def new(self, aval: Any, above: int = 0) -> int:
         number = len(self.avals)
@@ -136,11 +144,11 @@ def flat_graph(traced: Traced) -> Graph:
     graph.inputs = values[n_consts + n_params :]
     graph.data.update(graph.inputs)
     graph.weights.update(graph.params)
-    graph.outs = _inline(graph, traced.jaxpr, [], values, (), None)
+    graph.outs = inlined(graph, traced.jaxpr, [], values, (), None)
     return graph
 
 
-def _inline(
+def inlined(
     graph: Graph,
     jaxpr: Jaxpr,
     consts: Sequence[int],
@@ -148,12 +156,14 @@ def _inline(
     place: Place,
     caller: Source | None,
 ) -> list[int]:
+    """Adds the equations of a jaxpr to a graph; returns the values of its results."""
+
     def equation(index: int, eqn: JaxprEqn, atoms: list[int]) -> Sequence[int]:
         at = (*place, index)
         if is_inline(eqn):
             (body,) = bodies_of(eqn)
             of_consts = [graph.new(v.aval) for v in body.jaxpr.constvars]
-            return _inline(graph, body.jaxpr, of_consts, body.of(atoms), at, Source(eqn, caller))
+            return inlined(graph, body.jaxpr, of_consts, body.of(atoms), at, Source(eqn, caller))
         above = 0
         for atom in atoms:
             above |= graph.above[atom] if atom != LITERAL else 0

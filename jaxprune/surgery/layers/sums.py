@@ -58,9 +58,9 @@ class _Term(NamedTuple):
 def residuals(graph: Graph) -> tuple[list[Residual], list[Refused]]:
     """The operands of sums that can be dropped, in order of the source, and sums of which none can."""
     found, refused = [], []
-    adds = {i for i in range(len(graph.nodes)) if _is_sum(graph, i)}
+    adds = {i for i in range(len(graph.nodes)) if is_sum(graph, i)}
     inner = {i for i in adds if _only_sum(graph, i) in adds}
-    alive = sum(graph.count(p) > 0 for p in graph.params)
+    alive = {i for i, p in enumerate(graph.params) if p in graph.weights and graph.count(p)}
     skips: dict[tuple[int, int], int] = {}
     for root in sorted(adds - inner):
         terms = list(_terms(graph, root, 1, adds & inner))
@@ -78,7 +78,7 @@ def residuals(graph: Graph) -> tuple[list[Residual], list[Refused]]:
                 skip = _projected(graph, term, leaves, dead)
             if skip is None:
                 reasons.append(NO_RELATION)
-            elif len(dead.params) >= alive:
+            elif alive <= dead.params:
                 reasons.append(NOTHING_LEFT)
             else:
                 here.append(Residual(term.node, term.operand, skip, dead))
@@ -90,7 +90,7 @@ def residuals(graph: Graph) -> tuple[list[Residual], list[Refused]]:
 
 
 def _shared(
-    graph: Graph, adds: set[int], skips: dict[tuple[int, int], int], alive: int
+    graph: Graph, adds: set[int], skips: dict[tuple[int, int], int], alive: set[int]
 ) -> Iterator[Residual]:
     """The values that nothing but several sums use, in one of which another operand passes them by."""
     for (node, operand), skip in skips.items():
@@ -99,7 +99,7 @@ def _shared(
         plain = all(n in adds and (graph.nodes[n].name != "sub" or at == 1) for n, at in uses)
         if uses and plain and value not in graph.outs:
             dead = graph.dead_after([(node, operand), *uses])
-            if any(map(graph.is_weighted, dead.nodes)) and len(dead.params) < alive:
+            if any(map(graph.is_weighted, dead.nodes)) and not alive <= dead.params:
                 yield Residual(node, operand, skip, dead, tuple(uses))
 
 
@@ -115,7 +115,7 @@ def _distinct(graph: Graph, found: list[Residual]) -> list[Residual]:
     return out
 
 
-def _is_sum(graph: Graph, index: int) -> bool:
+def is_sum(graph: Graph, index: int) -> bool:
     """Whether a node adds two float arrays of one type that both depend on the inputs."""
     node = graph.nodes[index]
     if node.name not in ("add", "add_any", "sub") or LITERAL in node.ins:

@@ -13,7 +13,7 @@ from jaxprune.surgery.coupled import CoupledUnits, check_member, coupled_units, 
 from jaxprune.surgery.groups import Groups
 from jaxprune.surgery.layouts import by_unit
 from jaxprune.surgery.planning.plan import Plan
-from jaxprune.surgery.planning.removal import plan_units
+from jaxprune.surgery.planning.removal import check_chosen, plan_units
 
 
 def plan_from_masks(groups: Groups, masks: PyTree) -> Plan:
@@ -32,7 +32,8 @@ def plan_from_masks(groups: Groups, masks: PyTree) -> Plan:
 
     Raises:
       ValueError: a unit that is masked in part, or another weight that is masked alone (group and path are
-        named); a group that loses all its units; a tree that is not the parameters'; traced masks.
+        named); a group that loses all its units, or keeps fewer than a router chooses; a tree that is not the
+        parameters'; traced masks.
       TypeError: a mask that is not bool.
 
     Example:
@@ -60,6 +61,7 @@ def plan_from_masks(groups: Groups, masks: PyTree) -> Plan:
                 f"`masks` prune all {group.size} units of group {group.name!r}: a group must keep one. Make them "
                 "with structure=jp.Coupled(groups), which keeps `minimum` units of each."
             )
+        check_chosen(group, units, "masks")
     expected = cut.masks(kept)
     for (path, mask), wanted in zip(given.items(), expected, strict=True):
         if mask is not None:

@@ -47,7 +47,8 @@ def plan_removal(
         that broadcast to the parameters (larger = keep; None leaves do not count), or a function of `params` that
         gives one of the two. By default `jp.surgery.l2_scores`.
       round_to: the number of kept units of a group is a multiple of this, unless the group keeps all its units.
-      minimum: minimum number of units that every group keeps.
+      minimum: minimum number of units that every group keeps. A group of experts of which a router chooses k
+        (`group.chosen`) also keeps k of them.
       budget: the quantity that `sparsity` is a fraction of: "params" (entries of all parameters), "flops" (of
         contractions and convolutions at the traced shapes) or "units".
       normalize: unit scores are divided by the "mean" or "max" of their group; None leaves them unchanged.
@@ -99,7 +100,7 @@ def plan_removal(
         )
 
     def removable(group: Group, number: int) -> int:
-        kept = max(min(minimum, group.size), group.size - number)
+        kept = max(min(minimum, group.size), group.minimum, group.size - number)
         return group.size - min(group.size, -(-kept // round_to) * round_to)
 
     by_name = {group.name: group for group in groups}
@@ -135,11 +136,16 @@ def plan_removal(
         of_outputs = groups.state is None and any(" of output " in f.reason for f in groups.frozen)
         raise ValueError(
             f"`sparsity` {sparsity} of the {budget} can't be reached: with `minimum`={minimum}, "
-            f"`round_to`={round_to} and the frozen and excluded groups, at most "
+            f"`round_to`={round_to}{_routed(free)} and the frozen and excluded groups, at most "
             f"{most / max(counted.whole, 1):.3f} can be removed."
             + (f" Axes of an output are frozen.{OUTPUT_STATE}" if of_outputs else "")
         )
     return _plan(groups, keep_for(first_level(levels, lambda i: counted.removed(keep_for(i)) >= target)))
+
+
+def _routed(groups: Sequence[Group]) -> str:
+    found = [f"{group.chosen} of {group.name!r}" for group in groups if group.chosen > 1]
+    return f", the units that routers choose ({', '.join(found)})" if found else ""
 
 
 def plan_units(groups: Groups, keep: Mapping[str, Any]) -> Plan:
@@ -154,7 +160,7 @@ def plan_units(groups: Groups, keep: Mapping[str, Any]) -> Plan:
 
     Raises:
       KeyError: if no group has this name.
-      ValueError: if a mask has the wrong shape or keeps no unit.
+      ValueError: if a mask has the wrong shape or keeps no unit, or fewer than a router chooses.
 
     Example:
       >>> import jax.numpy as jnp
@@ -173,8 +179,18 @@ def plan_units(groups: Groups, keep: Mapping[str, Any]) -> Plan:
                 f"`keep` must have shape ({group.size},) and keep at least one unit, got {mask.shape} with "
                 f"{mask.sum()} kept units at {name!r}."
             )
+        check_chosen(group, mask, "keep")
         masks[group.atom] = mask
     return _plan(groups, Keep(masks))
+
+
+def check_chosen(group: Group, mask: np.ndarray, argument: str) -> None:
+    """Raises ValueError if fewer units are kept than a router chooses."""
+    if mask.sum() < group.chosen:
+        raise ValueError(
+            f"`{argument}` must keep at least {group.chosen} units of group {group.name!r}, because a router chooses "
+            f"{group.chosen} of them (top_k or argmax at {group.source}), got {mask.sum()} of {group.size}."
+        )
 
 
 def _normalized(scores: np.ndarray, how: str | None) -> np.ndarray:

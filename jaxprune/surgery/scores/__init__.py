@@ -7,6 +7,7 @@ from jaxprune.surgery.scores.fpgm import fpgm_scores
 from jaxprune.surgery.scores.l2 import l2_scores
 from jaxprune.surgery.scores.mean import mean_scores
 from jaxprune.surgery.scores.obs import obs_scores
+from jaxprune.surgery.scores.reap import reap_scores
 from jaxprune.surgery.scores.taylor import taylor_scores
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "l2_scores",
     "mean_scores",
     "obs_scores",
+    "reap_scores",
     "taylor_scores",
     "unit_scores",
 ]

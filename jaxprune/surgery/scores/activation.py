@@ -80,7 +80,7 @@ def activation_scores(
         inputs = [jnp.asarray(x) for x in jax.tree.leaves(batch) if is_array_leaf(x)]
         shapes = tuple((x.shape, x.dtype) for x in inputs)
         if shapes not in runs:
-            runs[shapes] = _totals(_groups_at(groups, params, batch, shapes), len(weights), statistic)
+            runs[shapes] = _totals(groups_at(groups, params, batch, shapes), len(weights), statistic)
         for name, (total, count) in runs[shapes](weights, inputs).items():
             if name in sums:
                 sums[name] += np.asarray(total, np.float64)
@@ -93,7 +93,7 @@ def activation_scores(
     return UnitScores({name: np.sqrt(x) if statistic == "rms" else x for name, x in means.items()})
 
 
-def _groups_at(groups: Groups, params: PyTree, batch: Any, shapes: tuple[Any, ...]) -> Groups:
+def groups_at(groups: Groups, params: PyTree, batch: Any, shapes: tuple[Any, ...]) -> Groups:
     """The groups that are found at a batch of these shapes and dtypes."""
     traced = groups.model.traced
     avals = [v.aval for v in traced.jaxpr.invars[len(traced.consts) + len(traced.paths) :]]

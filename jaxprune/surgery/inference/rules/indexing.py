@@ -11,7 +11,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxprune.jaxprs import bind
-from jaxprune.surgery.inference.axes import Axes, Axis, Reason, freeze, fresh, reshaped, size_of, unify
+from jaxprune.surgery.inference.axes import Axes, Axis, Reason, freeze, fresh, reach, reshaped, size_of, unify
 from jaxprune.surgery.inference.rules.rule import (
     Kept,
     Reduction,
@@ -202,8 +202,12 @@ def _scatter(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes]:
     scatter_dims = [dim for dim in range(len(updates)) if dim not in numbers.update_window_dims]
     for dim, axis in zip(scatter_dims, index_axes, strict=True):
         unify(updates[dim], axis, reason)
-        if eqn.primitive.name == "scatter" and dim not in _batch_dims(numbers, scatter_dims):
+        if dim in _batch_dims(numbers, scatter_dims):
+            continue
+        if eqn.primitive.name == "scatter":
             freeze(axis, reason._replace(text="written at positions that are computed"))
+        else:
+            reach(axis, reason)
     for dim, index_dim in zip(
         numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True
     ):

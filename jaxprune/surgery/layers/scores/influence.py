@@ -85,6 +85,10 @@ def _measured(branches: Branches, names: list[str]) -> Any:
                 found.append(watched.scans[at][step])
                 continue
             (first, operand), (last, _) = branch.drops[0], branch.drops[-1 if branch.kind == "block" else 0]
+            if first in watched.stacked:
+                before, after = watched.stacked[first][0][1 - operand], watched.stacked[last][1]
+                found.append(jax.vmap(_influence)(before, after).sum())
+                continue
             operands, _ = watched.sums[first]
             found.append(_influence(operands[1 - operand], watched.sums[last][1]))
         return jnp.stack(found)

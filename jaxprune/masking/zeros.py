@@ -1,0 +1,74 @@
+"""Zeros in a tree that has no masks."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxprune.params import PyTree, flatten_with_paths, is_float_array, prunable_leaves
+from jaxprune.tables import table_text
+
+
+class Zeros(NamedTuple):
+    """Entries that are exactly zero; printing it shows a table.
+
+    zeros, size: number of zeros and of all entries; leaves: path -> (zeros, size).
+    """
+
+    zeros: int
+    size: int
+    leaves: dict[str, tuple[int, int]]
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction that is zero."""
+        return self.zeros / self.size if self.size else 0.0
+
+    def __str__(self) -> str:
+        rows = [
+            (path, f"{n:,}", f"{zeros:,}", _percent(zeros, n)) for path, (zeros, n) in self.leaves.items()
+        ]
+        total = ("in all", f"{self.size:,}", f"{self.zeros:,}", _percent(self.zeros, self.size))
+        columns = ("leaf", "entries", "zeros", "sparsity")
+        return table_text(columns, [*rows, total], numbers=columns[1:])
+
+    __repr__ = __str__
+
+
+def count_zeros(tree: PyTree, where: Any = None) -> Zeros:
+    """Counts the entries that are exactly zero: the sparsity of a tree without masks, such as a loaded model or an EMA.
+
+    Args:
+      tree: pytree of arrays.
+      where: the leaves to count: a tree of bools, a prefix of one, or a function of the tree that returns one; None for
+        `prunable(tree)`.
+
+    Returns:
+      A `Zeros` with exact counts.
+
+    Raises:
+      ValueError: if `where` does not match, or there is no leaf to count.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune as jp
+      >>> found = jp.count_zeros({"kernel": jnp.array([[1.0, 0.0], [0.0, 0.0]]), "bias": jnp.zeros(2)})
+      >>> found.zeros, found.size, found.sparsity
+      (3, 4, 0.75)
+    """
+    paths, leaves, _ = flatten_with_paths(tree)
+    counts: dict[str, tuple[int, int]] = {}
+    for i in prunable_leaves(tree, where):
+        if not is_float_array(leaves[i]):
+            raise ValueError(f"`where` must choose float arrays, got {paths[i]!r} besides.")
+        x = jnp.asarray(leaves[i])
+        # A row's count fits 32 bits; their sum is taken as a Python int.
+        rows = jnp.sum(x == 0, axis=-1, dtype=jnp.int32) if x.ndim else (x == 0).astype(jnp.int32)
+        counts[paths[i]] = sum(rows.ravel().tolist()), x.size
+    zeros, size = (sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0)
+    return Zeros(zeros, size, counts)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.2%}" if whole else "-"

@@ -1,0 +1,151 @@
+"""An NNX model as the state and the pure functions that experiments take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxprune.params import PyTree
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class NNXState:
+    """The state of an NNX model in training: `.params`, `.opt_state`, `.rest`, `.step`, and a static `.tx`.
+
+    params: the `nnx.Param`s, an `nnx.State`; rest: all other variables, such as batch statistics and the counts of
+    random streams; step: number of steps, int32.
+    """
+
+    def __init__(self, params: Any, opt_state: Any, rest: Any, step: Any, tx: Any):
+        self.params, self.opt_state, self.rest, self.step, self.tx = params, opt_state, rest, step, tx
+
+    def replace(self, **fields: Any) -> NNXState:
+        """A copy with some fields replaced."""
+        return NNXState(**{**vars(self), **fields})
+
+    def tree_flatten_with_keys(self) -> tuple[list[Any], Any]:
+        names = ("params", "opt_state", "rest", "step")
+        return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names], self.tx
+
+    @classmethod
+    def tree_unflatten(cls, tx: Any, fields: Any) -> NNXState:
+        params, opt_state, rest, step = fields
+        return cls(params, opt_state, rest, step, tx)
+
+
+class NNXTraining(NamedTuple):
+    """What `nnx_state` makes: `state`, and the pure functions `train_step`, `evaluate` and `fn` of it.
+
+    state: the state to start from; train_step: (state, batch) -> (state, metrics); evaluate: state -> metrics, or
+    None; fn: (params, *inputs) -> outputs of the model in eval mode, for surgery and scores; update: state -> None,
+    which writes the values of a state into the model.
+    """
+
+    state: NNXState
+    train_step: Callable[[Any, Any], tuple[Any, PyTree]]
+    evaluate: Callable[[Any], PyTree] | None
+    fn: Callable[..., Any]
+    update: Callable[[Any], None]
+
+
+def nnx_state(
+    model: nnx.Module,
+    optimizer: Any,
+    loss_fn: Callable[[Any, Any], Any],
+    evaluate: Callable[[Any], PyTree] | None = None,
+) -> NNXTraining:
+    """Makes of an NNX model and its optimizer the state and functions that `jp.imp` and recipes take.
+
+    The model is split once. `train_step` computes loss and gradients of the model in train mode, updates parameters
+    and optimizer, and carries everything else that the model changes: batch statistics, the counts of dropout's
+    random streams. `evaluate` sees the model in eval mode. All are pure: they run under `jit`, `scan` and `vmap`.
+
+    Args:
+      model: the NNX module. It is left as it is.
+      optimizer: an optax optimizer, or an `nnx.Optimizer` of the model, whose state goes on. Plain or in `jp.masked`.
+      loss_fn: (model, batch) -> loss, or (loss, metrics).
+      evaluate: model -> metrics.
+
+    Returns:
+      A `NNXTraining`.
+
+    Raises:
+      TypeError: what is no NNX module, or no optimizer.
+      ValueError: a model without `nnx.Param`s.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import jaxprune as jp
+      >>> from flax import nnx
+      >>> class Net(nnx.Module):
+      ...     def __init__(self, rngs):
+      ...         self.up, self.norm = nnx.Linear(4, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs)
+      ...         self.down = nnx.Linear(8, 2, rngs=rngs)
+      ...     def __call__(self, x):
+      ...         return self.down(nnx.relu(self.norm(self.up(x))))
+      >>> def batch_fn(key, step):
+      ...     return jax.random.normal(jax.random.fold_in(key, step), (16, 4))
+      >>> def loss_fn(model, x):
+      ...     return jnp.mean((model(x) - x[:, :2]) ** 2)
+      >>> training = jp.nnx_state(Net(nnx.Rngs(0)), optax.adam(0.01), loss_fn)
+      >>> experiment = jp.recipes.imp(0.75, rounds=2).experiment(training.train_step, batch_fn, steps=9)
+      >>> state, history = jax.jit(experiment.run)(jax.random.key(0), training.state)
+      >>> history.kept
+      Array([48, 24, 12], dtype=int32)
+      >>> training.update(state)  # the model now holds the sparse weights and its batch statistics
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"`model` must be an nnx.Module, got {type(model).__name__}.")
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    if not jax.tree.leaves(params):
+        raise ValueError(f"`model` must have parameters (nnx.Param), got none in {type(model).__name__}.")
+    tx, opt_state = _optimizer(optimizer, params)
+    params, opt_state, rest = jax.tree.map(jnp.array, (params, opt_state, rest))
+    state = NNXState(params, opt_state, rest, jnp.zeros([], jnp.int32), tx)
+
+    def loss(params: Any, rest: Any, batch: Any) -> tuple[Any, tuple[Any, Any]]:
+        whole = nnx.merge(graph, params, rest, copy=True)
+        whole.train()
+        result = loss_fn(whole, batch)
+        value, metrics = result if isinstance(result, tuple) else (result, {})
+        return value, (nnx.split(whole, nnx.Param, ...)[2], metrics)
+
+    def train_step(state: Any, batch: Any) -> tuple[Any, PyTree]:
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (value, (rest, metrics)), grads = gradient(state.params, state.rest, batch)
+        updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": value, **metrics} if isinstance(metrics, dict) else (value, metrics)
+        return state.replace(params=params, opt_state=opt_state, rest=rest, step=state.step + 1), metrics
+
+    def eval_model(params: Any, rest: Any) -> Any:
+        whole = nnx.merge(graph, params, rest, copy=True)
+        whole.eval()
+        return whole
+
+    def fn(params: Any, *inputs: Any) -> Any:
+        return eval_model(params, rest)(*inputs)
+
+    def measure(state: Any) -> PyTree:
+        assert evaluate is not None
+        return evaluate(eval_model(state.params, state.rest))
+
+    def update(state: Any) -> None:
+        nnx.update(model, state.params, state.rest)
+
+    return NNXTraining(state, train_step, None if evaluate is None else measure, fn, update)
+
+
+def _optimizer(optimizer: Any, params: Any) -> tuple[Any, Any]:
+    """The optax optimizer, and its state for these parameters."""
+    if isinstance(optimizer, nnx.Optimizer):
+        treedef = jax.tree.structure(optimizer.tx.init(params))
+        return optimizer.tx, jax.tree.unflatten(treedef, jax.tree.leaves(optimizer.opt_state))
+    if not callable(getattr(optimizer, "update", None)) or not callable(getattr(optimizer, "init", None)):
+        raise TypeError(f"`optimizer` must be an optax optimizer or an nnx.Optimizer, got {optimizer!r}.")
+    return optimizer, optimizer.init(params)

@@ -1,0 +1,19 @@
+"""The laboratory of lottery tickets: connectivity, instability to the noise of SGD, and sanity checks of masks."""
+
+from jaxprune.tickets._connectivity import Connectivity, linear_connectivity
+from jaxprune.tickets._instability import Instabilities, Instability, instability
+from jaxprune.tickets._sanity import sanity_checks, ticket_variants
+
+__all__ = [
+    "Connectivity",
+    "Instabilities",
+    "Instability",
+    "instability",
+    "linear_connectivity",
+    "sanity_checks",
+    "ticket_variants",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

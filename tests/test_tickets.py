@@ -1,0 +1,182 @@
+"""The laboratory of lottery tickets, against loops and lines by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from imp_task import X, Y, batch_fn, experiment, loss_fn, params_of, state_of, train_step
+
+import jaxprune as jp
+
+STEPS = 8
+
+
+def numbers(params):
+    return {"loss": loss_fn(params, (X, Y))}
+
+
+def trained(key, state, start, stop):
+    step = jax.jit(train_step)
+    for number in range(start, stop):
+        state, _ = step(state, batch_fn(key, number))
+    return state
+
+
+def line(a, b, points):
+    at = [jax.tree.map(lambda x, y, t=t: (1 - t) * x + t * y, a, b) for t in np.linspace(0, 1, points)]
+    return np.array([loss_fn(params, (X, Y)) for params in at])
+
+
+def test_the_line_between_two_networks_is_the_mean_over_batches_at_each_point():
+    a, b = params_of(0), params_of(1)
+    batches = [(X[:32], Y[:32]), (X[32:], Y[32:])]
+    found = jp.linear_connectivity(lambda p, batch: {"loss": loss_fn(p, batch)}, a, b, batches, points=5)
+    expected = line(a, b, 5)
+    np.testing.assert_allclose(found.values["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        found.barrier["loss"], expected.max() - (expected[0] + expected[-1]) / 2, rtol=1e-5
+    )
+    np.testing.assert_allclose(found.alpha, [0, 0.25, 0.5, 0.75, 1])
+
+
+def test_a_network_is_connected_to_itself_and_the_ends_are_exact():
+    a = jax.tree.map(lambda w: (w * 1e3).astype(jnp.bfloat16), params_of(0))
+    found = jp.linear_connectivity(lambda p, _: p["Dense_0"]["kernel"].astype(jnp.float32).sum(), a, a, [0])
+    assert float(found.barrier) == 0 and set(np.asarray(found.values).tolist()) == {float(found.values[0])}
+
+
+def test_statistics_can_be_estimated_anew_and_integers_stay():
+    a, b = {"w": jnp.array(1.0), "n": jnp.array(3)}, {"w": jnp.array(3.0), "n": jnp.array(9)}
+    found = jp.linear_connectivity(
+        lambda p, x: p["w"] * x + p["n"], a, b, [2.0], points=3, refresh=lambda p: {**p, "w": p["w"] + 1}
+    )
+    assert found.values.tolist() == [7, 9, 11]
+
+
+@pytest.mark.parametrize(
+    ("other", "more", "message"),
+    [
+        (
+            {"w": jnp.ones(3)},
+            {},
+            r"`params_b` must have the shapes of `params_a`, got \(3,\) for \(2,\) at 'w'",
+        ),
+        ({"v": jnp.ones(2)}, {}, "`params_b`"),
+        ({"w": jnp.ones(2)}, {"points": 1}, "`points` must be a whole number of at least 2"),
+        ({"w": jnp.ones(2)}, {"batches": []}, "`batches` must have at least one"),
+    ],
+)
+def test_lines_that_are_none_are_errors(other, more, message):
+    arguments = {"batches": [0], "points": 3} | more
+    with pytest.raises(ValueError, match=message):
+        jp.linear_connectivity(lambda p, _: p["w"].sum(), {"w": jnp.ones(2)}, other, **arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ticket", [False, True])
+def test_instability_is_that_of_trainings_by_hand(ticket):
+    tx = jp.masked(optax.adam(0.02))
+    masks = jp.make_masks(jp.scores.magnitude(params_of()), 0.5) if ticket else None
+    made = jp.instability(train_step, batch_fn, numbers, steps=STEPS, splits=(0, 3, 5), points=5)
+    key = jax.random.key(5)
+    rows = jax.jit(made.run)(key, state_of(tx=tx), masks)
+    trunk_key, *copy_keys = jax.random.split(key, 3)
+    state = state_of(tx=tx)
+    for row, (start, split) in enumerate(((0, 0), (0, 3), (3, 5))):
+        state = trained(trunk_key, state, start, split)
+        held = state
+        if ticket:
+            opt_state = jp.replace_masks(state.opt_state, masks)
+            held = state.replace(params=jp.apply_masks(state.params, masks), opt_state=opt_state)
+        a, b = (trained(k, held, split, STEPS).params for k in copy_keys)
+        if ticket:
+            assert int((a["Dense_0"]["kernel"] == 0).sum() + (a["Dense_1"]["kernel"] == 0).sum()) == 45
+        expected = line(a, b, 5)
+        np.testing.assert_allclose(rows.values["loss"][row], expected, rtol=2e-3)
+        np.testing.assert_allclose(rows.ends["loss"][row], expected[[0, -1]], rtol=2e-3)
+    assert rows.split.tolist() == [0, 3, 5]
+
+
+@pytest.mark.slow
+def test_masks_for_each_split_and_seeds_side_by_side():
+    made = jp.instability(train_step, batch_fn, numbers, steps=4, splits=(0, 2), points=3)
+    state = state_of(tx=jp.masked(optax.adam(0.02)))
+    one = jp.make_masks(jp.scores.magnitude(state.params), 0.5)
+    many = jax.tree.map(lambda w, m: jnp.stack([jnp.broadcast_to(m, w.shape)] * 2), state.params, one)
+    keys = jax.random.split(jax.random.key(0), 2)
+    both = jax.jit(jax.vmap(lambda key: made.run(key, state, many)))(keys)
+    alone = jax.jit(lambda key: made.run(key, state, one))(keys[1])
+    np.testing.assert_allclose(both.values["loss"][1], alone.values["loss"], rtol=1e-4)
+    with pytest.raises(ValueError, match="leading axis of 2, one for each split"):
+        made.run(keys[0], state, jax.tree.map(lambda m: jnp.concatenate([m, m]), many))
+
+
+@pytest.mark.parametrize("splits", [(), (3, 2), (2, 2), (8,)])
+def test_splits_that_are_none_are_errors(splits):
+    with pytest.raises(ValueError, match="`splits` must"):
+        jp.instability(train_step, batch_fn, numbers, steps=STEPS, splits=splits)
+
+
+def test_variants_of_a_ticket_keep_as_many_weights_and_differ_in_what_they_say():
+    params = params_of()
+    masks = jp.make_masks(jp.scores.magnitude(params), 0.7)
+    other = jp.make_masks(jp.scores.magnitude(params_of(1)), 0.7)
+    made = jp.ticket_variants(
+        params, masks, key=jax.random.key(1), init_fn=lambda key: params_of(7), others={"another seed": other}
+    )
+    kept = {name: [int(m.sum()) for m in jax.tree.leaves(held)] for name, (_, held) in made.items()}
+    for name in ("shuffled", "inverted", "signs", "reinitialized"):
+        assert kept[name] == kept["ticket"]
+    assert sum(kept["random"]) == sum(kept["ticket"]) and sum(kept["another seed"]) == sum(kept["ticket"])
+    for values, held in made.values():
+        for w, mask in zip(jax.tree.leaves(values), jax.tree.leaves(held), strict=True):
+            assert mask.shape == w.shape and not np.any(np.where(mask, 0, w))
+    kernel = params["Dense_0"]["kernel"]
+    values, held = made["signs"]
+    np.testing.assert_allclose(
+        values["Dense_0"]["kernel"],
+        np.where(held["Dense_0"]["kernel"], np.sign(kernel) * np.std(kernel), 0),
+        rtol=1e-6,
+    )
+    values, held = (np.asarray(tree["Dense_0"]["kernel"]) for tree in made["inverted"])
+    lowest = np.sort(np.abs(kernel).ravel())[: held.sum()]
+    np.testing.assert_array_equal(np.sort(np.abs(values[held])), lowest)
+    held = made["reinitialized"][1]
+    new = made["reinitialized"][0]["Dense_1"]["kernel"]
+    np.testing.assert_array_equal(
+        new, np.where(held["Dense_1"]["kernel"], params_of(7)["Dense_1"]["kernel"], 0)
+    )
+
+
+def test_variants_of_channels_are_whole_channels():
+    params = {"w": jax.random.normal(jax.random.key(0), (3, 8)), "b": jnp.zeros(8)}
+    masks = jp.make_masks(params, 0.5, structure=jp.Channels(), scope="local")
+    made = jp.ticket_variants(params, masks, key=jax.random.key(1), structure=jp.Channels())
+    for _, held in made.values():
+        channels = np.asarray(held["w"]).sum(0)
+        assert sorted(channels.tolist()) == [0] * 4 + [3] * 4
+    with pytest.raises(ValueError, match="`others` must have new names, got 'signs'"):
+        jp.ticket_variants(
+            params, masks, key=jax.random.key(1), structure=jp.Channels(), others={"signs": masks}
+        )
+
+
+@pytest.mark.slow
+def test_sanity_checks_train_every_variant_in_one_program():
+    made = experiment(rounds=1, rate=0.5, steps=4)
+    state, _ = jax.jit(made.run)(jax.random.key(0), state_of())
+    start, traces = state_of(), []
+
+    def train(params, masks):
+        traces.append(0)
+        _, row = made.train(jax.random.key(3), start.replace(params=params), masks)
+        return row.evaluation["loss"]
+
+    masks = jp.get_masks(state.opt_state)
+    found = jp.sanity_checks(
+        train, start.params, masks, key=jax.random.key(2), init_fn=lambda key: params_of(3)
+    )
+    assert len(traces) == 1 and len(found) == 6
+    _, row = jax.jit(made.train)(jax.random.key(3), start, masks)
+    np.testing.assert_allclose(found["ticket"], row.evaluation["loss"], rtol=1e-4)
