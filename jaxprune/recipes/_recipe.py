@@ -287,7 +287,7 @@ class Recipe:
     def _minimum(self, params: PyTree | None, where: PyTree | None) -> int | float:
         if hasattr(self.scoring.minimum, "share"):
             self._check_given(params, repr(self.scoring.minimum))
-        return self.scoring.least(self.sparsity, params, where)
+        return self.scoring.least(self.sparsity, params, self.structure, where)
 
     def _check_given(self, params: PyTree | None, for_what: str) -> None:
         if params is None:

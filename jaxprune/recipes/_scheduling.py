@@ -280,7 +280,7 @@ class BeforeTraining:
         scoring, params, where = recipe.scoring, task.params, task.where
         score = scoring.of_task(task, recipe.structure)
         final = allocated(scoring.allocation, recipe.sparsity, params, where)
-        least = scoring.least(recipe.sparsity, params, where)
+        least = scoring.least(recipe.sparsity, params, recipe.structure, where)
         choice = {"scope": scoring.scope, "structure": recipe.structure, "where": where, "minimum": least}
         if self.rounds == 1:
             return make_masks(score(params, task.key), final, **choice)
@@ -434,7 +434,7 @@ def _gradual(
         structure=structure,
         where=task.where,
         key=task.key,
-        minimum=scoring.least(recipe.sparsity, task.params, task.where),
+        minimum=scoring.least(recipe.sparsity, task.params, structure, task.where),
     )
 
 

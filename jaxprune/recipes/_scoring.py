@@ -12,7 +12,8 @@ import jax
 import optax
 
 from jaxprune.allocation import Scope, check_minimum, check_scope
-from jaxprune.params import PyTree, prunable_leaves
+from jaxprune.masking import Criterion
+from jaxprune.params import PyTree
 from jaxprune.recipes._allocation import Allocation, allocation_text, check_allocation
 from jaxprune.scores import magnitude, normalize
 from jaxprune.scores._normalize import By
@@ -53,10 +54,10 @@ class OfMeanKept:
         if not 0 <= self.share <= 1:
             raise ValueError(f"`share` must be in [0, 1], got {self.share}.")
 
-    def minimum(self, sparsity: float, params: PyTree, where: PyTree | None) -> int:
-        """The number of weights."""
-        sizes = [jax.tree.leaves(params)[i].size for i in prunable_leaves(params, where)]
-        return int(self.share * (1 - sparsity) * sum(sizes) / len(sizes))
+    def minimum(self, sparsity: float, params: PyTree, structure: Structure, where: PyTree | None) -> int:
+        """The number of units."""
+        numbers = Criterion(structure, where=where).units(params).numbers
+        return int(self.share * (1 - sparsity) * sum(numbers) / len(numbers))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -158,10 +159,10 @@ class Scoring:
 
         return scored
 
-    def least(self, sparsity: Any, params: PyTree, where: PyTree | None) -> int | float:
+    def least(self, sparsity: Any, params: PyTree, structure: Structure, where: PyTree | None) -> int | float:
         """What `minimum` is for a tree."""
         if isinstance(self.minimum, OfMeanKept):
-            return self.minimum.minimum(sparsity, params, where)
+            return self.minimum.minimum(sparsity, params, structure, where)
         return self.minimum
 
     def penalized(

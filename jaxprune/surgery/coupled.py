@@ -44,8 +44,10 @@ class Coupled:
     `jp.plan_removal` counts them: the fewest units are pruned that remove at least that much.
 
     With `scope="local"` each group loses the same share of its units. In a tree of shares (an allocation) a
-    group takes that of its first leaf with more than one axis; an allocation may also name the groups. `jp.plan_from_masks(groups, masks)` gives the plan that removes what is
-    pruned, `jp.masked_fn(fn, groups)` the function that trains as if it was removed.
+    group takes that of its first leaf with more than one axis; an allocation may also name the groups.
+
+    `jp.plan_from_masks(groups, masks)` gives the plan that removes what is pruned, `jp.masked_fn(fn, groups)` the
+    function that trains as if it was removed.
 
     Args:
       groups: what `jp.find_groups` found.

@@ -88,7 +88,9 @@ HALF = sum(WIDTHS) // 2
 KEY = jax.random.key(5)
 # Name -> (optax wrapper, units that it prunes, whether weights are zero while training).
 WRAPPERS = {
-    "gradual": (lambda tx: jp.gradual(tx, jp.schedules.cubic(0.5, begin=0, end=12, every=3), structure=COUPLED), 20, True),
+    "gradual": (
+        lambda tx: jp.gradual(tx, jp.schedules.cubic(0.5, begin=0, end=12, every=3), structure=COUPLED), 20, True,
+    ),
     "static": (lambda tx: st.static(tx, 0.5, structure=COUPLED, key=KEY), 20, True),
     "set": (lambda tx: st.set(tx, 0.5, every=3, end=18, structure=COUPLED, key=KEY), 20, True),
     "rigl": (lambda tx: st.rigl(tx, 0.5, every=3, end=18, structure=COUPLED, key=KEY), 20, True),
@@ -122,7 +124,7 @@ def test_every_wrapper_prunes_whole_units_of_exact_number(name, dtype):
 
 
 def test_sr_ste_and_slimming_say_that_their_units_are_others():
-    with pytest.raises((TypeError, ValueError), match="`structure` must be .*NM"):
+    with pytest.raises((TypeError, ValueError), match=r"`structure` must be .*NM"):
         st.sr_ste(optax.sgd(0.1), COUPLED)
     with pytest.raises(TypeError, match="structure"):
         st.slimming(optax.sgd(0.1), 0.1, structure=COUPLED)
@@ -189,7 +191,7 @@ def test_replicates_of_imp_are_single_runs_and_their_rounds_have_exact_counts():
         for row, units in enumerate((0, 10, 20)):
             masks = jax.tree.map(lambda mask, i=i, row=row: mask[i, row], together.masks)
             assert sum(WIDTHS) - sum(kept_of(masks)) == units
-            same = jax.tree.map(lambda a, b: bool(jnp.all(a == b[row])), masks, one.masks)
+            same = jax.tree.map(lambda a, b, row=row: bool(jnp.all(a == b[row])), masks, one.masks)
             assert all(jax.tree.leaves(same))
 
 
