@@ -15,12 +15,8 @@ from jaxprune.jaxprs.calls import Body, Kind, bodies_of, kind_of, scan_parts, wh
 from jaxprune.jaxprs.derivatives import derivative_of
 from jaxprune.surgery.inference.axes import Axes, Reason, freeze, fresh, size_of, unify
 from jaxprune.surgery.inference.frames import Frame, unknown
-from jaxprune.surgery.inference.positions import (
-    COMPARISONS,
-    freeze_positions,
-    infer_with_positions,
-    unified,
-)
+from jaxprune.surgery.inference.position_uses import COMPARISONS, infer_with_positions
+from jaxprune.surgery.inference.positions import freeze_positions, unified
 from jaxprune.surgery.inference.rules import RULES
 
 # Integers that count positions (an iota, an index table): comparing them with data makes one-hots of the data.
