@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import JaxprEqn
 
 from jaxprune.jaxprs import bind, shape_of
@@ -160,7 +161,8 @@ def _scatter(eqn: JaxprEqn, operands: Sequence[Operand]) -> Step:
         for dim_update, dim in zip(numbers.update_window_dims, window, strict=True):
             if x.shape[dim_update] == 1:
                 shape[dim] = full[dim_update] = 1
-        return bind(eqn, [jnp.zeros(shape, x.dtype), indices.array, jnp.broadcast_to(x, full)])[0]
+        empty = jnp.zeros(shape, x.dtype)
+        return lax.scatter(empty, indices.array, jnp.broadcast_to(x, full), numbers, mode=eqn.params["mode"])
 
     ids, gate = updates.output
     return Step(Output(moved(ids + 1) - 1, None if gate is None else moved(gate)))
