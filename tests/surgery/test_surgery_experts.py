@@ -233,8 +233,8 @@ OTHER_USES = {
     ),
     "two axes in one": (
         lambda p, logits, expert: jax.nn.one_hot(
-            jnp.argmax(jnp.einsum("te,tf->tef", logits, logits).reshape(len(logits), -1), -1), 25
-        ),
+            jnp.argmax((logits[:, :, None] * logits[:, None]).reshape(len(logits), -1), -1), 25
+        ).sum(1),
         "count units of several kinds",
     ),
 }
@@ -271,6 +271,9 @@ def _dropped_by(number):
 HARMLESS = {
     "beyond the last": _dropped_by(lambda p: 5),
     "below the first": _dropped_by(lambda p: -1),
+    "rows of an identity": lambda p, weight, expert: (
+        jnp.eye(p["router"].shape[1])[expert] * weight[..., None]
+    ).sum(1),
     "clipped": lambda p, weight, expert: combined(p, weight, jnp.clip(expert, 0, 4)),
     "sorted": lambda p, weight, expert: combined(p, *lax.sort((expert, weight), num_keys=1)[::-1]),
     "compared with each other": lambda p, weight, expert: (

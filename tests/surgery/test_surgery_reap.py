@@ -90,6 +90,24 @@ def test_layers_that_share_a_group_pool_their_tokens_and_others_have_their_own_s
         np.testing.assert_allclose(scores[experts_of(groups)], total / np.maximum(count, 1), rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_outputs_that_are_put_back_in_their_order_before_they_are_weighted():
+    """By a scatter, as a gradient does it as well."""
+
+    def fn(p, x):
+        best, expert = top_2(p, x, 0.0)
+        order, counts = jnp.argsort(expert.ravel()), jnp.bincount(expert.ravel(), length=EXPERTS)
+        rows = lax.ragged_dot(jax.nn.silu(lax.ragged_dot(x[order // 2], p["up"], counts)), p["down"], counts)
+        back = jnp.zeros_like(rows).at[order].add(rows).reshape(*expert.shape, -1)
+        return x + (back * best[..., None]).sum(1)
+
+    params, x = parameters(FORMS["unsorted rows"]), inputs()
+    groups = jp.find_groups(fn, params, x)
+    total, count = by_hand("unsorted rows", params, x)
+    scores = jp.surgery.reap_scores(groups, params, [x])
+    np.testing.assert_allclose(scores[experts_of(groups)], total / np.maximum(count, 1), rtol=2e-5)
+
+
 def test_the_experts_with_the_lowest_scores_are_removed():
     form = FORMS["dense"]
     params, x = parameters(form), inputs()

@@ -13,7 +13,8 @@ from jaxprune.jax_compat import context_of
 from jaxprune.jaxprs import bind, control_flow
 from jaxprune.jaxprs.calls import is_inline, kind_of, scan_parts
 from jaxprune.jaxprs.equations import walk
-from jaxprune.surgery.evaluation.experts import Operand, Output, Step, Terms, finished, started, through
+from jaxprune.surgery.evaluation.expert_outputs import Operand, Output, Step, Terms, finished, started
+from jaxprune.surgery.evaluation.expert_steps import through
 from jaxprune.surgery.inference.axes import Atom
 from jaxprune.surgery.inference.frames import Frame
 

@@ -15,12 +15,8 @@ from jaxprune.jaxprs.calls import Body, Kind, bodies_of, kind_of, scan_parts, wh
 from jaxprune.jaxprs.derivatives import derivative_of
 from jaxprune.surgery.inference.axes import Axes, Reason, freeze, fresh, size_of, unify
 from jaxprune.surgery.inference.frames import Frame, unknown
-from jaxprune.surgery.inference.positions import (
-    COMPARISONS,
-    freeze_positions,
-    infer_with_positions,
-    unified,
-)
+from jaxprune.surgery.inference.position_uses import COMPARISONS, infer_with_positions
+from jaxprune.surgery.inference.positions import freeze_positions, unified
 from jaxprune.surgery.inference.rules import RULES
 
 # Integers that count positions (an iota, an index table): comparing them with data makes one-hots of the data.
@@ -145,15 +141,22 @@ def _is_position(frame: Frame, atom: Any) -> bool:
 
 
 def _keep_one_hots(frame: Frame, eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> None:
-    """Rows of an identity matrix that are looked up by data are one-hots of the data: all of them are kept."""
+    """Rows of an identity matrix that are looked up by data are one-hots of the data: all of them are kept.
+
+    Those that are looked up by positions on an axis are one-hots of units of this axis.
+    """
     if eqn.primitive.name not in ("gather", "dynamic_slice") or not frame.is_constant(eqn.invars[0]):
         return
     shape = shape_of(eqn.invars[0])
     if len(shape) == 2 and shape[0] == shape[1]:
         table = frame.value(eqn.invars[0])
-        if table is not None and np.all(np.count_nonzero(np.asarray(table), axis=1) == 1):
-            for axis in ins[0]:
-                freeze(axis, reason._replace(text=_INDICATOR))
+        if table is None or not np.all(np.count_nonzero(np.asarray(table), axis=1) == 1):
+            return
+        if any(map(frame.fact, eqn.invars[1:])) and np.all(np.diagonal(np.asarray(table)) != 0):
+            unify(ins[0][0], ins[0][1], reason)
+            return
+        for axis in ins[0]:
+            freeze(axis, reason._replace(text=_INDICATOR))
 
 
 def _body(

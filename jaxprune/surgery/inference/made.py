@@ -93,7 +93,11 @@ class _Walk:
         if bodies and is_inline(eqn):
             return self.call(bodies[0], ins)
         self.sums(frame, eqn, ins)
-        if eqn.primitive.name in _LOOKUPS and frame.is_constant(eqn.invars[0]):
+        if (
+            eqn.primitive.name in _LOOKUPS
+            and frame.is_constant(eqn.invars[0])
+            and id(eqn) not in frame.routed
+        ):
             return [set()]
         entered = set().union(*ins)
         if eqn.primitive.name in _TERMS:
