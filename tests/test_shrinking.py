@@ -409,6 +409,48 @@ def test_layers_in_rounds():
     np.testing.assert_allclose(got.plan.compact(residual)(p, X), want, rtol=1e-5, atol=1e-6)
 
 
+class ResidualNet(nn.Module):
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(6)(x)
+        for _ in range(3):
+            y = nn.BatchNorm(use_running_average=not self.train, momentum=0.9)(nn.Dense(6)(x))
+            x = x + nn.relu(y)
+        return nn.Dense(3)(x)
+
+
+@pytest.mark.slow
+def test_layers_with_statistics_are_left_out_of_the_training_function_too():
+    variables = ResidualNet().init(jax.random.key(0), X)
+    state = BatchNormState.create(apply_fn=None, average=variables["params"], tx=NET_TX, **variables)
+
+    def train_fn(variables, x):
+        return ResidualNet(train=True).apply(variables, x, mutable=["batch_stats"])
+
+    got = shrunk(
+        state,
+        ResidualNet().apply,
+        make_train_step=lambda compact: linen_step(compact(train_fn)),
+        variables=linen_variables,
+        planner=jp.RemoveLayers(budget="branches"),
+        sparsities=[0.3, 0.6],
+    )
+    (left,) = got.state.batch_stats
+    number = int(left[-1])
+    p = got.state.params
+    assert sorted(p) == sorted([left, "Dense_0", f"Dense_{number + 1}", "Dense_4"])
+    assert sorted(got.state.average) == sorted(got.state.opt_state[0].mu) == sorted(p)
+    x = X @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"]
+    y = x @ p[f"Dense_{number + 1}"]["kernel"] + p[f"Dense_{number + 1}"]["bias"]
+    mean, var = got.state.batch_stats[left]["mean"], got.state.batch_stats[left]["var"]
+    y = (y - mean) / jnp.sqrt(var + 1e-5) * p[left]["scale"] + p[left]["bias"]
+    want = (x + nn.relu(y)) @ p["Dense_4"]["kernel"] + p["Dense_4"]["bias"]
+    small = got.plan.compact(ResidualNet().apply)(linen_variables(got.state), X)
+    np.testing.assert_allclose(small, want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_layers_then_widths_by_a_planner_of_ones_own(tmp_path):
     def planner(stage):
@@ -525,13 +567,24 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
         ({"planner": lambda stage: None}, TypeError, "`planner` must return a plan"),
         ({"sparsities": [0.95]}, ValueError, "can't be reached"),
         ({"state": params_of()}, TypeError, "no .params"),
+        ({"evaluate": lambda fn, params: {"a": "x"}}, TypeError, "real numbers"),
+        ({"planner": None}, TypeError, "`planner` must be"),
+        ({"fn": 3}, TypeError, "`fn` must be"),
+        ({"make_train_step": 3}, TypeError, "`make_train_step` must be"),
+        ({"evaluate": 3}, TypeError, "`evaluate` must be"),
+        ({"planner": jp.RemoveUnits(exclude="bisa")}, ValueError, "'bisa' matched no group"),
         ({"variables": lambda state: jax.tree.map(lambda x: 2 * x, state.params)}, ValueError, "`variables`"),
         ({"variables": lambda state: {"a": state.params["up"] + 1.0}}, ValueError, "`variables`"),
     ],
 )
-def test_mistakes_are_told_before_training(options, error, match):
+def test_mistakes_are_told(options, error, match):
     with pytest.raises(error, match=match):
         shrunk(**options)
+
+
+def test_the_loop_is_not_for_jit():
+    with pytest.raises(ValueError, match="is not for jit"):
+        jax.jit(lambda state: shrunk(state).state)(state_of())
 
 
 def test_a_schedule_that_has_run_out_is_refused_before_training():

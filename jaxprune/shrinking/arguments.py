@@ -10,6 +10,13 @@ from jaxprune.allocation import check_fraction, pruned_after
 from jaxprune.whole_numbers import check_whole
 
 
+def check_functions(**functions: Any) -> None:
+    """Raises TypeError for an argument that can't be called."""
+    for name, function in functions.items():
+        if not callable(function):
+            raise TypeError(f"`{name}` must be a function, got {function!r}.")
+
+
 def sparsities_of(rounds: Any, rate: Any, sparsities: Any) -> list[float]:
     """The sparsity after each round."""
     if (sparsities is None) == (rate is None and rounds is None):

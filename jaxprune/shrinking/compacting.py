@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
+
+import jax
 
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery import ComposedPlan, Plan
 from jaxprune.surgery.inference.model import State
+from jaxprune.surgery.layers.removed_leaves import without_leaves
 
 
 class Compact(Protocol):
@@ -26,9 +30,7 @@ def compact_by(plan: Any | None) -> Compact:
     """The `compact` of a plan; None for the full size."""
 
     def compact(fn: Callable, state: State | None = None) -> Callable:
-        if plan is None:
-            return fn
-        return _with_state(plan, state or state_by_path).compact(fn)
+        return fn if plan is None else _compacted(plan, fn, state or state_by_path)
 
     return compact
 
@@ -36,17 +38,38 @@ def compact_by(plan: Any | None) -> Compact:
 def state_by_path(params: PyTree, outputs: PyTree) -> tuple[list[Any], list[Any]]:
     """The parameters whose new values are among the outputs, and these: those that end in their paths."""
     known = dict(zip(*flatten_with_paths(params)[:2], strict=True))
-    pairs = []
-    for path, out in zip(*flatten_with_paths(outputs)[:2], strict=True):
-        names = path.split("/")
-        ends = ("/".join(names[i:]).removeprefix("params/") for i in range(len(names)))
-        found = next((end for end in ends if end in known), None)
-        if found is not None and known[found] is not None:
-            pairs.append((known[found], out))
-    return [old for old, _ in pairs], [new for _, new in pairs]
+    found = _parameters_of(outputs, known)
+    outs = jax.tree.leaves(outputs)
+    return [known[path] for path in found.values()], [outs[i] for i in found]
 
 
-def _with_state(plan: Any, state: State) -> Any:
+def _compacted(plan: Any, fn: Callable, state: State) -> Callable:
     if isinstance(plan, ComposedPlan):
-        return ComposedPlan(_with_state(plan.first, state), _with_state(plan.later, state))
-    return dataclasses.replace(plan, state=state) if isinstance(plan, Plan) else plan
+        return _compacted(plan.later, _compacted(plan.first, fn, state), state)
+    if isinstance(plan, Plan):
+        return dataclasses.replace(plan, state=state).compact(fn)
+    return plan.compact(_without_outputs(fn, plan.gone))
+
+
+def _without_outputs(fn: Callable, gone: Collection[str]) -> Callable:
+    """The function without the new values of removed parameters, which would need the layer that they belong to."""
+
+    @functools.wraps(fn)
+    def rest(params: PyTree, *inputs: Any) -> Any:
+        outputs = fn(params, *inputs)
+        found = _parameters_of(outputs, gone)
+        return without_leaves(outputs, found) if found else outputs
+
+    return rest
+
+
+def _parameters_of(outputs: PyTree, paths: Collection[str]) -> dict[int, str]:
+    """Position of an output -> the path, among some, of the parameter whose new value it is."""
+    found = {}
+    for i, path in enumerate(flatten_with_paths(outputs)[0]):
+        names = path.split("/")
+        ends = ("/".join(names[start:]).removeprefix("params/") for start in range(len(names)))
+        end = next((end for end in ends if end in paths), None)
+        if end is not None:
+            found[i] = end
+    return found

@@ -10,7 +10,7 @@ import jax
 
 from jaxprune.params import PyTree
 from jaxprune.rewind import Finetune, Initialization
-from jaxprune.shrinking.arguments import sparsities_of, steps_of
+from jaxprune.shrinking.arguments import check_functions, sparsities_of, steps_of
 from jaxprune.shrinking.compacting import Compact
 from jaxprune.shrinking.loop import Loop, Shrunk, TrainStep
 from jaxprune.shrinking.planners import RemoveUnits, Stage
@@ -64,7 +64,8 @@ def shrink_in_rounds(
         one of each by `then`.
       rewind: from which values training continues after a removal: `Finetune()`, `Rewind(step)`,
         `RewindLearningRate(step)` or `Reinitialize(init_fn)`, as for `jp.imp`. Values to rewind to are shrunk too.
-      evaluate: (fn, params) -> metrics, at the end of each round, with the compiled small function.
+      evaluate: (fn, params) -> numbers, at the end of each round; `fn` is the jitted function at that size, `params`
+        are `variables(state)`.
       variables: state -> the `params` of `fn`, where these are not `state.params`. It only picks and arranges, such
         as `lambda state: {"params": state.params, "batch_stats": state.batch_stats}`.
       folder: where to keep finished rounds (needs Orbax). A run with the folder of a run that was stopped, and with
@@ -112,6 +113,8 @@ def shrink_in_rounds(
       arXiv:1611.06440. Renda, Frankle, Carbin, Comparing Rewinding and Fine-tuning in Neural Network Pruning, 2020,
       arXiv:2003.02389.
     """
+    check_functions(fn=fn, make_train_step=make_train_step, batch_fn=batch_fn, planner=planner)
+    check_functions(evaluate=evaluate or fn, variables=variables or fn)
     shares = sparsities_of(rounds, rate, sparsities)
     ends = steps_of(steps, len(shares) + 1, rewind)
     loop = Loop(fn, inputs, key, make_train_step, batch_fn, planner, rewind, evaluate, variables or _params)

@@ -138,7 +138,8 @@ def bypassed(branches: Branches, removed: Sequence[str], gone: Collection[str]) 
     graph = branches.graph
     names = checked_names(branches, removed)
     found = branches.removed(names)
-    for path in sorted(set(gone) - {graph.traced.paths[i] for i in found.params}):
+    unused = {i for i, value in enumerate(graph.params) if not graph.count(value)}
+    for path in sorted(set(gone) - {graph.traced.paths[i] for i in found.params | unused}):
         raise ValueError(
             f"`fn` uses {path!r} beside the branches that were removed, unlike the function that was analysed."
         )
