@@ -169,3 +169,44 @@ def test_a_name_that_is_none_is_told():
         found["layers/9"]
     with pytest.raises(ValueError, match="`exclude` pattern 'nothing' matched no branch"):
         found.named("nothing", "exclude")
+
+
+def test_the_parts_of_a_scaled_sum_are_branches():
+    params = models.arrays({"f": (8, 8), "g": (8, 8), "h": (8, 8), "gain": (8,), "head": (8, 2)})
+
+    def fn(p, x, without=()):
+        f, g = (0 if n in without else jnp.tanh(x @ p[n]) for n in "fg")
+        x = x + 0.5 * (f + g).astype(jnp.float32) * p["gain"]
+        return (x - (-jnp.tanh(x @ p["h"]))) @ p["head"]
+
+    found = jp.find_branches(fn, params, X)
+    assert {"f", "g", "h"} <= set(found.keys())
+    for name in "fg":
+        plan = jp.plan_layers(found, params, number=1, score={b.name: b.name != name for b in found})
+        expected = fn(params, X, (name,))
+        assert jnp.abs(plan.compact(fn)(plan.shrink(params), X) - expected).max() < 1e-6
+
+
+def test_layers_that_give_two_streams_different_values_are_branches():
+    layer = dict.fromkeys(("filter", "gate", "residual", "skip"), (8, 8))
+    params = models.arrays({"layers": [layer] * 3, "head": (8, 2)})
+
+    def wavenet(params, x, without=()):
+        skips = 0
+        for i, p in enumerate(params["layers"]):
+            if i not in without:
+                z = jnp.tanh(x @ p["filter"]) * jax.nn.sigmoid(x @ p["gate"])
+                x, skips = x + z @ p["residual"], skips + z @ p["skip"]
+        return jax.nn.relu(skips) @ params["head"]
+
+    found = jp.find_branches(wavenet, params, X)
+    # The last layer gives the stream nothing that is used.
+    whole = [b for b in found if b.size == 4 * 64]
+    assert [b.name for b in whole] == ["layers/0", "layers/1"]
+    for i, branch in enumerate(whole):
+        names = [branch.name]
+        score = {b.name: float(b.name not in names) for b in found}
+        plan = jp.plan_layers(found, params, number=1, score=score, level="blocks")
+        assert plan.removed == (branch.name,)
+        expected = wavenet(params, X, (i,))
+        assert jnp.abs(plan.compact(wavenet)(plan.shrink(params), X) - expected).max() < 1e-6
