@@ -62,8 +62,11 @@ def survey_layers(make: Make, by_hand: int) -> tuple[int, float, tuple[str, ...]
     for half in (own[::2], own[1::2]):
         if half:
             errors.append(error(fn, branches, params, inputs, half))
+    largest = (
+        f"{max(errors):.1e}" if own else "–"
+    )  # weights that layers share can't be zeroed for one of them
     share = branches.removed(own).size / branches.size if own else 0.0
-    cells = (str(by_hand), str(len(parts)), f"{share:.0%}", f"{max(errors):.1e}", names)
+    cells = (str(by_hand), str(len(parts)), f"{share:.0%}", largest, names)
     return len(parts), max(errors), cells
 
 
