@@ -3,6 +3,7 @@
 import branch_models as models
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxprune as jp
@@ -210,3 +211,45 @@ def test_layers_that_give_two_streams_different_values_are_branches():
         assert plan.removed == (branch.name,)
         expected = wavenet(params, X, (i,))
         assert jnp.abs(plan.compact(wavenet)(plan.shrink(params), X) - expected).max() < 1e-6
+
+
+def mlp(params, x, without=()):
+    x = jax.nn.relu(x @ params["first"])
+    for i, p in enumerate(params["hidden"]):
+        if i not in without:
+            x = jax.jit(jax.nn.relu)(x @ p["kernel"] + p["bias"])
+    return x @ params["head"]
+
+
+@pytest.mark.parametrize("gone", [(0,), (1,), (0, 1), (1, 2)])
+def test_plain_layers_are_left_out_where_they_are_asked_for(gone):
+    layer = {"kernel": (8, 8), "bias": (8,)}
+    params = models.arrays({"first": (8, 8), "hidden": [layer] * 3, "head": (8, 2)})
+    assert not names(mlp, params, X)
+    found = jp.find_branches(mlp, params, X, plain=True)
+    assert [(b.name, b.kind, b.size, b.flops) for b in found] == [
+        (f"hidden/{i}", "plain", 72, 2 * 2 * 64) for i in range(3)
+    ]
+    score = {b.name: float(int(b.name[-1]) not in gone) for b in found}
+    plan = jp.plan_layers(found, params, number=len(gone), score=score)
+    small, expected = plan.shrink(params), mlp(params, X, gone)
+    assert jnp.abs(plan.compact(mlp)(small, X) - expected).max() < 1e-6
+    assert plan.verify(mlp, params, X).ok
+    loss_fn = lambda p, x: mlp(p, x).mean()  # noqa: E731
+    rise = jp.surgery.loss_increase(found, loss_fn, params, [X])
+    for i in range(3):
+        assert abs(rise[f"hidden/{i}"] - (mlp(params, X, (i,)).mean() - loss_fn(params, X))) < 1e-6
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(9, 8)) + 1, jnp.float32)
+    influence = jp.surgery.block_influence(found, params, [x])
+    before = jax.nn.relu(x @ params["first"])
+    for i, p in enumerate(params["hidden"]):
+        after = jax.nn.relu(before @ p["kernel"] + p["bias"])
+        norms = jnp.maximum(jnp.linalg.norm(before, axis=1) * jnp.linalg.norm(after, axis=1), 1e-30)
+        assert abs(influence[f"hidden/{i}"] - (1 - ((before * after).sum(1) / norms).mean())) < 1e-6
+        before = after
+
+
+def test_parts_of_residual_branches_are_no_plain_layers():
+    fn, params = models.language_model(models.pre_norm), models.listed(2)
+    kinds = {b.kind for b in jp.find_branches(fn, params, models.IDS, plain=True)}
+    assert kinds == {"sum", "block"}

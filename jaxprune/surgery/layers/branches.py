@@ -41,7 +41,7 @@ class Branch:
     Attributes:
       name: the module of its parameters, unique in the model.
       kind: "sum" for one operand of an addition (in the body of a scan: in all of its steps), "block" for several,
-        "step" for a step of a scan.
+        "step" for a step of a scan, "plain" for a layer without a residual.
       size: entries of the parameters that nothing uses once this branch alone is removed.
       flops: floating-point operations that are removed with it, two a multiply-add.
       params: the paths of these parameters; those of a step lose a slice.
@@ -50,10 +50,11 @@ class Branch:
       inside: the name of the smallest branch that this one is a part of, or "".
       drops: (place, operand) of additions that lose an operand.
       steps: (place, step) of scans that lose a step.
+      swaps: (place, place) of equations: the result of the second is used in place of that of the first.
     """
 
     name: str
-    kind: Literal["sum", "block", "step"]
+    kind: Literal["sum", "block", "step", "plain"]
     size: int
     flops: int
     params: tuple[str, ...]
@@ -62,6 +63,7 @@ class Branch:
     inside: str = ""
     drops: tuple[tuple[Place, int], ...] = field(default=(), repr=False)
     steps: tuple[tuple[Place, int], ...] = field(default=(), repr=False)
+    swaps: tuple[tuple[Place, Place], ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         return self.name
@@ -141,7 +143,11 @@ class Branches:
         """
         graph = self.graph
         chosen = [self[name] for name in names]
-        dead = dead_inside(graph, {drop for branch in chosen for drop in branch.drops})
+        dead = dead_inside(
+            graph,
+            {drop for branch in chosen for drop in branch.drops},
+            {swap for branch in chosen for swap in branch.swaps},
+        )
         steps: dict[int, frozenset[int]] = {}
         for place, step in (pair for branch in chosen for pair in branch.steps):
             index = graph.places[place]

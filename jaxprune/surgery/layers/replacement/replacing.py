@@ -244,7 +244,7 @@ class _Fits:
     def _model(self, params: PyTree, batch: Any) -> _Model:
         key = _signature(batch)
         if key not in self.models:
-            branches = find_branches(self.branches.fn, params, *batch)
+            branches = find_branches(self.branches.fn, params, *batch, plain=True)
             mode = bypassed(branches, self.plan.removed, self.plan.gone)
             reduced = Reduced(branches, self.plan.removed)
             places = [_place(reduced, run) for run in runs_of(branches, self.plan.removed)]
