@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
@@ -178,6 +180,17 @@ class Branches:
                     f"`params` must be what `find_branches` was given: {path!r} of shape {tuple(aval.shape)}, "
                     f"{came}."
                 )
+
+    def check_arrays(self, params: PyTree, caller: str) -> None:
+        """Raises as `check` does, and a TypeError for parameters without values that the host can read."""
+        for path, leaf in zip(*flatten_with_paths(params)[:2], strict=True):
+            if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
+                kind = "traced" if isinstance(leaf, Tracer) else "abstract"
+                raise TypeError(
+                    f"`params` must be arrays, got {kind} ones at {path!r}. Call `{caller}` outside of `jax.jit`, "
+                    "on the values."
+                )
+        self.check(params)
 
     @property
     def size(self) -> int:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree
@@ -101,7 +100,7 @@ def replace_layers(
     Raises:
       ValueError: there is no batch, no run has a weight that takes a map, `damping` is negative, a result is not
         finite, or `plan` or `params` is not one of these branches.
-      TypeError: `params` has tracers.
+      TypeError: `params` is traced or abstract.
 
     Example:
       >>> import jax.numpy as jnp
@@ -315,9 +314,7 @@ def _check(branches: Branches, plan: LayerPlan, params: PyTree, batches: list[An
         raise TypeError(f"`plan` must be a plan of `plan_layers`, got {type(plan).__name__}.")
     if not damping >= 0:
         raise ValueError(f"`damping` must not be negative, got {damping!r}.")
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves(params)):
-        raise TypeError("`params` has tracers: call `replace_layers` outside of `jax.jit`, on arrays.")
-    branches.check(params)
+    branches.check_arrays(params, "replace_layers")
     plan.check(params)
     if not batches:
         raise ValueError("`batches` is empty: pass at least one batch of inputs.")

@@ -52,7 +52,7 @@ def block_influence(branches: Branches, params: PyTree, batches: Iterable[Any]) 
       Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You Expect, 2024,
       arXiv:2403.03853.
     """
-    branches.check(params)
+    branches.check_arrays(params, "block_influence")
     names = branches.keys()
     arrays = [x for x in jax.tree.leaves(params) if is_array_leaf(x)]
     compiled: dict[Any, Any] = {}
