@@ -30,9 +30,9 @@ def find_branches(fn: Callable, params: PyTree, *inputs: Any, plain: bool = Fals
     branch as well, and so is each such operand in the body of the scan, which is removed in all steps. The
     branches of one module together are a block.
 
-    Not seen are sums that are no additions (`stack` and `sum`, `at[...].add`), those inside of `cond` and `while`,
-    layers that give a stream and a second one different values (WaveNet), and the parts
-    of a sum that is scaled as a whole.
+    A layer that gives several sums different values, made from one that nothing else uses (WaveNet), is a branch
+    that loses all of them. Not seen are sums that are no additions (`stack` and `sum`, `at[...].add`), and those
+    inside of `cond` and `while`.
 
     Args:
       fn: function `fn(params, *inputs)`.
