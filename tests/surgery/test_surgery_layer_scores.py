@@ -208,3 +208,16 @@ def test_mistakes_are_told():
         jp.surgery.greedy_loss_increase(branches, loss_fn, params, [models.IDS], budget="units")
     with pytest.raises(ValueError, match=r"`exclude` .*no branch"):
         jp.surgery.greedy_loss_increase(branches, loss_fn, params, [models.IDS], exclude="head")
+    scores = (
+        lambda p: jp.surgery.block_influence(branches, p, [models.IDS]),
+        lambda p: jp.surgery.branch_norms(branches, p),
+        lambda p: jp.surgery.loss_increase(branches, loss_fn, p, [models.IDS]),
+        lambda p: jp.surgery.branch_taylor(branches, loss_fn, p, [models.IDS]),
+    )
+    for score in scores:
+        with pytest.raises(TypeError, match="`params` must be arrays, got traced ones at 'embedding'"):
+            jax.jit(score)(params)
+        with pytest.raises(TypeError, match="got abstract ones at 'embedding'"):
+            score(jax.eval_shape(lambda p: p, params))
+        with pytest.raises(ValueError, match="must be what `find_branches` was given"):
+            score({"head": params["head"]})

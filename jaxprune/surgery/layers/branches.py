@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
@@ -41,7 +43,7 @@ class Branch:
     Attributes:
       name: the module of its parameters, unique in the model.
       kind: "sum" for one operand of an addition (in the body of a scan: in all of its steps), "block" for several,
-        "step" for a step of a scan.
+        "step" for a step of a scan, "plain" for a layer without a residual.
       size: entries of the parameters that nothing uses once this branch alone is removed.
       flops: floating-point operations that are removed with it, two a multiply-add.
       params: the paths of these parameters; those of a step lose a slice.
@@ -50,10 +52,11 @@ class Branch:
       inside: the name of the smallest branch that this one is a part of, or "".
       drops: (place, operand) of additions that lose an operand.
       steps: (place, step) of scans that lose a step.
+      swaps: (place, place) of equations: the result of the second is used in place of that of the first.
     """
 
     name: str
-    kind: Literal["sum", "block", "step"]
+    kind: Literal["sum", "block", "step", "plain"]
     size: int
     flops: int
     params: tuple[str, ...]
@@ -62,6 +65,7 @@ class Branch:
     inside: str = ""
     drops: tuple[tuple[Place, int], ...] = field(default=(), repr=False)
     steps: tuple[tuple[Place, int], ...] = field(default=(), repr=False)
+    swaps: tuple[tuple[Place, Place], ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         return self.name
@@ -163,7 +167,11 @@ class Branches:
         """
         graph = self.graph
         chosen = [self[name] for name in names]
-        dead = dead_inside(graph, {drop for branch in chosen for drop in branch.drops})
+        dead = dead_inside(
+            graph,
+            {drop for branch in chosen for drop in branch.drops},
+            {swap for branch in chosen for swap in branch.swaps},
+        )
         steps: dict[int, frozenset[int]] = {}
         for place, step in (pair for branch in chosen for pair in branch.steps):
             index = graph.places[place]
@@ -194,6 +202,17 @@ class Branches:
                     f"`params` must be what `find_branches` was given: {path!r} of shape {tuple(aval.shape)}, "
                     f"{came}."
                 )
+
+    def check_arrays(self, params: PyTree, caller: str) -> None:
+        """Raises as `check` does, and a TypeError for parameters without values that the host can read."""
+        for path, leaf in zip(*flatten_with_paths(params)[:2], strict=True):
+            if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
+                kind = "traced" if isinstance(leaf, Tracer) else "abstract"
+                raise TypeError(
+                    f"`params` must be arrays, got {kind} ones at {path!r}. Call `{caller}` outside of `jax.jit`, "
+                    "on the values."
+                )
+        self.check(params)
 
     @property
     def size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
@@ -18,18 +19,21 @@ from jaxprune.jaxprs.equations import literal_value, walk
 from jaxprune.surgery.layers.graph import Place
 
 MISSING: Any = object()  # in place of what nothing uses
+_NO_SWAPS: Mapping[Place, Place] = MappingProxyType({})
 
 
 class Mode(Protocol):
     """What runs in place of some equations.
 
-    opened: calls that are evaluated equation by equation; dead: equations that are left out; equation: (place,
-    equation, operands) -> results.
+    opened: calls that are evaluated equation by equation; dead: equations that are left out; noted_for_swaps: the
+    equations whose results stand in for others, which are noted here; equation: (place, equation, operands) ->
+    results.
     """
 
     opened: set[Place]
     dead: frozenset[Place]
     rematerializes: bool
+    noted_for_swaps: dict[Place, Any]
 
     def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]: ...
 
@@ -59,7 +63,10 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], mode: Mod
         with context_of(eqn):
             if is_inline(eqn) and (at in mode.opened or any(x is MISSING for x in args)):
                 return _call(eqn, args, mode, at)
-            return mode.equation(at, eqn, args)
+            outs = mode.equation(at, eqn, args)
+            if at in mode.noted_for_swaps:
+                mode.noted_for_swaps[at] = outs[0]
+            return outs
 
     return walk(jaxpr, consts, args, _literal, equation)
 
@@ -106,15 +113,19 @@ class Bypassed:
         drops: Mapping[Place, frozenset[int]],
         steps: Mapping[Place, np.ndarray],
         dead: frozenset[Place],
+        swaps: Mapping[Place, Place] = _NO_SWAPS,
     ):
-        self.drops, self.steps, self.dead = drops, steps, dead
-        self.opened = around((*drops, *steps))
+        self.drops, self.steps, self.dead, self.swaps = drops, steps, dead - swaps.keys(), swaps
+        self.noted_for_swaps = dict.fromkeys(swaps.values())
+        self.opened = around((*drops, *steps, *swaps, *swaps.values()))
 
     def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
         if place in self.drops:
             left = [x for operand, x in enumerate(args) if operand not in self.drops[place]]
             (out,) = eqn.outvars
             return left or [jnp.zeros(out.aval.shape, out.aval.dtype)]  # type: ignore[attr-defined]
+        if place in self.swaps:
+            return [self.noted_for_swaps[self.swaps[place]]]
         if place in self.opened or place in self.steps:
             return _scan(eqn, args, self.steps.get(place), self, place)
         return bind(eqn, args)
@@ -126,9 +137,15 @@ class Scaled:
     rematerializes = True
     dead: frozenset[Place] = frozenset()
 
-    def __init__(self, drops: Mapping[Place, Mapping[int, Any]], steps: Mapping[Place, Any]):
-        self.drops, self.steps = drops, steps
-        self.opened = around((*drops, *steps))
+    def __init__(
+        self,
+        drops: Mapping[Place, Mapping[int, Any]],
+        steps: Mapping[Place, Any],
+        swaps: Mapping[Place, tuple[Place, Any]],
+    ):
+        self.drops, self.steps, self.swaps = drops, steps, swaps
+        self.noted_for_swaps = {before: None for before, _ in swaps.values()}
+        self.opened = around((*drops, *steps, *swaps, *self.noted_for_swaps))
 
     def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
         for operand, scale in self.drops.get(place, {}).items():
@@ -136,6 +153,9 @@ class Scaled:
         if place in self.opened or place in self.steps:
             change = (_between, self.steps[place]) if place in self.steps else None
             return _scan(eqn, args, None, self, place, change)
+        if place in self.swaps:
+            before, scale = self.swaps[place]
+            return _between(scale, [self.noted_for_swaps[before]], bind(eqn, args))
         return bind(eqn, args)
 
 
@@ -145,10 +165,18 @@ class Watched:
     rematerializes = False  # what is noted must leave the call
     dead: frozenset[Place] = frozenset()
 
-    def __init__(self, drops: Iterable[Place], steps: Iterable[Place], measure: Callable[[Any, Any], Any]):
-        self.drops, self.steps, self.measure = set(drops), set(steps), measure
-        self.opened = around((*drops, *self.steps))
+    def __init__(
+        self,
+        drops: Iterable[Place],
+        steps: Iterable[Place],
+        measure: Callable[[Any, Any], Any],
+        swaps: Mapping[Place, Place] = _NO_SWAPS,
+    ):
+        self.drops, self.steps, self.measure, self.swaps = set(drops), set(steps), measure, swaps
+        self.noted_for_swaps = dict.fromkeys(swaps.values())
+        self.opened = around((*self.drops, *self.steps, *swaps, *swaps.values()))
         self.sums: dict[Place, tuple[list[Any], Any]] = {}
+        self.swapped: dict[Place, tuple[Any, Any]] = {}
         self.stacked: dict[Place, tuple[list[Any], Any]] = {}  # in the bodies of scans
         self.scans: dict[Place, Any] = {}
 
@@ -158,6 +186,8 @@ class Watched:
         outs = bind(eqn, args)
         if place in self.drops:
             self.sums[place] = list(args), outs[0]
+        if place in self.swaps:
+            self.swapped[place] = self.noted_for_swaps[self.swaps[place]], outs[0]
         return outs
 
     def _inside(self, eqn: JaxprEqn, args: list[Any], place: Place) -> Sequence[Any]:
@@ -186,6 +216,7 @@ class Tapped:
     def __init__(self, mode: Mode, places: Iterable[Place]):
         self.mode, self.places, self.dead = mode, set(places), mode.dead
         self.opened = mode.opened | around(self.places)
+        self.noted_for_swaps = mode.noted_for_swaps
         self.noted: dict[Place, list[Any]] = {}
 
     def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:

@@ -13,12 +13,13 @@ from jaxprune.surgery.layers.blocks import blocks_of
 from jaxprune.surgery.layers.branches import Branch, Branches, Fixed
 from jaxprune.surgery.layers.graph import Graph, flat_graph
 from jaxprune.surgery.layers.names import names_of, unique
+from jaxprune.surgery.layers.plain import place_of, plain_layers
 from jaxprune.surgery.layers.scan_bodies import DeadInside, dead_inside, flops_inside, scan_bodies
 from jaxprune.surgery.layers.stacks import Stack, stacks
 from jaxprune.surgery.layers.sums import Residual, residuals
 
 
-def find_branches(fn: Callable, params: PyTree, *inputs: Any) -> Branches:
+def find_branches(fn: Callable, params: PyTree, *inputs: Any, plain: bool = False) -> Branches:
     """Finds the layers of any function that can be left out.
 
     The function is traced once. A branch is an operand of an addition that another operand passes by: the
@@ -29,14 +30,17 @@ def find_branches(fn: Callable, params: PyTree, *inputs: Any) -> Branches:
     branch as well, and so is each such operand in the body of the scan, which is removed in all steps. The
     branches of one module together are a block.
 
-    Not seen are sums that are no additions (`stack` and `sum`, `at[...].add`), those inside of `cond` and `while`,
-    layers that give a stream and a second one different values (WaveNet), and the parts
-    of a sum that is scaled as a whole.
+    A layer that gives several sums different values, made from one that nothing else uses (WaveNet), is a branch
+    that loses all of them. Not seen are sums that are no additions (`stack` and `sum`, `at[...].add`), and those
+    inside of `cond` and `while`.
 
     Args:
       fn: function `fn(params, *inputs)`.
       params: pytree of arrays or `jax.ShapeDtypeStruct`s.
       *inputs: example inputs, pytrees of arrays or `jax.ShapeDtypeStruct`s; only shapes and dtypes matter.
+      plain: whether layers without a residual are branches too, where what goes in has the shape and dtype of what
+        comes out and nothing else passes the layer by (equal hidden layers of an MLP). In their place their input is
+        left. That is a guess: shapes do not tell whether the next layer can use it.
 
     Returns:
       The branches. Print them for a table of parameters, FLOPs, what each is added to, and of the sums
@@ -66,6 +70,7 @@ def find_branches(fn: Callable, params: PyTree, *inputs: Any) -> Branches:
     found, refused = residuals(graph)
     of_scans, more = stacks(graph)
     branches = _with_blocks(graph, _sums(graph, found, of_scans))
+    branches += _plain(graph, found, branches) if plain else []
     fixed = [Fixed(graph.nodes[r.node].source, r.reason) for r in sorted([*refused, *more])]
     tree, abstract = jax.tree.map(lambda x: as_abstract(x) if is_array_leaf(x) else x, (params, inputs))
     return Branches(tuple(branches), tuple(dict.fromkeys(fixed)), tree, abstract, graph, fn)
@@ -142,6 +147,26 @@ def _sums(graph: Graph, found: Sequence[Residual], of_scans: Sequence[Stack]) ->
         )
         out.append((index, branch))
     return [branch for _, branch in sorted(out, key=lambda pair: pair[0])]
+
+
+def _plain(graph: Graph, found: Sequence[Residual], branches: Sequence[Branch]) -> list[Branch]:
+    """The plain layers beside the branches."""
+    taken = {r.node for r in found}.union(*(r.dead.nodes for r in found))
+    layers = plain_layers(graph, taken)
+    names = names_of(graph, [layer.dead.params for layer in layers], {b.name for b in branches})
+    return [
+        Branch(
+            name,
+            "plain",
+            sum(map(graph.size, layer.dead.params)),
+            graph.flops(layer.dead.nodes),
+            tuple(graph.traced.paths[i] for i in sorted(layer.dead.params)),
+            graph.nodes[graph.maker[layer.after]].source,
+            "nothing: its input takes its place",
+            swaps=((place_of(graph, layer.after), place_of(graph, layer.before)),),
+        )
+        for name, layer in zip(names, layers, strict=True)
+    ]
 
 
 def _in_scans(graph: Graph) -> list[tuple[int, Residual, DeadInside]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jaxprune.jaxprs.equations import walk
 from jaxprune.jaxprs.flops import PRODUCTS, call_flops, product_flops
 
 LITERAL = -1
+_NO_MORE: Mapping[int, int] = MappingProxyType({})
 Place = tuple[int, ...]  # the number of an equation in its jaxpr, after those of the calls around it
 
 
@@ -104,13 +106,18 @@ class Graph:
         of_params = any(i in self.weights for i in node.ins)
         return of_params and (node.name in PRODUCTS or kind_of(node.eqn) in ("scan", "while", "cond"))
 
-    def dead_after(self, uses: Iterable[tuple[int, int]]) -> Dead:
+    def dead_after(self, uses: Iterable[tuple[int, int]], more: Mapping[int, int] = _NO_MORE) -> Dead:
         """What nothing uses any more once operands of nodes are dropped.
 
         Args:
           uses: (node, operand) pairs.
+          more: values that get uses -> how many.
         """
         dropped = set(uses)
+
+        def count(value: int) -> int:
+            return self.count(value) + more.get(value, 0)
+
         left: dict[int, int] = {}
         nodes: set[int] = set()
         stack = [self.nodes[node].ins[operand] for node, operand in dropped]
@@ -118,12 +125,12 @@ class Graph:
             value = stack.pop()
             if value == LITERAL:
                 continue
-            left[value] = left.get(value, self.count(value)) - 1
+            left[value] = left.get(value, count(value)) - 1
             index = self.maker.get(value)
             if left[value] or index is None or index in nodes:
                 continue
             node = self.nodes[index]
-            if node.eqn.effects or any(left.get(out, self.count(out)) for out in node.outs):
+            if node.eqn.effects or any(left.get(out, count(out)) for out in node.outs):
                 continue
             nodes.add(index)
             stack += [v for operand, v in enumerate(node.ins) if (index, operand) not in dropped]

@@ -31,12 +31,15 @@ def scan_bodies(graph: Graph) -> dict[int, ScanBody]:
     return graph.bodies
 
 
-def dead_inside(graph: Graph, drops: Iterable[tuple[Place, int]]) -> DeadInside:
+def dead_inside(
+    graph: Graph, drops: Iterable[tuple[Place, int]], swaps: Iterable[tuple[Place, Place]] = ()
+) -> DeadInside:
     """What nothing uses any more once sums lose operands, those in the bodies of scans in all steps.
 
     Args:
       graph: the function.
       drops: (place, operand) of sums.
+      swaps: (place, place) of equations: the result of the second is used in place of that of the first.
     """
     outer, inner = set(), {}
     places, of_bodies = graph.places, scan_bodies(graph)
@@ -53,7 +56,12 @@ def dead_inside(graph: Graph, drops: Iterable[tuple[Place, int]]) -> DeadInside:
         dead = body.graph.dead_after(uses)
         inside[scan] = dead.nodes
         outer.update((scan, body.operands[i]) for i in dead.params)
-    dead = graph.dead_after(outer)
+    more: dict[int, int] = {}
+    for after, before in dict(swaps).items():
+        (out,), (instead,) = graph.nodes[places[after]].outs, graph.nodes[places[before]].outs
+        outer.update(graph.users[out])
+        more[instead] = more.get(instead, 0) + 1
+    dead = graph.dead_after(outer, more)
     return DeadInside(dead.nodes, dead.params, {s: n for s, n in inside.items() if s not in dead.nodes})
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree
@@ -101,7 +100,7 @@ def replace_layers(
     Raises:
       ValueError: there is no batch, no run has a weight that takes a map, `damping` is negative, a result is not
         finite, or `plan` or `params` is not one of these branches.
-      TypeError: `params` has tracers.
+      TypeError: `params` is traced or abstract.
 
     Example:
       >>> import jax.numpy as jnp
@@ -244,7 +243,7 @@ class _Fits:
     def _model(self, params: PyTree, batch: Any) -> _Model:
         key = _signature(batch)
         if key not in self.models:
-            branches = find_branches(self.branches.fn, params, *batch)
+            branches = find_branches(self.branches.fn, params, *batch, plain=True)
             mode = bypassed(branches, self.plan.removed, self.plan.gone)
             reduced = Reduced(branches, self.plan.removed)
             places = [_place(reduced, run) for run in runs_of(branches, self.plan.removed)]
@@ -315,9 +314,7 @@ def _check(branches: Branches, plan: LayerPlan, params: PyTree, batches: list[An
         raise TypeError(f"`plan` must be a plan of `plan_layers`, got {type(plan).__name__}.")
     if not damping >= 0:
         raise ValueError(f"`damping` must not be negative, got {damping!r}.")
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves(params)):
-        raise TypeError("`params` has tracers: call `replace_layers` outside of `jax.jit`, on arrays.")
-    branches.check(params)
+    branches.check_arrays(params, "replace_layers")
     plan.check(params)
     if not batches:
         raise ValueError("`batches` is empty: pass at least one batch of inputs.")
