@@ -62,6 +62,7 @@ class UnitBudget:
         del scope
         if isinstance(shares, list):
             self.counts(shares, "local", least)  # says why not
+            return
         amount = known_count(self._amount(shares))
         if amount is None:
             return
@@ -109,7 +110,7 @@ class UnitBudget:
         def halve(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             low, high = bounds
             middle = (low + high) // 2
-            removed = counts.subtract(whole, self.cost.traced(sizes - lost_at(middle)))
+            removed = counts.subtract(whole, self.cost.traced(jnp.asarray(sizes) - lost_at(middle)))
             reaches = counts.less_equal(wanted, removed)
             return jnp.where(reaches, low, jnp.minimum(middle + 1, high)), jnp.where(reaches, middle, high)
 
