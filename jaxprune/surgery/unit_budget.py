@@ -71,7 +71,7 @@ class UnitBudget:
         if amount > most:
             share = most / max(self.cost.whole, 1)
             raise ValueError(
-                f"`sparsity` {float(shares):g} of the {self.kind} can't be reached: with what `minimum` and "
+                f"`sparsity` {float(np.asarray(shares)):g} of the {self.kind} can't be reached: with what `minimum` and "
                 f"`round_to` keep, and the frozen and excluded groups, at most {int(share * 1e4) / 1e4:g} can be "
                 "removed."
             )
