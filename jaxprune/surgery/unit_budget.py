@@ -69,9 +69,9 @@ class UnitBudget:
         sizes = np.array(self.cost.sizes)
         most = self.cost.whole - self.cost.known([int(n) for n in sizes - self.lost(sizes, least)])
         if amount > most:
-            share = most / max(self.cost.whole, 1)
+            asked, share = float(np.asarray(shares)), most / max(self.cost.whole, 1)
             raise ValueError(
-                f"`sparsity` {float(np.asarray(shares)):g} of the {self.kind} can't be reached: with what `minimum` and "
+                f"`sparsity` {asked:g} of the {self.kind} can't be reached: with what `minimum` and "
                 f"`round_to` keep, and the frozen and excluded groups, at most {int(share * 1e4) / 1e4:g} can be "
                 "removed."
             )
