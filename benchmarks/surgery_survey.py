@@ -2,8 +2,9 @@
 
 Each model loses a random half of every group. The table has: equations of the traced function; seconds to trace and
 analyse it; groups and their sizes; what is frozen, beyond the axes of inputs and outputs; the largest error of
-the small function against the masked one; the same against the original function on zeroed parameters, and
-the reductions where zeroing is not removal.
+the small function against the masked one; the same against `jp.masked_fn` under the masks of the plan, as a training
+with coupled units has them; the same against the original function on zeroed parameters, and the reductions where
+zeroing is not removal.
 
     python benchmarks/surgery_survey.py                           # the models of tests/surgery
     python benchmarks/surgery_survey.py --from own haiku flaxmodels equimo transformers --markdown FILE
@@ -17,9 +18,12 @@ import argparse
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import surgery_survey_layers as of_layers
 import surgery_survey_models as models
@@ -44,6 +48,7 @@ HEADS = (
     "groups and their units",
     "frozen",
     "masked",
+    "masked_fn",
     "zeroed",
     "zeroing differs in",
 )
@@ -76,13 +81,31 @@ def survey(make: models.Make, show_groups: bool) -> tuple[bool, tuple[str, ...]]
     size = str(equations(groups.model.frame))
     frozen = "; ".join(why(groups)) or "–"
     if not groups.groups:
-        return True, (size, f"{seconds:.2f}", "none", frozen, "–", "–", "")
-    report = random_plan(groups).verify(fn, params, *inputs)
+        return True, (size, f"{seconds:.2f}", "none", frozen, "–", "–", "–", "")
+    plan = random_plan(groups)
+    report = plan.verify(fn, params, *inputs)
+    of_masks = masked_error(fn, params, inputs, groups, plan)
     counts = Counter(group.size for group in groups)
     sizes = ", ".join(f"{n} of {units}" for units, n in sorted(counts.items()))
     differs = "; ".join(sorted({line(text) for text in report.differences}))
-    cells = (f"{len(groups)}: {sizes}", frozen, f"{report.masked:.0e}", f"{report.zeroed:.0e}", differs)
-    return report.ok, (size, f"{seconds:.2f}", *cells)
+    errors = (f"{error:.0e}" for error in (report.masked, of_masks, report.zeroed))
+    cells = (f"{len(groups)}: {sizes}", frozen, *errors, differs)
+    return report.ok and of_masks < 1e-5, (size, f"{seconds:.2f}", *cells)
+
+
+def masked_error(fn: Callable, params: Any, inputs: tuple[Any, ...], groups: Groups, plan: jp.Plan) -> float:
+    """Largest difference of the masked function and the small one, relative to the largest output."""
+    masks = plan.masks(params)
+    jp.plan_from_masks(groups, masks)  # checks that they are whole units
+    small = jax.jit(plan.compact(fn))(plan.shrink(params), *inputs)
+    masked = jax.jit(jp.masked_fn(fn, groups))(params, masks, *inputs)
+    pairs = [
+        (np.asarray(a, np.float64), np.asarray(b, np.float64))
+        for a, b in zip(*map(jax.tree.leaves, (small, masked)), strict=True)
+        if jnp.issubdtype(a.dtype, jnp.floating)
+    ]
+    largest = max((float(np.max(np.abs(b), initial=0)) for _, b in pairs), default=1.0)
+    return max((float(np.max(np.abs(a - b), initial=0)) for a, b in pairs), default=0.0) / max(largest, 1e-30)
 
 
 def why(groups: Groups) -> list[str]:
@@ -139,6 +162,7 @@ def main() -> None:
         layers(options.sources, options.only, options.markdown)
         return
     good = total = 0
+    errors: list[tuple[float, str]] = []
     for source in options.sources:
         rows = []
         for name, make in SOURCES[source]().items():
@@ -148,13 +172,19 @@ def main() -> None:
             try:
                 ok, cells = survey(make, options.table)
             except Exception as error:
-                ok, cells = False, (f"failed: {type(error).__name__}: {str(error)[:200]}", *[""] * 6)
+                ok, cells = False, (f"failed: {type(error).__name__}: {str(error)[:200]}", *[""] * 7)
             good += ok
+            if ok and cells[5] != "–":
+                errors.append((float(cells[5]), name))
             print(f"{'ok    ' if ok else 'NOT OK'} {name}: {' | '.join(cells)}", flush=True)
             rows.append((name, *(cell.replace("|", "/") for cell in cells)))
         note = f"{sum(1 for row in rows)} models. {machine()}."
         show(f"Models of {source}", HEADS, rows, note, options.markdown)
     print(f"{good} of {total} models lossless")
+    if errors:
+        print(
+            f"masked_fn on {len(errors)} models: the largest error is {max(errors)[0]:.0e}, {max(errors)[1]}"
+        )
 
 
 if __name__ == "__main__":

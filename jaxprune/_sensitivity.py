@@ -272,7 +272,7 @@ def _weights(cut: Cut, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """Number of weights that units of each array hold: those that are pruned if all of them are."""
     found = []
     for number in range(len(cut.shapes)):
-        kept = [np.full(shape, i != number) for i, shape in enumerate(cut.shapes)]
+        kept: list[Any] = [np.full(shape, i != number) for i, shape in enumerate(cut.shapes)]
         pairs = zip(cut.masks(kept), shapes, strict=True)
         found.append(sum(math.prod(shape) - int(np.broadcast_to(m, shape).sum()) for m, shape in pairs))
     return tuple(found)

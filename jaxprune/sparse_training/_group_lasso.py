@@ -68,11 +68,12 @@ def group_penalty(
         norms, sizes = _of_coupled(units, units.at_chosen(params))
         roots = (jnp.sqrt(jnp.float32(size)) * jnp.sum(norm) for norm, size in zip(norms, sizes, strict=True))
         return sum(roots, jnp.zeros([], jnp.float32))
+    of_leaf: Any = structure
     paths, leaves, _ = flatten_with_paths(params)
     total = jnp.zeros([], jnp.float32)
     for i in prunable_leaves(params, where):
-        structure.check(paths[i], leaves[i].shape)
-        norm, size = _norm_and_size(leaves[i], structure)
+        of_leaf.check(paths[i], leaves[i].shape)
+        norm, size = _norm_and_size(leaves[i], of_leaf)
         total += jnp.sum(jnp.sqrt(size) * norm)
     return total
 
@@ -130,6 +131,7 @@ def group_lasso(
         raise ValueError(f"`strength` must be at least 0, got {strength}.")
 
     criterion = Criterion(structure, where=where)
+    of_leaf: Any = structure
 
     def init_fn(params: PyTree) -> GroupLassoState:
         refuse_pair(params, "group_lasso")
@@ -150,13 +152,13 @@ def group_lasso(
         for i in prunable_leaves(params, where) if is_by_leaf(structure) else ():
             w = weights[i].astype(jnp.promote_types(weights[i].dtype, jnp.float32))
             moved = w + steps[i].astype(w.dtype)
-            norm, size = _norm_and_size(moved, structure)
+            norm, size = _norm_and_size(moved, of_leaf)
             threshold = rate * strength * jnp.sqrt(size)
             gone = (norm <= threshold) & (threshold > 0)  # NaN is not pruned: that would hide it
             shrink = 1 - threshold / jnp.where(norm > 0, norm, 1)
-            masks[i] = placed_like(structure.expand(~gone, w.shape), weights[i])
+            masks[i] = placed_like(of_leaf.expand(~gone, w.shape), weights[i])
             # -w is exact in any dtype: w + (-w) is zero.
-            steps[i] = jnp.where(masks[i], moved * structure.expand(shrink, w.shape) - w, -w)
+            steps[i] = jnp.where(masks[i], moved * of_leaf.expand(shrink, w.shape) - w, -w)
         masks = jax.tree.unflatten(jax.tree.structure(state.masks), masks)
         count = optax.safe_increment(state.count)
         return jax.tree.unflatten(treedef, steps), GroupLassoState(count, masks, inner_state)
@@ -168,6 +170,7 @@ def _coupled_step(units: Units, weights: list[Any], steps: list[Any], masks: lis
     """The proximal step of units that lie across leaves; writes the steps and masks of their leaves."""
     wide = [weights[i].astype(jnp.promote_types(weights[i].dtype, jnp.float32)) for i in units.chosen]
     moved = [w + steps[i].astype(w.dtype) for i, w in zip(units.chosen, wide, strict=True)]
+    cut: Any = units.cut
     norms, sizes = _of_coupled(units, moved)
     thresholds = [rate * jnp.sqrt(jnp.float32(size)) for size in sizes]
     pairs = list(zip(norms, thresholds, strict=True))
@@ -175,7 +178,7 @@ def _coupled_step(units: Units, weights: list[Any], steps: list[Any], masks: lis
     ranked = [jnp.where(jnp.isnan(norm), jnp.inf, norm) for norm in norms]  # NaN is not pruned
     least = units.least or [0] * len(norms)
     unprotected = [jnp.int32(n - m) for n, m in zip(units.numbers, least, strict=True)]
-    kept = units.cut.select(ranked, gone, [None] * len(norms), [as_count(n) for n in unprotected])
+    kept = cut.select(ranked, gone, [None] * len(norms), [as_count(n) for n in unprotected])
     # A unit that is kept although it is small is not shrunk.
     factors = [
         jnp.where(
@@ -185,7 +188,7 @@ def _coupled_step(units: Units, weights: list[Any], steps: list[Any], masks: lis
         )
         for norm, threshold in pairs
     ]
-    spread = zip(units.chosen, wide, moved, units.cut.masks(kept), units.cut.spread(factors), strict=True)
+    spread = zip(units.chosen, wide, moved, cut.masks(kept), cut.spread(factors), strict=True)
     for i, w, new, mask, factor in spread:
         masks[i] = placed_like(mask, weights[i])
         steps[i] = jnp.where(masks[i], new * factor - w, -w)

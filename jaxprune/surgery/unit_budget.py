@@ -62,15 +62,16 @@ class UnitBudget:
         del scope
         if isinstance(shares, list):
             self.counts(shares, "local", least)  # says why not
+            return
         amount = known_count(self._amount(shares))
         if amount is None:
             return
         sizes = np.array(self.cost.sizes)
         most = self.cost.whole - self.cost.known([int(n) for n in sizes - self.lost(sizes, least)])
         if amount > most:
-            share = most / max(self.cost.whole, 1)
+            asked, share = float(np.asarray(shares)), most / max(self.cost.whole, 1)
             raise ValueError(
-                f"`sparsity` {float(shares):g} of the {self.kind} can't be reached: with what `minimum` and "
+                f"`sparsity` {asked:g} of the {self.kind} can't be reached: with what `minimum` and "
                 f"`round_to` keep, and the frozen and excluded groups, at most {int(share * 1e4) / 1e4:g} can be "
                 "removed."
             )
@@ -109,7 +110,7 @@ class UnitBudget:
         def halve(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             low, high = bounds
             middle = (low + high) // 2
-            removed = counts.subtract(whole, self.cost.traced(sizes - lost_at(middle)))
+            removed = counts.subtract(whole, self.cost.traced(jnp.asarray(sizes) - lost_at(middle)))
             reaches = counts.less_equal(wanted, removed)
             return jnp.where(reaches, low, jnp.minimum(middle + 1, high)), jnp.where(reaches, middle, high)
 
