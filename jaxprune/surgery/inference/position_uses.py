@@ -98,7 +98,9 @@ def _same(frame: Frame, eqn: JaxprEqn, ins: list[Axes], facts: list[Any], reason
     fact = facts[0]
     if any(f is not None for f in facts[1:]):
         return None
-    if not isinstance(fact, Never) and not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.integer):
+    if not isinstance(fact, Never) and not jnp.issubdtype(
+        getattr(eqn.outvars[0].aval, "dtype", float), jnp.integer
+    ):
         return None
     if isinstance(fact, Columns) and not _keeps_columns(eqn):
         return None

@@ -37,6 +37,7 @@ def _ragged_dot(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (contract_l, contract_r), (batch_l, batch_r) = numbers.dot_dimension_numbers
     (left, right), counts = ins[:2], ins[2:]
+    of_groups = counts[0][len(counts[0]) - 1]
     ragged, grouped = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
     why = reason._replace(text="groups of a ragged product")
     counted = [*ragged]
@@ -46,14 +47,14 @@ def _ragged_dot(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axes
     for axis in (*fixed, *(() if _counts_groups(eqn) else counts[0])):
         freeze(axis, why)
     for d in grouped:
-        unify(right[d], counts[0][-1], reason)
+        unify(right[d], of_groups, reason)
     for i, j in [*zip(contract_l, contract_r, strict=True), *zip(batch_l, batch_r, strict=True)]:
         unify(left[i], right[j], reason)
     for i in contract_l:
         reach(left[i], reason)
     free_l = [a for d, a in enumerate(left) if d not in (*contract_l, *batch_l)]
     free_r = [a for d, a in enumerate(right) if d not in (*contract_r, *batch_r, *grouped)]
-    groups = [counts[0][-1]] if set(ragged) & set(contract_l) else []
+    groups = [of_groups] if set(ragged) & set(contract_l) else []
     return [(*groups, *(left[i] for i in batch_l), *free_l, *free_r)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from jaxprune.surgery.inference.axes import Axes, Axis, Reason, freeze, fresh, reach, size_of, unify
@@ -62,7 +63,7 @@ def _position_of(eqn: JaxprEqn, ins: Sequence[Axes], reason: Reason) -> list[Axe
 
 def _freeze_bools(eqn: JaxprEqn, axes: Axes, dims: Sequence[int], reason: Reason) -> None:
     """Freezes axes of bools: where the largest is False, that of a removed unit is as large."""
-    if eqn.invars[0].aval.dtype == bool:
+    if jnp.issubdtype(getattr(eqn.invars[0].aval, "dtype", float), jnp.bool_):
         for dim in dims:
             freeze(axes[dim], reason._replace(text=f"{eqn.primitive.name} of bools"))
 
