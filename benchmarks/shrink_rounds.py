@@ -45,6 +45,7 @@ class Task(NamedTuple):
     images: jax.Array
     labels: jax.Array
     test: data.Split
+    init: Callable
     fn: Callable
     train_fn: Callable
     batch: int
@@ -73,7 +74,12 @@ def task_of(name: data.Name, folder: str | None, batch: int) -> Task:
     def train_fn(variables: Any, x: jax.Array) -> Any:
         return training.apply(variables, x, mutable=["batch_stats"])
 
-    return Task(*map(jnp.asarray, sets.train), sets.test, testing.apply, train_fn, batch)
+    images, labels = map(jnp.asarray, sets.train)
+
+    def init(key: jax.Array) -> Any:
+        return testing.init(key, images[:1])
+
+    return Task(images, labels, sets.test, init, testing.apply, train_fn, batch)
 
 
 def optimizer(steps: int, rate: float) -> optax.GradientTransformation:
@@ -116,7 +122,7 @@ def statistics(variables: Any, outputs: Any) -> Any:
 
 def dense_of(task: Task, seed: int, steps: int) -> dict[str, Any]:
     init_key, key = jax.random.split(jax.random.key(seed))
-    new: Any = jax.jit(lambda key: ResNet.init(task.fn.__self__, key, task.images[:1]))(init_key)  # pyright: ignore
+    new: Any = jax.jit(task.init)(init_key)
     tx = optimizer(steps, DENSE_RATE)
     state = State(new["params"], new["batch_stats"], tx.init(new["params"]))
     return variables(trained(task, tx, plain(task.train_fn), state, key, steps))
@@ -280,7 +286,7 @@ def dense_from(task: Task, seed: int, steps: int, results: Path | None) -> dict[
     if results is None:
         return dense_of(task, seed, steps)
     path = results.with_suffix("") / f"dense_{seed}"
-    like = jax.eval_shape(lambda key: ResNet.init(task.fn.__self__, key, task.images[:1]), jax.random.key(0))  # pyright: ignore
+    like = jax.eval_shape(task.init, jax.random.key(0))
     if not path.exists():
         checkpoint.save(path, dense_of(task, seed, steps))
     return checkpoint.restore(path, dict(like))
@@ -355,7 +361,7 @@ LATENCY = (
 
 def latency(task: Task, options: Any) -> list[tuple[str, ...]]:
     """Of the sizes, which all methods share."""
-    dense: Any = jax.jit(lambda key: ResNet.init(task.fn.__self__, key, task.images[:1]))(jax.random.key(0))  # pyright: ignore
+    dense: Any = jax.jit(task.init)(jax.random.key(0))
     groups = jp.find_groups(task.fn, dense, task.images[:1])
     models = {"none": (task.fn, dense)}
     for share in options.shares:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,7 @@ def steps_of(steps: Any, trainings: int, rewind: Any) -> list[int]:
     """The number of steps of each training."""
     if not callable(getattr(rewind, "restore", None)):
         raise TypeError(f"`rewind` must be Finetune(), Rewind(step), ..., got {rewind!r}.")
-    if isinstance(steps, int | np.integer | float | str) or steps is None:
-        check_whole(steps=steps)
-        ends = [int(steps)] * trainings
-    else:
+    if isinstance(steps, Sequence | np.ndarray) and not isinstance(steps, str):
         ends = list(steps)
         if len(ends) != trainings:
             raise ValueError(
@@ -59,6 +57,9 @@ def steps_of(steps: Any, trainings: int, rewind: Any) -> list[int]:
         check_whole(at_least=0, steps=ends[0])
         for number in ends[1:]:
             check_whole(steps=number)
+    else:
+        check_whole(steps=steps)
+        ends = [int(steps)] * trainings
     if any(end <= rewind.step for end in (ends if rewind.step else ends[1:])):
         raise ValueError(
             f"`rewind` must go back to a step of every round, got {rewind!r} with steps={steps}: the last one is "

@@ -71,9 +71,13 @@ class History(NamedTuple):
 
 def history_of(rows: Sequence[Row]) -> History:
     """The rows as arrays over the rounds."""
-    numbers = [np.asarray([row[i] for row in rows]) for i in range(4)]
     return History(
-        *numbers, _stacked([row.metrics for row in rows]), _stacked([row.evaluation for row in rows])
+        np.asarray([row.sparsity for row in rows]),
+        np.asarray([row.parameters for row in rows]),
+        np.asarray([row.flops for row in rows]),
+        np.asarray([row.steps for row in rows]),
+        _stacked([row.metrics for row in rows]),
+        _stacked([row.evaluation for row in rows]),
     )
 
 

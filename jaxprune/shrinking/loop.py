@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.idle_rounds import idle_round
 from jaxprune.jaxprs import as_abstract
@@ -119,7 +120,7 @@ class Loop:
     def settings(self, state: Any, shares: list[float], ends: list[int]) -> dict[str, Any]:
         """What must be the same in a run that is resumed."""
         key = self.key
-        data = jax.random.key_data(key) if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+        data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
         paths, leaves, _ = flatten_with_paths(state)
         schedule = getattr(self.rewind, "schedule", "")
         return {
@@ -211,7 +212,7 @@ class _Size(NamedTuple):
 
 
 def _check_known(state: Any, key: Any) -> None:
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, key))):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, key))):
         raise ValueError(
             "`state` and `key` must be known: shapes change from round to round, so shrink_in_rounds is not for jit, "
             "vmap or scan. Call it outside of them; it compiles the training step of each size itself."
