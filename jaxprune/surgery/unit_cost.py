@@ -133,8 +133,8 @@ class _Kept:
         for atom in normal(axis):
             if not isinstance(atom.size, int):
                 raise ValueError(
-                    "`budget` needs known sizes, but the groups were found with symbolic ones. Call jp.find_groups with "
-                    "arrays."
+                    "`budget` needs known sizes, but the groups were found with symbolic ones. "
+                    "Call jp.find_groups with arrays."
                 )
             if atom.parts is not None:
                 total = total * sum(self.size(part) for part in parts_of(atom))
