@@ -76,11 +76,6 @@ def unit_cost(groups: Groups, numbers: Mapping[Atom, int], kind: Literal["params
     else:
         found = cost.flops(groups.model.frame, kept)  # type: ignore[arg-type]
     terms = found.terms if isinstance(found, _Polynomial) else {(): found}
-    if not all(isinstance(coefficient, int) for coefficient in terms.values()):
-        raise ValueError(
-            f"`budget` {kind!r} needs known sizes, but the groups were found with symbolic ones. Call "
-            "jp.find_groups with arrays."
-        )
     result = UnitCost(tuple(sizes), tuple(terms), tuple(terms.values()))
     if result.whole >= _MOST:
         raise ValueError(
@@ -136,6 +131,11 @@ class _Kept:
     def size(self, axis: Axis) -> Any:
         total: Any = 1
         for atom in normal(axis):
+            if not isinstance(atom.size, int):
+                raise ValueError(
+                    "`budget` needs known sizes, but the groups were found with symbolic ones. "
+                    "Call jp.find_groups with arrays."
+                )
             if atom.parts is not None:
                 total = total * sum(self.size(part) for part in parts_of(atom))
             elif atom in self.numbers:

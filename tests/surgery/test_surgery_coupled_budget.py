@@ -1,6 +1,7 @@
 """Budgets of coupled units: the fewest units that reach a share of the parameters or FLOPs, in training as in plans."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import library_models
 import numpy as np
@@ -220,5 +221,10 @@ def test_what_is_wrong_is_told():
         assert stopped.tolist() == [True, False, False, False]
     with pytest.raises(ValueError, match="`sparsity` must be one number with budget='params'"):
         jp.make_masks(PARAMS, dict.fromkeys(PARAMS, 0.5), structure=structure)
+    (batch,) = jax.export.symbolic_shape("b")
+    symbolic = jp.find_groups(unit, PARAMS, jax.ShapeDtypeStruct((batch, 2), jnp.float32))
+    assert jp.make_masks(PARAMS, 0.4, structure=jp.Coupled(symbolic, budget="params"))["b"].sum() == 2
+    with pytest.raises(ValueError, match="`budget` needs known sizes"):
+        jp.make_masks(PARAMS, 0.4, structure=jp.Coupled(symbolic, budget="flops"))
     with pytest.raises(ValueError, match="can't be reached"):
         jp.gradual(optax.sgd(0.1), jp.schedules.constant(0.8), structure=structure).init(PARAMS)
