@@ -129,12 +129,12 @@ def _sums(graph: Graph, found: Sequence[Residual], of_scans: Sequence[Stack]) ->
                 steps=((node.place, step),),
             )
             out.append((stack.node, branch))
-    before: dict[tuple[int, int], str] = {}
+    in_bodies: dict[tuple[int, int], str] = {}
     for (index, residual, dead), name in zip(inner, names[len(names) - len(inner) :], strict=True):
         body = scan_bodies(graph)[index].graph
         drops = ((residual.node, residual.operand), *residual.also)
-        here = before.get((index, residual.skip), "a value of each step")
-        before[index, body.nodes[residual.node].outs[0]] = f"the sum after {name}, in each step"
+        here = in_bodies.get((index, residual.skip), "a value of each step")
+        in_bodies[index, body.nodes[residual.node].outs[0]] = f"the sum after {name}, in each step"
         branch = Branch(
             name,
             "sum",

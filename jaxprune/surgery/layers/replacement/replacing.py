@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,13 +13,12 @@ from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree
 from jaxprune.surgery.layers.branches import Branches
 from jaxprune.surgery.layers.bypass import bypassed
-from jaxprune.surgery.layers.evaluation import Bypassed, Tapped, run
 from jaxprune.surgery.layers.finding import find_branches
 from jaxprune.surgery.layers.layer_plan import LayerPlan
 from jaxprune.surgery.layers.replacement.folding import fold
 from jaxprune.surgery.layers.replacement.moments import Sums, fitted, sums
-from jaxprune.surgery.layers.replacement.runs import Reduced, Run, runs_of
-from jaxprune.surgery.layers.replacement.tails import Tail, tail_of
+from jaxprune.surgery.layers.replacement.runs import Reduced, runs_of
+from jaxprune.surgery.layers.replacement.streams import Model, place_of_map, values_of
 from jaxprune.tables import table_text
 
 _NO_TAIL = "nothing that is added before it ends in a weight of its own"
@@ -139,29 +138,12 @@ def replace_layers(
     return Replacement(jax.tree.unflatten(treedef, full), tuple(reports))
 
 
-class _Place(NamedTuple):
-    """A run, and the summand and its tail that take its map; None where there is none."""
-
-    run: Run
-    value: int
-    sign: int
-    tail: Tail | None
-
-
-class _Model(NamedTuple):
-    """The function for inputs of one signature, full and without the branches."""
-
-    branches: Branches
-    places: list[_Place]
-    mode: Bypassed
-
-
 class _Fits:
     """The maps of a plan."""
 
     def __init__(self, branches: Branches, plan: LayerPlan, damping: float, normalize: bool):
         self.branches, self.plan, self.damping, self.normalize = branches, plan, damping, normalize
-        self.models: dict[Any, _Model] = {}
+        self.models: dict[Any, Model] = {}
         self.compiled: dict[Any, Callable] = {}
 
     def sequential(
@@ -235,73 +217,20 @@ class _Fits:
             model = self._model(params, batch)
 
             def values(full: list[Any], small: list[Any] | None, batch: Any) -> list[Any]:
-                return _values(model, indices, full, small, batch)
+                return values_of(model, indices, full, small, batch)
 
             self.compiled[key] = jax.jit(values)
         return self.compiled[key]
 
-    def _model(self, params: PyTree, batch: Any) -> _Model:
+    def _model(self, params: PyTree, batch: Any) -> Model:
         key = _signature(batch)
         if key not in self.models:
             branches = find_branches(self.branches.fn, params, *batch, plain=True)
             mode = bypassed(branches, self.plan.removed, self.plan.gone)
             reduced = Reduced(branches, self.plan.removed)
-            places = [_place(reduced, run) for run in runs_of(branches, self.plan.removed)]
-            self.models[key] = _Model(branches, places, mode)
+            places = [place_of_map(reduced, run) for run in runs_of(branches, self.plan.removed)]
+            self.models[key] = Model(branches, places, mode)
         return self.models[key]
-
-
-def _place(reduced: Reduced, run: Run) -> _Place:
-    """The last summand of a run whose tail takes a map, one with a weight first."""
-    found = [(s.value, s.sign, tail_of(reduced.graph, s.value, reduced.count)) for s in run.summands]
-    takes = sorted(
-        (tail.weight is not None, value, sign, tail)
-        for value, sign, tail in found
-        if tail is not None and reduced.graph.avals[value].shape == reduced.graph.avals[run.end].shape
-    )
-    if not takes:
-        return _Place(run, -1, 1, None)
-    _, value, sign, tail = takes[-1]
-    return _Place(run, value, sign, tail)
-
-
-def _values(
-    model: _Model, indices: Sequence[int], full: list[Any], small: list[Any] | None, batch: Any
-) -> list[Any]:
-    graph = model.branches.graph
-    places = [model.places[index] for index in indices]
-    wanted = {p.run.end for p in places} | {s.value for p in places for s in p.run.summands}
-    at = {graph.nodes[graph.maker[v]].place for v in wanted if v in graph.maker}
-
-    def noted(arrays: list[Any], mode: Bypassed) -> Callable[[int], Any]:
-        tapped = Tapped(mode, at)
-        run(graph.traced, arrays, batch, tapped)
-
-        def value(number: int) -> Any:
-            if number not in graph.maker:
-                return [*graph.traced.consts, *arrays, *_arrays_of(batch)][number]
-            node = graph.nodes[graph.maker[number]]
-            return tapped.noted[node.place][node.outs.index(number)]
-
-        return value
-
-    of_full = noted(full, Bypassed({}, {}, frozenset()))
-    of_small = of_full if small is None else noted(small, model.mode)
-    found = []
-    for place in places:
-        if place.tail is None:
-            found.append(())
-            continue
-        if small is None:
-            here = sum(s.sign * of_full(s.value).astype(np.float32) for s in place.run.summands)
-        else:
-            here = of_small(place.run.end)
-        found.append((of_small(place.value), here, of_full(place.run.end)))
-    return found
-
-
-def _arrays_of(batch: Any) -> list[Any]:
-    return [x for x in jax.tree.leaves(batch) if is_array_leaf(x)]
 
 
 def _signature(batch: Any) -> Any:

@@ -74,7 +74,7 @@ class Reduced:
                 self.zeros.update(node.outs)
             elif len(left) < len(node.ins):
                 self.touched[index] = left[0]
-                inner = (self.graph.maker.get(v) for v in node.ins if v in self.zeros)
+                inner = (self.graph.maker[v] for v in node.ins if v in self.zeros)
                 self.names.setdefault(index, []).extend(n for i in inner for n in self.names.get(i, ()))
 
 

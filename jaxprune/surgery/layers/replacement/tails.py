@@ -154,8 +154,9 @@ def _affine(graph: Graph, index: int, operand: int, axis: int, size: int, count:
     shape = graph.avals[source].shape
     if at is not None and not shape[at] == size == math.prod(shape):
         return None
-    alone = at is not None and all(count(v) == 1 for v, _ in found)
-    return Affine(op, (index, operand), axis, _place(graph, source, at, count) if alone else None)
+    alone = all(count(v) == 1 for v, _ in found)
+    place = _place(graph, source, at, count) if alone and at is not None else None
+    return Affine(op, (index, operand), axis, place)
 
 
 def _scale_of_scale(graph: Graph, index: int, axis: int, size: int, count: Count) -> list[Affine]:
