@@ -10,7 +10,7 @@ included, is removed by L2 norm, and the network is fine-tuned with a given numb
   size to the end, then one `shrink`;
 - rounds: `jp.shrink_in_rounds`, the same share in four prunings within the first half of the steps.
 
-All have the same sizes in the end, the same batches, and AdamW with one cosine over all steps. With
+All have the same sizes in the end, and AdamW with one cosine over all steps. With
 `--results FILE` each training is written as a line of JSON, and those that the file has are not run again.
 """
 
