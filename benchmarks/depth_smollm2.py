@@ -22,8 +22,10 @@ from surgery_measure import count, jitted, machine, shortest, show
 import jaxprune as jp
 from jaxprune import surgery
 
-SHARES = (0.1, 0.2, 0.3)  # of the parameters of all blocks
 REFERENCE = "block influence"
+SHARES = (0.1, 0.2, 0.3)  # of the parameters of all blocks
+CANDIDATES = 24  # parts that greedy considers
+ON_PARTS = (REFERENCE, "loss increase", "greedy")  # the scores by which parts are left out
 
 
 class Setting(NamedTuple):
@@ -67,22 +69,6 @@ def load(data: Path, setting: Setting) -> Data:
     return Data(params, branches, calibration, second)
 
 
-def scorings(data: Data, level: str, number: int) -> dict[str, Callable[[], dict[str, float]]]:
-    """Name -> what computes the scores of a level; only greedy depends on it."""
-    params, branches, batches, _ = data
-    budget = "branches" if level == "blocks" else "params"
-    return {
-        "random": lambda: surgery.random_branches(branches, jax.random.key(0)),
-        "norms": lambda: surgery.branch_norms(branches, params),
-        REFERENCE: lambda: surgery.block_influence(branches, params, batches),
-        "Taylor": lambda: surgery.branch_taylor(branches, model.nll, params, batches),
-        "loss increase": lambda: surgery.loss_increase(branches, model.nll, params, batches),
-        "greedy": lambda: surgery.greedy_loss_increase(
-            branches, model.nll, params, batches, number=number, level=level, budget=budget
-        ),
-    }
-
-
 class Results:
     """Scores and cells, in a file that is written after each of them."""
 
@@ -101,6 +87,40 @@ class Results:
             if self._file is not None:
                 self._file.write_text(json.dumps(self._found, indent=1))
         return self._found[key]["value"], self._found[key]["cpu_s"]
+
+
+def scorings(data: Data, level: str, found: Results, most: int) -> dict[str, Callable[[], dict[str, float]]]:
+    """Name -> what computes the scores of a level; only greedy depends on it.
+
+    Of the parts, greedy considers those with the lowest rise of the loss per parameter alone.
+    """
+    params, branches, batches, _ = data
+
+    def greedy() -> dict[str, float]:
+        kept: list[str] = []
+        if level == "parts":
+            rises, _ = found.once("loss increase", scorings(data, level, found, most)["loss increase"])
+            order = sorted(branches.at("parts"), key=lambda part: rises[part.name] / part.size)
+            kept = [part.name for part in order[CANDIDATES:]]
+        return surgery.greedy_loss_increase(
+            branches,
+            model.nll,
+            params,
+            batches,
+            number=most if level == "blocks" else 2 * most,
+            level=level,
+            budget="branches" if level == "blocks" else "params",
+            exclude=kept,
+        )
+
+    return {
+        REFERENCE: lambda: surgery.block_influence(branches, params, batches),
+        "loss increase": lambda: surgery.loss_increase(branches, model.nll, params, batches),
+        "greedy": greedy,
+        "Taylor": lambda: surgery.branch_taylor(branches, model.nll, params, batches),
+        "norms": lambda: surgery.branch_norms(branches, params),
+        "random": lambda: surgery.random_branches(branches, jax.random.key(0)),
+    }
 
 
 def chosen(data: Data, cell: Cell, score: dict[str, float]) -> Any:
