@@ -24,7 +24,10 @@ from jaxprune import surgery
 
 REFERENCE = "block influence"
 SHARES = (0.1, 0.2, 0.3)  # of the parameters of all blocks
-CANDIDATES = 24  # parts that greedy considers
+CANDIDATES, STEPS = (
+    20,
+    12,
+)  # parts that greedy considers, and those it removes before the others follow in order
 ON_PARTS = (REFERENCE, "loss increase", "greedy")  # the scores by which parts are left out
 
 
@@ -107,7 +110,7 @@ def scorings(data: Data, level: str, found: Results, most: int) -> dict[str, Cal
             model.nll,
             params,
             batches,
-            number=most if level == "blocks" else 2 * most,
+            number=most if level == "blocks" else STEPS,
             level=level,
             budget="branches" if level == "blocks" else "params",
             exclude=kept,
