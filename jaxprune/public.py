@@ -29,6 +29,7 @@ from jaxprune.surgery import (
     plan_from_masks,
     plan_layers,
     plan_removal,
+    replace_layers,
 )
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
 
@@ -72,6 +73,7 @@ __all__ = [
     "prune_at_init",
     "recipes",
     "reconstruct",
+    "replace_layers",
     "replace_masks",
     "schedules",
     "scores",

@@ -11,6 +11,8 @@ from jaxprune.surgery.layers import (
     ComposedVerification,
     LayerPlan,
     LayerVerification,
+    Replaced,
+    Replacement,
     block_influence,
     branch_norms,
     branch_taylor,
@@ -19,6 +21,7 @@ from jaxprune.surgery.layers import (
     loss_increase,
     plan_layers,
     random_branches,
+    replace_layers,
 )
 from jaxprune.surgery.masked_function import masked_fn
 from jaxprune.surgery.nnx_modules import shrink_module
@@ -50,6 +53,8 @@ __all__ = [
     "LayerVerification",
     "Member",
     "Plan",
+    "Replaced",
+    "Replacement",
     "UnitScores",
     "Verification",
     "activation_scores",
@@ -72,6 +77,7 @@ __all__ = [
     "plan_removal",
     "plan_units",
     "random_branches",
+    "replace_layers",
     "shrink_module",
     "taylor_scores",
     "unit_scores",

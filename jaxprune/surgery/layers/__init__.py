@@ -6,6 +6,7 @@ from jaxprune.surgery.layers.choosing import plan_layers
 from jaxprune.surgery.layers.composed import ComposedPlan, ComposedVerification
 from jaxprune.surgery.layers.finding import find_branches
 from jaxprune.surgery.layers.layer_plan import LayerPlan
+from jaxprune.surgery.layers.replacement import Replaced, Replacement, replace_layers
 from jaxprune.surgery.layers.scores import (
     block_influence,
     branch_norms,
@@ -22,6 +23,8 @@ __all__ = [
     "ComposedVerification",
     "LayerPlan",
     "LayerVerification",
+    "Replaced",
+    "Replacement",
     "block_influence",
     "branch_norms",
     "branch_taylor",
@@ -30,4 +33,5 @@ __all__ = [
     "loss_increase",
     "plan_layers",
     "random_branches",
+    "replace_layers",
 ]

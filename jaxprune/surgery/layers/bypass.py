@@ -50,7 +50,7 @@ def bypass(
     @per_signature
     def found(full: PyTree, inputs: tuple[Any, ...]) -> tuple[Traced, Bypassed]:
         branches = find_branches(fn, full, *inputs)
-        return branches.graph.traced, _bypassed(branches, removed, gone)
+        return branches.graph.traced, bypassed(branches, removed, gone)
 
     @functools.wraps(fn)
     def small_fn(params: PyTree, *inputs: Any) -> Any:
@@ -128,7 +128,12 @@ def checked_names(branches: Branches, removed: Iterable[str], argument: str = "f
     return names
 
 
-def _bypassed(branches: Branches, removed: Sequence[str], gone: Collection[str]) -> Bypassed:
+def bypassed(branches: Branches, removed: Sequence[str], gone: Collection[str]) -> Bypassed:
+    """What leaves out branches; `gone` are the paths of the parameters that no other part may use.
+
+    Raises:
+      ValueError: the function has not the branches, or uses one of these parameters elsewhere.
+    """
     graph = branches.graph
     names = checked_names(branches, removed)
     found = branches.removed(names)

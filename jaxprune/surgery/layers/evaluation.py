@@ -168,6 +168,23 @@ class Watched:
         return outs
 
 
+class Tapped:
+    """Runs another mode and notes the results of some equations."""
+
+    rematerializes = False  # what is noted must leave the call
+
+    def __init__(self, mode: Mode, places: Iterable[Place]):
+        self.mode, self.places, self.dead = mode, set(places), mode.dead
+        self.opened = mode.opened | around(self.places)
+        self.noted: dict[Place, list[Any]] = {}
+
+    def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
+        outs = self.mode.equation(place, eqn, args)
+        if place in self.places:
+            self.noted[place] = list(outs)
+        return outs
+
+
 def _scan(
     eqn: JaxprEqn,
     args: Sequence[Any],

@@ -58,7 +58,7 @@ class _Term(NamedTuple):
 def residuals(graph: Graph) -> tuple[list[Residual], list[Refused]]:
     """The operands of sums that can be dropped, in order of the source, and sums of which none can."""
     found, refused = [], []
-    adds = {i for i in range(len(graph.nodes)) if _is_sum(graph, i)}
+    adds = {i for i in range(len(graph.nodes)) if is_sum(graph, i)}
     inner = {i for i in adds if _only_sum(graph, i) in adds}
     alive = sum(graph.count(p) > 0 for p in graph.params)
     skips: dict[tuple[int, int], int] = {}
@@ -115,7 +115,7 @@ def _distinct(graph: Graph, found: list[Residual]) -> list[Residual]:
     return out
 
 
-def _is_sum(graph: Graph, index: int) -> bool:
+def is_sum(graph: Graph, index: int) -> bool:
     """Whether a node adds two float arrays of one type that both depend on the inputs."""
     node = graph.nodes[index]
     if node.name not in ("add", "add_any", "sub") or LITERAL in node.ins:
