@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -64,23 +64,25 @@ class Bench:
         if quick:
             self.dev = stsb.Pairs(self.dev.first[:100], self.dev.second[:100], self.dev.score[:100])
         self.batches = stsb.calibration(folder / "stsb", self.using, 128 if quick else 512, LENGTH)
-        self.labelled = labelled(self.using, train, 2 if quick else 6)
+        self.labelled = labelled(self.using, train, 2 if quick else 4)
         self.unpadded = unpadded(self.using, train)[: 2 if quick else None]
         embed = jax.jit(model.embed)
         self.drift = [(ids, mask, embed(self.params, ids, mask)) for ids, mask in self.batches[:4]]
         self.branches = jp.find_branches(model.embed, self.params, *self.batches[0])
         self.encoder = count(self.params["layers"])
+        self._scores: dict[Any, dict[str, float]] = {}
+        self._qualities: dict[tuple[str, ...], float] = {}
 
     def spearman(self, fn: Callable, params: Any) -> float:
         compiled = jax.jit(fn)
         return stsb.spearman(lambda *tokens: compiled(params, *tokens), self.using, self.dev)
 
-    def scores(self, level: str) -> dict[str, dict[str, float]]:
+    def scores(self, level: Literal["blocks", "parts"]) -> dict[str, dict[str, float]]:
         """Name -> scores; the greedy ones depend on the level."""
         branches, params = self.branches, self.params
 
         def greedy(loss: Callable, batches: list[Any]) -> dict[str, float]:
-            budget, number = ("branches", 2) if level == "blocks" else ("params", 5)
+            budget, number = ("branches", 2) if level == "blocks" else ("params", 4)
             return surgery.greedy_loss_increase(
                 branches, loss, params, batches, number=number, level=level, budget=budget
             )
@@ -90,15 +92,29 @@ class Bench:
 
         single = per_parameter if level == "parts" else lambda scores: scores
         return {
-            "random": surgery.random_branches(branches, jax.random.key(0)),
-            "norms": surgery.branch_norms(branches, params),
-            "block influence": surgery.block_influence(branches, params, self.unpadded),
-            "Taylor, pairs": surgery.branch_taylor(branches, pairs, params, self.labelled),
-            "loss increase, drift": single(surgery.loss_increase(branches, drift, params, self.drift)),
-            "loss increase, pairs": single(surgery.loss_increase(branches, pairs, params, self.labelled)),
+            "random": self.once(surgery.random_branches, jax.random.key(0)),
+            "norms": self.once(surgery.branch_norms, params),
+            "block influence": self.once(surgery.block_influence, params, self.unpadded),
+            "Taylor, pairs": self.once(surgery.branch_taylor, pairs, params, self.labelled),
+            "loss increase, drift": single(self.once(surgery.loss_increase, drift, params, self.drift)),
+            "loss increase, pairs": single(self.once(surgery.loss_increase, pairs, params, self.labelled)),
             "greedy, drift": greedy(drift, self.drift),
             "greedy, pairs": greedy(pairs, self.labelled),
         }
+
+    def once(self, score: Callable, *args: Any) -> dict[str, float]:
+        """Scores of all branches, which serve both levels."""
+        key = (score, args[0] if callable(args[0]) else None)
+        if key not in self._scores:
+            self._scores[key] = score(self.branches, *args)
+        return self._scores[key]
+
+    def without(self, plan: Any) -> float:
+        """Quality without the layers of a plan."""
+        if plan.removed not in self._qualities:
+            small = plan.shrink(self.params)
+            self._qualities[plan.removed] = self.spearman(plan.compact(model.embed), small)
+        return self._qualities[plan.removed]
 
     def depth(self, share: float, score: dict[str, float], level: str) -> Any:
         """Leaves out whole layers, as near as can be to a share of the encoder, or parts until it is met."""
@@ -126,12 +142,12 @@ def minilm(folder: Path, quick: bool, markdown: Path | None) -> None:
     dense = bench.spearman(model.embed, bench.params)
     print(f"dense: {dense:.4f}", flush=True)
     found: dict[str, dict[tuple[str, int], float]] = {}
-    scores = {level: bench.scores(level) for level in ("blocks", "parts")}
+    scores = {"blocks": bench.scores("blocks"), "parts": bench.scores("parts")}
     for level, of_level in scores.items():
         for name, score in of_level.items():
             for layers in (1, 2):
                 plan = bench.depth(layers / model.LAYERS, score, level)
-                quality = bench.spearman(plan.compact(model.embed), plan.shrink(bench.params))
+                quality = bench.without(plan)
                 found.setdefault(name, {})[level, layers] = quality
                 print(
                     f"{name}, {level}, {layers}: {quality:.4f} without {', '.join(plan.removed)}", flush=True
@@ -170,7 +186,7 @@ def compared(bench: Bench, scores: dict[str, dict[str, dict[str, float]]]) -> li
     ):
         first = bench.depth(by_depth, score, "parts")
         fn, small = first.compact(model.embed), first.shrink(bench.params)
-        qualities = [bench.spearman(fn, small)]
+        qualities = [bench.without(first)] if first.removed else []
         left = count(small["layers"]) / bench.encoder
         if 1 - left < SHARE:
             plan, refitted = bench.width(fn, small, 1 - (1 - SHARE) / left)

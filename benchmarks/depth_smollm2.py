@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +30,8 @@ CANDIDATES, STEPS = (
 )  # parts that greedy considers, and those it removes before the others follow in order
 SCORES = (REFERENCE, "loss increase", "greedy", "Taylor", "norms", "random")
 MAPPED = (REFERENCE, "greedy")  # the scores whose layers linear maps stand in for, too
+
+Level = Literal["blocks", "parts"]
 
 
 class Setting(NamedTuple):
@@ -59,7 +61,7 @@ class Cell(NamedTuple):
     """One choice of layers; mapped: whether linear maps stand in for them."""
 
     score: str
-    level: str
+    level: Level
     share: float
     mapped: bool = False
 
@@ -84,8 +86,7 @@ class Results:
 
     def __init__(self, file: Path | None):
         self._file = file
-        there = file is not None and file.exists()
-        self._found: dict[str, Any] = json.loads(file.read_text()) if there else {}
+        self._found: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {}
 
     def has(self, key: str) -> bool:
         """Whether it is in the file."""
@@ -103,7 +104,7 @@ class Results:
         return self._found[key]["value"], self._found[key]["cpu_s"]
 
 
-def scorings(data: Data, level: str, found: Results) -> dict[str, Callable[[], dict[str, float]]]:
+def scorings(data: Data, level: Level, found: Results) -> dict[str, Callable[[], dict[str, float]]]:
     """Name -> what computes the scores of a level; only greedy depends on it.
 
     Of the parts, greedy considers those with the lowest rise of the loss per parameter alone.
