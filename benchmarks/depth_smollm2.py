@@ -202,13 +202,13 @@ def smollm2(folder: Path, results: Path | None, quick: bool, only_table: bool, m
         table[cell], _ = found.once(name, functools.partial(measured, data, plan, cell.mapped))
     heads = ("layers by", "left out", *(f"{share:.0%}" for share in setting.shares), "CPU s")
     rows = []
-    for name, level, mapped in dict.fromkeys((c.score, c.level, c.mapped) for c in cells((middle,), middle)):
-        row = [table.get(Cell(name, level, share, mapped)) for share in setting.shares]
+    for cell in cells((middle,), middle):
+        row = [table.get(cell._replace(share=share)) for share in setting.shares]
         base = [table.get(Cell(REFERENCE, "blocks", share)) for share in setting.shares]
         ratios = [f"{x:.1f} ({x / of:.2f})" if x and of else "" for x, of in zip(row, base, strict=True)]
-        spent = seconds.get(f"{name}, {level}" if name == "greedy" else name, 0.0)
+        spent = seconds.get(f"{cell.score}, {cell.level}" if cell.score == "greedy" else cell.score, 0.0)
         if any(ratios):
-            rows.append((f"{name}, maps" if mapped else name, level, *ratios, f"{spent:.0f}"))
+            rows.append((cell.score + ", maps" * cell.mapped, cell.level, *ratios, f"{spent:.0f}"))
     note = (
         f"Perplexity on {setting.evaluated} x {setting.length} tokens, dense {dense:.2f}; in brackets the ratio to "
         f"block influence on whole blocks. Scores from {setting.calibrated} x {setting.length} tokens; CPU s: to "
