@@ -23,6 +23,11 @@ from jaxprune import surgery
 LENGTH = 32  # tokens of a sentence; longer ones are cut
 UNPADDED = 16  # tokens of the sentences for block influence, in which no padding counts
 SHARE = 0.25  # of the encoder's parameters, for depth against width
+ON_PARTS = (
+    "block influence",
+    "loss increase, drift",
+    "greedy, drift",
+)  # the scores by which parts are left out
 WIDTHS = (model.HEADS, model.HIDDEN)
 
 
@@ -91,16 +96,21 @@ class Bench:
             return {branch.name: scores[branch.name] / branch.size for branch in branches}
 
         single = per_parameter if level == "parts" else lambda scores: scores
-        return {
-            "random": self.once(surgery.random_branches, jax.random.key(0)),
-            "norms": self.once(surgery.branch_norms, params),
-            "block influence": self.once(surgery.block_influence, params, self.unpadded),
-            "Taylor, pairs": self.once(surgery.branch_taylor, pairs, params, self.labelled),
-            "loss increase, drift": single(self.once(surgery.loss_increase, drift, params, self.drift)),
-            "loss increase, pairs": single(self.once(surgery.loss_increase, pairs, params, self.labelled)),
-            "greedy, drift": greedy(drift, self.drift),
-            "greedy, pairs": greedy(pairs, self.labelled),
+        of = {
+            "random": lambda: self.once(surgery.random_branches, jax.random.key(0)),
+            "norms": lambda: self.once(surgery.branch_norms, params),
+            "block influence": lambda: self.once(surgery.block_influence, params, self.unpadded),
+            "Taylor, pairs": lambda: self.once(surgery.branch_taylor, pairs, params, self.labelled),
+            "loss increase, drift": lambda: single(
+                self.once(surgery.loss_increase, drift, params, self.drift)
+            ),
+            "loss increase, pairs": lambda: single(
+                self.once(surgery.loss_increase, pairs, params, self.labelled)
+            ),
+            "greedy, drift": lambda: greedy(drift, self.drift),
+            "greedy, pairs": lambda: greedy(pairs, self.labelled),
         }
+        return {name: score() for name, score in of.items() if level == "blocks" or name in ON_PARTS}
 
     def once(self, score: Callable, *args: Any) -> dict[str, float]:
         """Scores of all branches, which serve both levels."""
@@ -153,7 +163,11 @@ def minilm(folder: Path, quick: bool, markdown: Path | None) -> None:
                     f"{name}, {level}, {layers}: {quality:.4f} without {', '.join(plan.removed)}", flush=True
                 )
     heads = ("layers by", "1 layer", "2 layers", "1/6 in parts", "2/6 in parts")
-    rows = [(name, *(f"{quality:.4f}" for quality in cells.values())) for name, cells in found.items()]
+    places = [(level, layers) for level in ("blocks", "parts") for layers in (1, 2)]
+    rows = [
+        (name, *(f"{cells[place]:.4f}" if place in cells else "" for place in places))
+        for name, cells in found.items()
+    ]
     note = (
         f"Spearman's correlation on STS-B dev ({len(bench.dev.score)} pairs), dense {dense:.4f}, without training. "
         f"Parts are attention and MLP apart, to at least the parameters of 1 and 2 layers, by rise per parameter. "
@@ -182,7 +196,6 @@ def compared(bench: Bench, scores: dict[str, dict[str, dict[str, float]]]) -> li
         ("depth", SHARE),
         ("widths", 0.0),
         ("both", SHARE / 2),
-        ("both, mostly depth", 0.2),
     ):
         first = bench.depth(by_depth, score, "parts")
         fn, small = first.compact(model.embed), first.shrink(bench.params)

@@ -38,7 +38,7 @@ class Setting(NamedTuple):
     """Sequences of `length` tokens for the scores, the maps and the perplexity, and the shares to leave out."""
 
     calibrated: int = 4
-    fitted: int = 8
+    fitted: int = 32
     evaluated: int = 24
     length: int = 512
     shares: tuple[float, ...] = SHARES
