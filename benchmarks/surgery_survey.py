@@ -8,6 +8,7 @@ the reductions where zeroing is not removal.
     python benchmarks/surgery_survey.py                           # the models of tests/surgery
     python benchmarks/surgery_survey.py --from own haiku flaxmodels equimo transformers --markdown FILE
     python benchmarks/surgery_survey.py --from transformers --only bert --table     # with its table of groups
+    python benchmarks/surgery_survey.py --layers --from own haiku                   # layers in place of units
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import jax
 import numpy as np
+import surgery_survey_layers as of_layers
 import surgery_survey_models as models
 import surgery_survey_transformers
 from surgery_measure import machine, show
@@ -97,6 +100,31 @@ def line(difference: str) -> str:
     return re.sub(r"(\S*/)?([^/\s]+/[^/\s]+:\d+)\S*", r"\2", difference)
 
 
+def layers(sources: list[str], only: list[str], file: Path | None) -> None:
+    """The residual models: branches found, and the error of leaving each out."""
+    # Fused operations round differently in the two functions; what is compared is what they compute.
+    jax.config.update("jax_disable_most_optimizations", True)
+    found = expected = total = 0
+    worst = 0.0
+    for source in sources:
+        rows, makes = [], SOURCES[source]()
+        for name, by_hand in of_layers.BY_HAND[source].items():
+            if not any(part in name for part in only):
+                continue
+            total += 1
+            try:
+                count, error, cells = of_layers.survey_layers(makes[name], by_hand)
+                found, worst = found + min(count, by_hand), max(worst, error)
+                expected += by_hand
+            except Exception as problem:
+                cells = (str(by_hand), f"failed: {type(problem).__name__}: {str(problem)[:200]}", *[""] * 3)
+                expected += by_hand
+            print(f"{name}: {' | '.join(cells)}", flush=True)
+            rows.append((name, *cells[:-1]))
+        show(f"Layers of {source}", of_layers.HEADS[:-1], rows, f"{machine()}.", file)
+    print(f"{found} of {expected} branches found in {total} models; largest error {worst:.0e}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -105,7 +133,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="models whose name contains one of these")
     parser.add_argument("--table", action="store_true", help="print the groups of each model")
     parser.add_argument("--markdown", type=Path, help="add the tables to this file")
+    parser.add_argument("--layers", action="store_true", help="find and leave out layers, not units")
     options = parser.parse_args()
+    if options.layers:
+        layers(options.sources, options.only, options.markdown)
+        return
     good = total = 0
     for source in options.sources:
         rows = []

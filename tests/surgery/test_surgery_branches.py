@@ -3,6 +3,7 @@
 import branch_models as models
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxprune as jp
@@ -100,9 +101,28 @@ def test_weights_that_layers_share_are_freed_with_the_last_of_them():
 def test_each_step_of_a_scan_over_stacked_layers_is_a_branch():
     found = jp.find_branches(models.scanned, models.stacked(), models.IDS)
     listed = jp.find_branches(models.language_model(models.pre_norm), models.listed(), models.IDS)
-    assert found.keys() == ["layers[0]", "layers[1]", "layers[2]"]
-    assert {(b.size, b.flops) for b in found} == {(listed["layers/0"].size, listed["layers/0"].flops)}
+    steps = [b for b in found if b.kind == "step"]
+    assert [b.name for b in steps] == ["layers[0]", "layers[1]", "layers[2]"]
+    assert {(b.size, b.flops) for b in steps} == {(listed["layers/0"].size, listed["layers/0"].flops)}
     assert found["layers[2]"].added_to == "step 1"
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_residuals_in_the_body_of_a_scan_are_branches_of_all_steps(call):
+    def fn(params, ids):
+        body = call(models.pre_norm)
+        x, _ = jax.lax.scan(lambda x, p: (body(p, x), None), params["embedding"][ids], params["layers"])
+        return models.norm(params["ln"], x) @ params["head"]
+
+    found = jp.find_branches(fn, models.stacked(), models.IDS)
+    listed = jp.find_branches(models.language_model(models.pre_norm), models.listed(), models.IDS)
+    of_steps = {b.name: (b.kind, b.size, b.flops) for b in found if b.kind != "step"}
+    assert of_steps == {
+        f"layers/{part}": ("sum", 3 * listed[f"layers/0/{part}"].size, 3 * listed[f"layers/0/{part}"].flops)
+        for part in ("attn", "mlp")
+    }
+    assert found["layers/attn"].added_to == "the carry of each step"
+    assert found["layers/mlp"].added_to == "the sum after layers/attn, in each step"
 
 
 def test_steps_that_are_time_and_scans_that_give_outputs_are_no_layers():
@@ -150,3 +170,86 @@ def test_a_name_that_is_none_is_told():
         found["layers/9"]
     with pytest.raises(ValueError, match="`exclude` pattern 'nothing' matched no branch"):
         found.named("nothing", "exclude")
+
+
+def test_the_parts_of_a_scaled_sum_are_branches():
+    params = models.arrays({"f": (8, 8), "g": (8, 8), "h": (8, 8), "gain": (8,), "head": (8, 2)})
+
+    def fn(p, x, without=()):
+        f, g = (0 if n in without else jnp.tanh(x @ p[n]) for n in "fg")
+        x = x + 0.5 * (f + g).astype(jnp.float32) * p["gain"]
+        return (x - (-jnp.tanh(x @ p["h"]))) @ p["head"]
+
+    found = jp.find_branches(fn, params, X)
+    assert {"f", "g", "h"} <= set(found.keys())
+    for name in "fg":
+        plan = jp.plan_layers(found, params, number=1, score={b.name: b.name != name for b in found})
+        expected = fn(params, X, (name,))
+        assert jnp.abs(plan.compact(fn)(plan.shrink(params), X) - expected).max() < 1e-6
+
+
+def test_layers_that_give_two_streams_different_values_are_branches():
+    layer = dict.fromkeys(("filter", "gate", "residual", "skip"), (8, 8))
+    params = models.arrays({"layers": [layer] * 3, "head": (8, 2)})
+
+    def wavenet(params, x, without=()):
+        skips = 0
+        for i, p in enumerate(params["layers"]):
+            if i not in without:
+                z = jnp.tanh(x @ p["filter"]) * jax.nn.sigmoid(x @ p["gate"])
+                x, skips = x + z @ p["residual"], skips + z @ p["skip"]
+        return jax.nn.relu(skips) @ params["head"]
+
+    found = jp.find_branches(wavenet, params, X)
+    # The last layer gives the stream nothing that is used.
+    whole = [b for b in found if b.size == 4 * 64]
+    assert [b.name for b in whole] == ["layers/0", "layers/1"]
+    for i, branch in enumerate(whole):
+        names = [branch.name]
+        score = {b.name: float(b.name not in names) for b in found}
+        plan = jp.plan_layers(found, params, number=1, score=score, level="blocks")
+        assert plan.removed == (branch.name,)
+        expected = wavenet(params, X, (i,))
+        assert jnp.abs(plan.compact(wavenet)(plan.shrink(params), X) - expected).max() < 1e-6
+
+
+def mlp(params, x, without=()):
+    x = jax.nn.relu(x @ params["first"])
+    for i, p in enumerate(params["hidden"]):
+        if i not in without:
+            x = jax.jit(jax.nn.relu)(x @ p["kernel"] + p["bias"])
+    return x @ params["head"]
+
+
+@pytest.mark.parametrize("gone", [(0,), (1,), (0, 1), (1, 2)])
+def test_plain_layers_are_left_out_where_they_are_asked_for(gone):
+    layer = {"kernel": (8, 8), "bias": (8,)}
+    params = models.arrays({"first": (8, 8), "hidden": [layer] * 3, "head": (8, 2)})
+    assert not names(mlp, params, X)
+    found = jp.find_branches(mlp, params, X, plain=True)
+    assert [(b.name, b.kind, b.size, b.flops) for b in found] == [
+        (f"hidden/{i}", "plain", 72, 2 * 2 * 64) for i in range(3)
+    ]
+    score = {b.name: float(int(b.name[-1]) not in gone) for b in found}
+    plan = jp.plan_layers(found, params, number=len(gone), score=score)
+    small, expected = plan.shrink(params), mlp(params, X, gone)
+    assert jnp.abs(plan.compact(mlp)(small, X) - expected).max() < 1e-6
+    assert plan.verify(mlp, params, X).ok
+    loss_fn = lambda p, x: mlp(p, x).mean()  # noqa: E731
+    rise = jp.surgery.loss_increase(found, loss_fn, params, [X])
+    for i in range(3):
+        assert abs(rise[f"hidden/{i}"] - (mlp(params, X, (i,)).mean() - loss_fn(params, X))) < 1e-6
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(9, 8)) + 1, jnp.float32)
+    influence = jp.surgery.block_influence(found, params, [x])
+    before = jax.nn.relu(x @ params["first"])
+    for i, p in enumerate(params["hidden"]):
+        after = jax.nn.relu(before @ p["kernel"] + p["bias"])
+        norms = jnp.maximum(jnp.linalg.norm(before, axis=1) * jnp.linalg.norm(after, axis=1), 1e-30)
+        assert abs(influence[f"hidden/{i}"] - (1 - ((before * after).sum(1) / norms).mean())) < 1e-6
+        before = after
+
+
+def test_parts_of_residual_branches_are_no_plain_layers():
+    fn, params = models.language_model(models.pre_norm), models.listed(2)
+    kinds = {b.kind for b in jp.find_branches(fn, params, models.IDS, plain=True)}
+    assert kinds == {"sum", "block"}

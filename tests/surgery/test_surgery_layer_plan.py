@@ -76,6 +76,40 @@ def test_steps_of_a_scan_lose_their_slices(gone, unroll):
     assert plan.verify(fn, params, models.IDS).ok
 
 
+@pytest.mark.parametrize(
+    "gone", [("layers/attn",), ("layers/mlp",), ("layers/mlp", "layers[1]", "layers[3]")]
+)
+@pytest.mark.parametrize("call", ["plain", "remat"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_branches_in_the_body_of_a_scan_are_left_out_in_all_steps(gone, call, reverse, tmp_path):
+    params = models.stacked(4)
+    layer = jax.checkpoint(models.pre_norm, static_argnums=2) if call == "remat" else models.pre_norm
+
+    def fn(params, ids, layers=None, without=()):
+        x = params["embedding"][ids]
+        layers = (params["layers"], jnp.arange(4.0) / 4) if layers is None else layers
+        step = lambda x, p: (layer(p[0], x, without) + p[1], None)  # noqa: E731
+        x, _ = jax.lax.scan(step, x, layers, reverse=reverse)
+        return models.norm(params["ln"], x) @ params["head"]
+
+    plan = plan_without(fn, params, (models.IDS,), gone)
+    kept = np.array([i for i in range(4) if f"layers[{i}]" not in gone])
+    without = tuple(name.split("/")[1] for name in gone if "/" in name)
+    layers = jax.tree.map(lambda x: x[kept], params["layers"]), jnp.arange(4.0)[kept] / 4
+    expected = fn(params, models.IDS, layers, without)
+    small = plan.shrink(params)
+    assert set(small["layers"]).isdisjoint(without) and plan.verify(fn, params, models.IDS).ok
+    assert error(plan.compact(fn)(small, models.IDS), expected) < 1e-6
+    plan.save(tmp_path / "plan.json")
+    again = jp.surgery.LayerPlan.load(tmp_path / "plan.json", params)
+    assert error(again.compact(fn)(again.shrink(params), models.IDS), expected) < 1e-6
+    masked = jp.apply_masks(params, plan.masks(params))
+    assert all(not masked["layers"][part]["down" if part == "mlp" else "o"].any() for part in without)
+    branches = jp.find_branches(fn, params, models.IDS)
+    left = sum(x.size for x in jax.tree.leaves(small))
+    assert branches.removed(gone).size == branches.size - left
+
+
 def test_gradients_are_those_of_the_model_without_the_branch():
     fn, params = models.language_model(models.pre_norm, jax.checkpoint), models.listed()
     plan = plan_without(fn, params, (models.IDS,), ["layers/1/mlp"])

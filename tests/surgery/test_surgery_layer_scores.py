@@ -71,6 +71,13 @@ def test_steps_of_a_scan_score_as_the_layers_that_they_are():
         np.testing.assert_allclose(of_steps[f"layers[{i}]"], scores[f"layers/{i}"], atol=1e-6)
         np.testing.assert_allclose(of_losses[f"layers[{i}]"], losses[f"layers/{i}"], atol=1e-6)
 
+    for part in ("attn", "mlp"):  # in all steps: their influences are summed
+        of_parts = [scores[f"layers/{i}/{part}"] for i in range(3)]
+        np.testing.assert_allclose(of_steps[f"layers/{part}"], sum(of_parts), atol=1e-6)
+        without = models.language_model(lambda p, x, _: models.pre_norm(p, x, (part,)))  # noqa: B023
+        rise = loss_of(without(params, models.IDS)) - loss_fn(params, models.IDS)
+        np.testing.assert_allclose(of_losses[f"layers/{part}"], rise, atol=1e-6)
+
     def scaled(gate, at):
         x = params["embedding"][models.IDS]
         for i, p in enumerate(params["layers"]):
@@ -201,3 +208,16 @@ def test_mistakes_are_told():
         jp.surgery.greedy_loss_increase(branches, loss_fn, params, [models.IDS], budget="units")
     with pytest.raises(ValueError, match=r"`exclude` .*no branch"):
         jp.surgery.greedy_loss_increase(branches, loss_fn, params, [models.IDS], exclude="head")
+    scores = (
+        lambda p: jp.surgery.block_influence(branches, p, [models.IDS]),
+        lambda p: jp.surgery.branch_norms(branches, p),
+        lambda p: jp.surgery.loss_increase(branches, loss_fn, p, [models.IDS]),
+        lambda p: jp.surgery.branch_taylor(branches, loss_fn, p, [models.IDS]),
+    )
+    for score in scores:
+        with pytest.raises(TypeError, match="`params` must be arrays, got traced ones at 'embedding'"):
+            jax.jit(score)(params)
+        with pytest.raises(TypeError, match="got abstract ones at 'embedding'"):
+            score(jax.eval_shape(lambda p: p, params))
+        with pytest.raises(ValueError, match="must be what `find_branches` was given"):
+            score({"head": params["head"]})

@@ -146,7 +146,7 @@ def test_mistakes_are_told():
         jp.replace_layers(branches, plan, params, [x], damping=-1)
     with pytest.raises(ValueError, match="must be what `find_branches` was given"):
         jp.replace_layers(branches, plan, models.listed(2), [x])
-    with pytest.raises(TypeError, match="`params` has tracers"):
+    with pytest.raises(TypeError, match="`params` must be arrays, got traced ones"):
         jax.jit(lambda p: jp.replace_layers(branches, plan, p, [x]).params)(params)
     broken = {**params, "embedding": params["embedding"].at[:].set(jnp.inf)}
     with pytest.raises(ValueError, match="is not finite"):

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.patterns import names_of
 from jaxprune.surgery.layers.graph import Graph, Place
+from jaxprune.surgery.layers.scan_bodies import dead_inside, flops_inside
 from jaxprune.surgery.layers.stacks import stacks
 from jaxprune.tables import table_text
 
@@ -19,12 +22,14 @@ from jaxprune.tables import table_text
 class Removed(NamedTuple):
     """What is removed when branches are left out.
 
-    nodes: equations; params: whole parameters; steps: node of a scan -> its steps; slices: parameter -> the
-    places of its first axis; size: entries of parameters; flops: floating-point operations.
+    nodes: equations; params: whole parameters; inside: node of a scan -> equations of its body; steps: node of a
+    scan -> its steps; slices: parameter -> the places of its first axis; size: entries of parameters; flops:
+    floating-point operations.
     """
 
     nodes: frozenset[int]
     params: frozenset[int]
+    inside: Mapping[int, frozenset[int]]
     steps: Mapping[int, frozenset[int]]
     slices: Mapping[int, frozenset[int]]
     size: int
@@ -37,7 +42,8 @@ class Branch:
 
     Attributes:
       name: the module of its parameters, unique in the model.
-      kind: "sum" for one operand of an addition, "block" for several, "step" for a step of a scan.
+      kind: "sum" for one operand of an addition (in the body of a scan: in all of its steps), "block" for several,
+        "step" for a step of a scan, "plain" for a layer without a residual.
       size: entries of the parameters that nothing uses once this branch alone is removed.
       flops: floating-point operations that are removed with it, two a multiply-add.
       params: the paths of these parameters; those of a step lose a slice.
@@ -46,10 +52,11 @@ class Branch:
       inside: the name of the smallest branch that this one is a part of, or "".
       drops: (place, operand) of additions that lose an operand.
       steps: (place, step) of scans that lose a step.
+      swaps: (place, place) of equations: the result of the second is used in place of that of the first.
     """
 
     name: str
-    kind: Literal["sum", "block", "step"]
+    kind: Literal["sum", "block", "step", "plain"]
     size: int
     flops: int
     params: tuple[str, ...]
@@ -58,6 +65,7 @@ class Branch:
     inside: str = ""
     drops: tuple[tuple[Place, int], ...] = field(default=(), repr=False)
     steps: tuple[tuple[Place, int], ...] = field(default=(), repr=False)
+    swaps: tuple[tuple[Place, Place], ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         return self.name
@@ -158,20 +166,27 @@ class Branches:
           names: of branches.
         """
         graph = self.graph
-        places = {node.place: index for index, node in enumerate(graph.nodes)}
         chosen = [self[name] for name in names]
-        dead = graph.dead_after({(places[at], operand) for branch in chosen for at, operand in branch.drops})
+        dead = dead_inside(
+            graph,
+            {drop for branch in chosen for drop in branch.drops},
+            {swap for branch in chosen for swap in branch.swaps},
+        )
         steps: dict[int, frozenset[int]] = {}
         for place, step in (pair for branch in chosen for pair in branch.steps):
-            if places[place] not in dead.nodes:
-                steps[places[place]] = steps.get(places[place], frozenset()) | {step}
+            index = graph.places[place]
+            if index not in dead.nodes:
+                steps[index] = steps.get(index, frozenset()) | {step}
         of_stack = {stack.node: stack for stack in stacks(graph)[0]}
-        slices = {p: steps[index] for index in steps for p in of_stack[index].params}
+        slices = {p: steps[index] for index in steps for p in of_stack[index].params - dead.params}
         size = sum(map(graph.size, dead.params))
         size += sum(len(gone) * graph.size(p) // graph.traced.avals[p].shape[0] for p, gone in slices.items())
-        flops = graph.flops(dead.nodes)
-        flops += sum(len(gone) * graph.flops([i]) // of_stack[i].length for i, gone in steps.items())
-        return Removed(dead.nodes, dead.params, steps, slices, size, flops)
+        flops = flops_inside(graph, dead)
+        for index, gone in steps.items():
+            inside = dead._replace(nodes=frozenset(), inside={index: dead.inside.get(index, frozenset())})
+            left = graph.flops([index]) - (flops_inside(graph, inside) if index in dead.inside else 0)
+            flops += len(gone) * left // of_stack[index].length
+        return Removed(dead.nodes, dead.params, dead.inside, steps, slices, size, flops)
 
     def check(self, params: PyTree) -> None:
         """Raises a ValueError for parameters that are not those that were analysed."""
@@ -187,6 +202,17 @@ class Branches:
                     f"`params` must be what `find_branches` was given: {path!r} of shape {tuple(aval.shape)}, "
                     f"{came}."
                 )
+
+    def check_arrays(self, params: PyTree, caller: str) -> None:
+        """Raises as `check` does, and a TypeError for parameters without values that the host can read."""
+        for path, leaf in zip(*flatten_with_paths(params)[:2], strict=True):
+            if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
+                kind = "traced" if isinstance(leaf, Tracer) else "abstract"
+                raise TypeError(
+                    f"`params` must be arrays, got {kind} ones at {path!r}. Call `{caller}` outside of `jax.jit`, "
+                    "on the values."
+                )
+        self.check(params)
 
     @property
     def size(self) -> int:

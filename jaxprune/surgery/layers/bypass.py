@@ -17,6 +17,7 @@ from jaxprune.surgery.layers.branches import Branches
 from jaxprune.surgery.layers.evaluation import MISSING, Bypassed, Scaled, run
 from jaxprune.surgery.layers.finding import find_branches
 from jaxprune.surgery.layers.graph import Place
+from jaxprune.surgery.layers.scan_bodies import scan_bodies
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -49,7 +50,7 @@ def bypass(
 
     @per_signature
     def found(full: PyTree, inputs: tuple[Any, ...]) -> tuple[Traced, Bypassed]:
-        branches = find_branches(fn, full, *inputs)
+        branches = find_branches(fn, full, *inputs, plain=True)
         return branches.graph.traced, bypassed(branches, removed, gone)
 
     @functools.wraps(fn)
@@ -83,6 +84,7 @@ def scaled(branches: Branches, scales: Mapping[str, Any]) -> Scaled:
     """
     drops: dict[Place, dict[int, Any]] = {}
     steps: dict[Place, list[Any]] = {}
+    swaps: dict[Place, tuple[Place, Any]] = {}
     lengths = {node.place: node.eqn.params.get("length", 0) for node in branches.graph.nodes}
     for name, scale in scales.items():
         for place, operand in branches[name].drops:
@@ -90,16 +92,17 @@ def scaled(branches: Branches, scales: Mapping[str, Any]) -> Scaled:
             there[operand] = there[operand] * scale if operand in there else scale
         for place, step in branches[name].steps:
             steps.setdefault(place, [1.0] * lengths[place])[step] = scale
-    return Scaled(
-        drops, {place: jnp.stack([jnp.asarray(s, jnp.float32) for s in of]) for place, of in steps.items()}
-    )
+        for after, before in branches[name].swaps:
+            swaps[after] = before, scale
+    stacked = {place: jnp.stack([jnp.asarray(s, jnp.float32) for s in of]) for place, of in steps.items()}
+    return Scaled(drops, stacked, swaps)
 
 
 def masked_error(
     fn: Callable, params: PyTree, inputs: tuple[Any, ...], removed: Iterable[str], small: Sequence[Any]
 ) -> float:
     """Largest difference of results to those of `fn` with zeros for branches, relative to the largest one."""
-    branches = find_branches(fn, params, *inputs)
+    branches = find_branches(fn, params, *inputs, plain=True)
     arrays = [x for x in jax.tree.leaves(params) if is_array_leaf(x)]
     mode = scaled(branches, dict.fromkeys(checked_names(branches, removed), 0.0))
     expected = jax.tree.leaves(run(branches.graph.traced, arrays, inputs, mode))
@@ -150,7 +153,11 @@ def bypassed(branches: Branches, removed: Sequence[str], gone: Collection[str]) 
         mask = np.ones(graph.nodes[index].eqn.params["length"], bool)
         mask[sorted(of)] = False
         steps[graph.nodes[index].place] = mask
-    return Bypassed(drops, steps, frozenset(graph.nodes[i].place for i in found.nodes))
+    dead = {graph.nodes[i].place for i in found.nodes}
+    for scan, nodes in found.inside.items():
+        dead |= {scan_bodies(graph)[scan].graph.nodes[i].place for i in nodes}
+    swaps = {after: before for name in names for after, before in branches[name].swaps}
+    return Bypassed(drops, steps, frozenset(dead), swaps)
 
 
 def _checked(params: PyTree, shapes: Shapes) -> dict[str, Any]:

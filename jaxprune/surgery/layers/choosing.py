@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -101,7 +101,7 @@ def plan_layers(
             f"be removed ({gone.size / branches.size:.1%} of the parameters, "
             f"{gone.flops / max(branches.flops, 1):.1%} of the FLOPs). Leave out fewer."
         )
-    return _plan(branches, names)
+    return plan_of(branches, names)
 
 
 def _met(branches: Branches, names: list[str], share: float, wanted: int | None, budget: str) -> bool:
@@ -112,7 +112,8 @@ def _met(branches: Branches, names: list[str], share: float, wanted: int | None,
     return done >= share * whole
 
 
-def _plan(branches: Branches, names: list[str]) -> LayerPlan:
+def plan_of(branches: Branches, names: Sequence[str]) -> LayerPlan:
+    """The plan that leaves out these branches."""
     traced, found = branches.graph.traced, branches.removed(names)
     shapes, kept = {}, {}
     for i, (path, aval) in enumerate(zip(traced.paths, traced.avals, strict=True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
@@ -18,18 +19,21 @@ from jaxprune.jaxprs.equations import literal_value, walk
 from jaxprune.surgery.layers.graph import Place
 
 MISSING: Any = object()  # in place of what nothing uses
+_NO_SWAPS: Mapping[Place, Place] = MappingProxyType({})
 
 
 class Mode(Protocol):
     """What runs in place of some equations.
 
-    opened: calls that are evaluated equation by equation; dead: equations that are left out; equation: (place,
-    equation, operands) -> results.
+    opened: calls that are evaluated equation by equation; dead: equations that are left out; noted_for_swaps: the
+    equations whose results stand in for others, which are noted here; equation: (place, equation, operands) ->
+    results.
     """
 
     opened: set[Place]
     dead: frozenset[Place]
     rematerializes: bool
+    noted_for_swaps: dict[Place, Any]
 
     def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]: ...
 
@@ -59,7 +63,10 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], mode: Mod
         with context_of(eqn):
             if is_inline(eqn) and (at in mode.opened or any(x is MISSING for x in args)):
                 return _call(eqn, args, mode, at)
-            return mode.equation(at, eqn, args)
+            outs = mode.equation(at, eqn, args)
+            if at in mode.noted_for_swaps:
+                mode.noted_for_swaps[at] = outs[0]
+            return outs
 
     return walk(jaxpr, consts, args, _literal, equation)
 
@@ -106,18 +113,21 @@ class Bypassed:
         drops: Mapping[Place, frozenset[int]],
         steps: Mapping[Place, np.ndarray],
         dead: frozenset[Place],
+        swaps: Mapping[Place, Place] = _NO_SWAPS,
     ):
-        self.drops, self.steps, self.dead = drops, steps, dead
-        self.opened = around((*drops, *steps))
+        self.drops, self.steps, self.dead, self.swaps = drops, steps, dead - swaps.keys(), swaps
+        self.noted_for_swaps = dict.fromkeys(swaps.values())
+        self.opened = around((*drops, *steps, *swaps, *swaps.values()))
 
     def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
         if place in self.drops:
             left = [x for operand, x in enumerate(args) if operand not in self.drops[place]]
             (out,) = eqn.outvars
             return left or [jnp.zeros(out.aval.shape, out.aval.dtype)]  # type: ignore[attr-defined]
-        if place in self.steps:
-            kept = self.steps[place]
-            return _scan(eqn, args, kept, lambda before, after, _: (after, ()), ())[0]
+        if place in self.swaps:
+            return [self.noted_for_swaps[self.swaps[place]]]
+        if place in self.opened or place in self.steps:
+            return _scan(eqn, args, self.steps.get(place), self, place)
         return bind(eqn, args)
 
 
@@ -127,17 +137,25 @@ class Scaled:
     rematerializes = True
     dead: frozenset[Place] = frozenset()
 
-    def __init__(self, drops: Mapping[Place, Mapping[int, Any]], steps: Mapping[Place, Any]):
-        self.drops, self.steps = drops, steps
-        self.opened = around((*drops, *steps))
+    def __init__(
+        self,
+        drops: Mapping[Place, Mapping[int, Any]],
+        steps: Mapping[Place, Any],
+        swaps: Mapping[Place, tuple[Place, Any]],
+    ):
+        self.drops, self.steps, self.swaps = drops, steps, swaps
+        self.noted_for_swaps = {before: None for before, _ in swaps.values()}
+        self.opened = around((*drops, *steps, *swaps, *self.noted_for_swaps))
 
     def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
         for operand, scale in self.drops.get(place, {}).items():
             args[operand] = _times(scale, args[operand])
-        if place in self.steps:
-            return _scan(
-                eqn, args, None, lambda before, after, s: (_between(s, before, after), ()), self.steps[place]
-            )[0]
+        if place in self.opened or place in self.steps:
+            change = (_between, self.steps[place]) if place in self.steps else None
+            return _scan(eqn, args, None, self, place, change)
+        if place in self.swaps:
+            before, scale = self.swaps[place]
+            return _between(scale, [self.noted_for_swaps[before]], bind(eqn, args))
         return bind(eqn, args)
 
 
@@ -147,24 +165,46 @@ class Watched:
     rematerializes = False  # what is noted must leave the call
     dead: frozenset[Place] = frozenset()
 
-    def __init__(self, drops: Iterable[Place], steps: Iterable[Place], measure: Callable[[Any, Any], Any]):
-        self.drops, self.steps, self.measure = set(drops), set(steps), measure
-        self.opened = around((*drops, *self.steps))
+    def __init__(
+        self,
+        drops: Iterable[Place],
+        steps: Iterable[Place],
+        measure: Callable[[Any, Any], Any],
+        swaps: Mapping[Place, Place] = _NO_SWAPS,
+    ):
+        self.drops, self.steps, self.measure, self.swaps = set(drops), set(steps), measure, swaps
+        self.noted_for_swaps = dict.fromkeys(swaps.values())
+        self.opened = around((*self.drops, *self.steps, *swaps, *swaps.values()))
         self.sums: dict[Place, tuple[list[Any], Any]] = {}
+        self.swapped: dict[Place, tuple[Any, Any]] = {}
+        self.stacked: dict[Place, tuple[list[Any], Any]] = {}  # in the bodies of scans
         self.scans: dict[Place, Any] = {}
 
     def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
-        if place in self.steps:
-
-            def change(before: list[Any], after: list[Any], _: Any) -> tuple[list[Any], Any]:
-                at = next(i for i, x in enumerate(before) if jnp.issubdtype(x.dtype, jnp.floating))
-                return after, self.measure(before[at], after[at])
-
-            outs, self.scans[place] = _scan(eqn, args, None, change, ())
-            return outs
+        if place in self.opened or place in self.steps:
+            return self._inside(eqn, args, place)
         outs = bind(eqn, args)
         if place in self.drops:
             self.sums[place] = list(args), outs[0]
+        if place in self.swaps:
+            self.swapped[place] = self.noted_for_swaps[self.swaps[place]], outs[0]
+        return outs
+
+    def _inside(self, eqn: JaxprEqn, args: list[Any], place: Place) -> Sequence[Any]:
+        """Runs a scan; what is noted in its body is stacked, and measured of each step."""
+        steps: list[Any] = []
+
+        def noted(before: list[Any], after: list[Any]) -> Any:
+            at = next(i for i, x in enumerate(before) if jnp.issubdtype(x.dtype, jnp.floating))
+            measured = self.measure(before[at], after[at]) if place in self.steps else ()
+            inside = {at: self.sums.pop(at) for at in list(self.sums) if at[: len(place)] == place}
+            return measured, inside
+
+        outs = _scan(eqn, args, None, self, place, None, noted, steps)
+        ((measured, inside),) = steps
+        if place in self.steps:
+            self.scans[place] = measured
+        self.stacked.update(inside)
         return outs
 
 
@@ -176,6 +216,7 @@ class Tapped:
     def __init__(self, mode: Mode, places: Iterable[Place]):
         self.mode, self.places, self.dead = mode, set(places), mode.dead
         self.opened = mode.opened | around(self.places)
+        self.noted_for_swaps = mode.noted_for_swaps
         self.noted: dict[Place, list[Any]] = {}
 
     def equation(self, place: Place, eqn: JaxprEqn, args: list[Any]) -> Sequence[Any]:
@@ -189,38 +230,48 @@ def _scan(
     eqn: JaxprEqn,
     args: Sequence[Any],
     kept: np.ndarray | None,
-    change: Callable[[list[Any], list[Any], Any], tuple[list[Any], Any]],
-    extra: Any,
-) -> tuple[list[Any], Any]:
-    """Runs a scan over some of its steps, or over all.
+    mode: Mode,
+    place: Place,
+    change: tuple[Callable[[Any, list[Any], list[Any]], list[Any]], Any] | None = None,
+    note: Callable[[list[Any], list[Any]], Any] | None = None,
+    notes: list[Any] | None = None,
+) -> list[Any]:
+    """Runs a scan over some of its steps, or over all, with its body in a mode.
 
     Args:
-      eqn, args: the scan and its operands.
+      eqn, args: the scan and its operands, `MISSING` where the body uses one no more.
       kept: which steps run.
-      change: (carry before a step, carry after it, the step's slice of `extra`) -> (carry, what is noted).
-      extra: a pytree of arrays with an entry for each step.
-
-    Returns:
-      (the results, what was noted at each step).
+      mode: how the body runs.
+      place: the scan's place.
+      change: function (number, carry before a step, carry after it) -> carry, and the numbers of the steps.
+      note: function (carry before a step, carry after it) -> what is noted of it.
+      notes: gets what is noted, stacked.
     """
     p, (consts, carry, xs) = eqn.params, scan_parts(eqn, args)
     (body,) = bodies_of(eqn)
     length, count = p["length"], len(carry)
+    there = [x is not MISSING for x in xs]
+    given = [x for x in xs if x is not MISSING]
     if kept is not None:
         # The parameters come without the slices already; what else is scanned over loses them here.
-        xs = [x[np.flatnonzero(kept)] if np.shape(x)[0] == length else x for x in xs]
+        given = [x[np.flatnonzero(kept)] if np.shape(x)[0] == length else x for x in given]
         length = int(kept.sum())
 
     def step(carry: list[Any], scanned: tuple[list[Any], Any]) -> tuple[list[Any], Any]:
-        values, scale = scanned
-        inner = body.of([*consts, *carry, *values])
-        outs = walk(body.jaxpr, body.consts, inner, _literal, lambda _, e, a: bind(e, a))
-        after, noted = change(carry, outs[:count], scale)
-        return after, (outs[count:], noted)
+        values, scale = iter(scanned[0]), scanned[1]
+        inner = body.of([*consts, *carry, *(next(values) if flag else MISSING for flag in there)])
+        outs = evaluate(body.jaxpr, body.consts, inner, mode, place)
+        after = list(outs[:count]) if change is None else change[0](scale, carry, outs[:count])
+        return after, (outs[count:], () if note is None else note(carry, after))
 
     unroll = max(1, min(int(p["unroll"]), length))
-    carry, (ys, notes) = lax.scan(step, list(carry), (xs, extra), length, reverse=p["reverse"], unroll=unroll)
-    return [*carry, *ys], notes
+    scales = () if change is None else change[1]
+    after, (ys, noted) = lax.scan(
+        step, list(carry), (given, scales), length, reverse=p["reverse"], unroll=unroll
+    )
+    if notes is not None:
+        notes.append(noted)
+    return [*after, *ys]
 
 
 def _times(scale: Any, value: Any) -> Any:

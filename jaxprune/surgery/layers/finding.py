@@ -13,11 +13,13 @@ from jaxprune.surgery.layers.blocks import blocks_of
 from jaxprune.surgery.layers.branches import Branch, Branches, Fixed
 from jaxprune.surgery.layers.graph import Graph, flat_graph
 from jaxprune.surgery.layers.names import names_of, unique
+from jaxprune.surgery.layers.plain import place_of, plain_layers
+from jaxprune.surgery.layers.scan_bodies import DeadInside, dead_inside, flops_inside, scan_bodies
 from jaxprune.surgery.layers.stacks import Stack, stacks
 from jaxprune.surgery.layers.sums import Residual, residuals
 
 
-def find_branches(fn: Callable, params: PyTree, *inputs: Any) -> Branches:
+def find_branches(fn: Callable, params: PyTree, *inputs: Any, plain: bool = False) -> Branches:
     """Finds the layers of any function that can be left out.
 
     The function is traced once. A branch is an operand of an addition that another operand passes by: the
@@ -25,16 +27,20 @@ def find_branches(fn: Callable, params: PyTree, *inputs: Any) -> Branches:
     value of which the other is a projection. The branch consists of all that nothing uses any more once the
     addition loses the operand, so it needs no names: a norm before it belongs to it, a norm after the sum
     does not, and weights that other layers share are kept. Every step of a `scan` over stacked parameters is a
-    branch as well, and the branches of one module together are a block.
+    branch as well, and so is each such operand in the body of the scan, which is removed in all steps. The
+    branches of one module together are a block.
 
-    Not seen are sums that are no additions (`stack` and `sum`, `at[...].add`), those inside of `cond`, `while`
-    and the body of a scan, layers that give a stream and a second one different values (WaveNet), and the parts
+    Not seen are sums that are no additions (`stack` and `sum`, `at[...].add`), those inside of `cond` and `while`,
+    layers that give a stream and a second one different values (WaveNet), and the parts
     of a sum that is scaled as a whole.
 
     Args:
       fn: function `fn(params, *inputs)`.
       params: pytree of arrays or `jax.ShapeDtypeStruct`s.
       *inputs: example inputs, pytrees of arrays or `jax.ShapeDtypeStruct`s; only shapes and dtypes matter.
+      plain: whether layers without a residual are branches too, where what goes in has the shape and dtype of what
+        comes out and nothing else passes the layer by (equal hidden layers of an MLP). In their place their input is
+        left. That is a guess: shapes do not tell whether the next layer can use it.
 
     Returns:
       The branches. Print them for a table of parameters, FLOPs, what each is added to, and of the sums
@@ -64,6 +70,7 @@ def find_branches(fn: Callable, params: PyTree, *inputs: Any) -> Branches:
     found, refused = residuals(graph)
     of_scans, more = stacks(graph)
     branches = _with_blocks(graph, _sums(graph, found, of_scans))
+    branches += _plain(graph, found, branches) if plain else []
     fixed = [Fixed(graph.nodes[r.node].source, r.reason) for r in sorted([*refused, *more])]
     tree, abstract = jax.tree.map(lambda x: as_abstract(x) if is_array_leaf(x) else x, (params, inputs))
     return Branches(tuple(branches), tuple(dict.fromkeys(fixed)), tree, abstract, graph, fn)
@@ -73,7 +80,9 @@ def _sums(graph: Graph, found: Sequence[Residual], of_scans: Sequence[Stack]) ->
     """The branches that are one operand or one step each, in order of the source."""
     paths = graph.traced.paths
     used = [r.dead.params or _used(graph, r.dead.nodes) for r in found]
-    names = names_of(graph, [*used, *(s.params for s in of_scans)], taken := set())
+    inner = _in_scans(graph)
+    of_inner = [dead.params for _, _, dead in inner]
+    names = names_of(graph, [*used, *(s.params for s in of_scans), *of_inner], taken := set())
     after = {graph.nodes[r.node].outs[0]: f"the sum after {n}" for r, n in zip(found, names, strict=False)}
     after.update(
         (graph.nodes[stack.node].outs[i], "the last step of a scan")
@@ -103,7 +112,7 @@ def _sums(graph: Graph, found: Sequence[Residual], of_scans: Sequence[Stack]) ->
             ),
         )
         out.append((residual.node, branch))
-    for stack, name in zip(of_scans, names[len(found) :], strict=True):
+    for stack, name in zip(of_scans, names[len(found) :], strict=False):
         node = graph.nodes[stack.node]
         size, flops = sum(map(graph.size, stack.params)), graph.flops([stack.node])
         for step in range(stack.length):
@@ -120,7 +129,57 @@ def _sums(graph: Graph, found: Sequence[Residual], of_scans: Sequence[Stack]) ->
                 steps=((node.place, step),),
             )
             out.append((stack.node, branch))
+    before: dict[tuple[int, int], str] = {}
+    for (index, residual, dead), name in zip(inner, names[len(names) - len(inner) :], strict=True):
+        body = scan_bodies(graph)[index].graph
+        drops = ((residual.node, residual.operand), *residual.also)
+        here = before.get((index, residual.skip), "a value of each step")
+        before[index, body.nodes[residual.node].outs[0]] = f"the sum after {name}, in each step"
+        branch = Branch(
+            name,
+            "sum",
+            sum(map(graph.size, dead.params)),
+            flops_inside(graph, dead),
+            tuple(paths[i] for i in sorted(dead.params)),
+            body.nodes[residual.node].source,
+            "the carry of each step" if residual.skip in body.inputs else here,
+            drops=tuple((body.nodes[at].place, operand) for at, operand in drops),
+        )
+        out.append((index, branch))
     return [branch for _, branch in sorted(out, key=lambda pair: pair[0])]
+
+
+def _plain(graph: Graph, found: Sequence[Residual], branches: Sequence[Branch]) -> list[Branch]:
+    """The plain layers beside the branches."""
+    taken = {r.node for r in found}.union(*(r.dead.nodes for r in found))
+    layers = plain_layers(graph, taken)
+    names = names_of(graph, [layer.dead.params for layer in layers], {b.name for b in branches})
+    return [
+        Branch(
+            name,
+            "plain",
+            sum(map(graph.size, layer.dead.params)),
+            graph.flops(layer.dead.nodes),
+            tuple(graph.traced.paths[i] for i in sorted(layer.dead.params)),
+            graph.nodes[graph.maker[layer.after]].source,
+            "nothing: its input takes its place",
+            swaps=((place_of(graph, layer.after), place_of(graph, layer.before)),),
+        )
+        for name, layer in zip(names, layers, strict=True)
+    ]
+
+
+def _in_scans(graph: Graph) -> list[tuple[int, Residual, DeadInside]]:
+    """Operands that can be dropped in all steps of a scan over layers: the scan, the operand and what dies."""
+    found = []
+    alive = {i for i, p in enumerate(graph.params) if graph.count(p)}
+    for index, body in scan_bodies(graph).items():
+        for residual in residuals(body.graph)[0]:
+            drops = ((residual.node, residual.operand), *residual.also)
+            dead = dead_inside(graph, [(body.graph.nodes[at].place, operand) for at, operand in drops])
+            if index not in dead.nodes and not alive <= dead.params:
+                found.append((index, residual, dead))
+    return found
 
 
 def _used(graph: Graph, nodes: Iterable[int]) -> frozenset[int]:
@@ -141,9 +200,13 @@ def _described(graph: Graph, value: int, after: Mapping[int, str]) -> str:
 
 def _with_blocks(graph: Graph, branches: list[Branch]) -> list[Branch]:
     """The branches, with those of one module together as one more after them."""
-    parts = {b.name: b.params for b in branches if b.kind == "sum" and not b.inside}
+    places = graph.places
+    parts = {
+        b.name: b.params
+        for b in branches
+        if b.kind == "sum" and not b.inside and all(at in places for at, _ in b.drops)
+    }
     by_name, out = {b.name: b for b in branches}, list(branches)
-    places = {node.place: index for index, node in enumerate(graph.nodes)}
     taken = set(by_name)
     for module, names in blocks_of(parts, sum(b.kind == "step" for b in branches)).items():
         inside = [by_name[name] for name in names]

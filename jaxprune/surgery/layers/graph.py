@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from jaxprune.jaxprs.equations import walk
 from jaxprune.jaxprs.flops import PRODUCTS, call_flops, product_flops
 
 LITERAL = -1
+_NO_MORE: Mapping[int, int] = MappingProxyType({})
 Place = tuple[int, ...]  # the number of an equation in its jaxpr, after those of the calls around it
 
 
@@ -59,6 +62,8 @@ class Graph:
       data: the values that depend on an input.
       weights: the values that depend on a parameter and on no input.
       above: value -> the values that it is made of, itself included, as the bits of an integer.
+      bodies: the bodies of scans, once `scan_bodies` has made them.
+      places: place -> the number of the node.
     """
 
     traced: Traced
@@ -72,6 +77,11 @@ class Graph:
     data: set[int] = field(default_factory=set)
     weights: set[int] = field(default_factory=set)
     above: list[int] = field(default_factory=list)
+    bodies: Any = None
+
+    @functools.cached_property
+    def places(self) -> dict[Place, int]:
+        return {node.place: index for index, node in enumerate(self.nodes)}
 
     def new(self, aval: Any, above: int = 0) -> int:
         number = len(self.avals)
@@ -96,13 +106,18 @@ class Graph:
         of_params = any(i in self.weights for i in node.ins)
         return of_params and (node.name in PRODUCTS or kind_of(node.eqn) in ("scan", "while", "cond"))
 
-    def dead_after(self, uses: Iterable[tuple[int, int]]) -> Dead:
+    def dead_after(self, uses: Iterable[tuple[int, int]], more: Mapping[int, int] = _NO_MORE) -> Dead:
         """What nothing uses any more once operands of nodes are dropped.
 
         Args:
           uses: (node, operand) pairs.
+          more: values that get uses -> how many.
         """
         dropped = set(uses)
+
+        def count(value: int) -> int:
+            return self.count(value) + more.get(value, 0)
+
         left: dict[int, int] = {}
         nodes: set[int] = set()
         stack = [self.nodes[node].ins[operand] for node, operand in dropped]
@@ -110,12 +125,12 @@ class Graph:
             value = stack.pop()
             if value == LITERAL:
                 continue
-            left[value] = left.get(value, self.count(value)) - 1
+            left[value] = left.get(value, count(value)) - 1
             index = self.maker.get(value)
             if left[value] or index is None or index in nodes:
                 continue
             node = self.nodes[index]
-            if node.eqn.effects or any(left.get(out, self.count(out)) for out in node.outs):
+            if node.eqn.effects or any(left.get(out, count(out)) for out in node.outs):
                 continue
             nodes.add(index)
             stack += [v for operand, v in enumerate(node.ins) if (index, operand) not in dropped]
@@ -136,11 +151,11 @@ def flat_graph(traced: Traced) -> Graph:
     graph.inputs = values[n_consts + n_params :]
     graph.data.update(graph.inputs)
     graph.weights.update(graph.params)
-    graph.outs = _inline(graph, traced.jaxpr, [], values, (), None)
+    graph.outs = inlined(graph, traced.jaxpr, [], values, (), None)
     return graph
 
 
-def _inline(
+def inlined(
     graph: Graph,
     jaxpr: Jaxpr,
     consts: Sequence[int],
@@ -148,12 +163,14 @@ def _inline(
     place: Place,
     caller: Source | None,
 ) -> list[int]:
+    """Adds the equations of a jaxpr to a graph; returns the values of its results."""
+
     def equation(index: int, eqn: JaxprEqn, atoms: list[int]) -> Sequence[int]:
         at = (*place, index)
         if is_inline(eqn):
             (body,) = bodies_of(eqn)
             of_consts = [graph.new(v.aval) for v in body.jaxpr.constvars]
-            return _inline(graph, body.jaxpr, of_consts, body.of(atoms), at, Source(eqn, caller))
+            return inlined(graph, body.jaxpr, of_consts, body.of(atoms), at, Source(eqn, caller))
         above = 0
         for atom in atoms:
             above |= graph.above[atom] if atom != LITERAL else 0

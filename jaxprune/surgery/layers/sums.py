@@ -13,6 +13,9 @@ _LOOKED_THROUGH = frozenset((
     "squeeze", "copy", "expand_dims", "reduce_precision", "concatenate", "reduce_window", "reduce_window_sum",
     "reduce_window_max",
 ))  # fmt: skip
+_SCALING = frozenset((
+    "mul", "div", "neg", "convert_element_type", "reshape", "transpose", "copy", "reduce_precision",
+))  # fmt: skip
 _NONLINEAR = frozenset((
     "max", "tanh", "logistic", "erf", "exp", "erfc", "select_n", "integer_pow", "square", "rsqrt", "sqrt", "sin",
     "cos",
@@ -58,9 +61,10 @@ class _Term(NamedTuple):
 def residuals(graph: Graph) -> tuple[list[Residual], list[Refused]]:
     """The operands of sums that can be dropped, in order of the source, and sums of which none can."""
     found, refused = [], []
+    exits: list[tuple[int, _Term, Dead]] = []
     adds = {i for i in range(len(graph.nodes)) if is_sum(graph, i)}
     inner = {i for i in adds if _only_sum(graph, i) in adds}
-    alive = sum(graph.count(p) > 0 for p in graph.params)
+    alive = {i for i, p in enumerate(graph.params) if p in graph.weights and graph.count(p)}
     skips: dict[tuple[int, int], int] = {}
     for root in sorted(adds - inner):
         terms = list(_terms(graph, root, 1, adds & inner))
@@ -74,23 +78,24 @@ def residuals(graph: Graph) -> tuple[list[Residual], list[Refused]]:
             dead = graph.dead_after([(term.node, term.operand)])
             if not any(map(graph.is_weighted, dead.nodes)):
                 continue
+            exits.append((root, term, dead))
             if skip is None:
                 skip = _projected(graph, term, leaves, dead)
             if skip is None:
                 reasons.append(NO_RELATION)
-            elif len(dead.params) >= alive:
+            elif alive <= dead.params:
                 reasons.append(NOTHING_LEFT)
             else:
                 here.append(Residual(term.node, term.operand, skip, dead))
         if not here and reasons:
             refused.append(Refused(root, reasons[-1]))
         found += here
-    found += _shared(graph, adds, skips, alive)
+    found += [*_shared(graph, adds, skips, alive), *_with_exits(graph, exits, found, alive)]
     return _distinct(graph, found), refused
 
 
 def _shared(
-    graph: Graph, adds: set[int], skips: dict[tuple[int, int], int], alive: int
+    graph: Graph, adds: set[int], skips: dict[tuple[int, int], int], alive: set[int]
 ) -> Iterator[Residual]:
     """The values that nothing but several sums use, in one of which another operand passes them by."""
     for (node, operand), skip in skips.items():
@@ -99,8 +104,31 @@ def _shared(
         plain = all(n in adds and (graph.nodes[n].name != "sub" or at == 1) for n, at in uses)
         if uses and plain and value not in graph.outs:
             dead = graph.dead_after([(node, operand), *uses])
-            if any(map(graph.is_weighted, dead.nodes)) and len(dead.params) < alive:
+            if any(map(graph.is_weighted, dead.nodes)) and not alive <= dead.params:
                 yield Residual(node, operand, skip, dead, tuple(uses))
+
+
+def _with_exits(
+    graph: Graph, exits: list[tuple[int, _Term, Dead]], found: list[Residual], alive: set[int]
+) -> Iterator[Residual]:
+    """Layers that give several sums different values (WaveNet): operands made of one value that nothing else uses."""
+    of_entry: dict[int, list[tuple[int, tuple[int, int]]]] = {}
+    for root, term, dead in exits:
+        entries = _entries(graph, dead)
+        if len(entries) == 1:
+            of_entry.setdefault(entries.pop(), []).append((root, (term.node, term.operand)))
+    residual = {(r.node, r.operand): r for r in found}
+    for entry, terms in of_entry.items():
+        drops = [drop for _, drop in terms]
+        first = next((residual[drop] for drop in drops if drop in residual), None)
+        several = 1 < len(drops) == len({root for root, _ in terms})
+        if first is None or not several or entry not in graph.maker:
+            continue
+        dead = graph.dead_after(drops)
+        if graph.maker[entry] not in dead.nodes or alive <= dead.params:
+            continue
+        others = tuple(drop for drop in drops if drop != (first.node, first.operand))
+        yield Residual(first.node, first.operand, first.skip, dead, others)
 
 
 def _distinct(graph: Graph, found: list[Residual]) -> list[Residual]:
@@ -127,10 +155,37 @@ def is_sum(graph: Graph, index: int) -> bool:
 
 
 def _only_sum(graph: Graph, index: int) -> int | None:
-    """The node that is the only one to use a node's result."""
-    (out,) = graph.nodes[index].outs
-    users = graph.users.get(out, ())
-    return users[0][0] if len(users) == 1 and out not in graph.outs else None
+    """The node that is the only one to use a node's result, seen through scaling and casts."""
+    while True:
+        (out,) = graph.nodes[index].outs
+        users = graph.users.get(out, ())
+        if len(users) != 1 or out in graph.outs:
+            return None
+        ((index, operand),) = users
+        if not _scales(graph, index, operand):
+            return index
+
+
+def _scales(graph: Graph, index: int, operand: int) -> bool:
+    """Whether a node scales, casts or moves the entries of an operand, and takes no other one of the data."""
+    node = graph.nodes[index]
+    if node.name not in _SCALING or (node.name == "div" and operand != 0):
+        return False
+    return [v for v in node.ins if v in graph.data] == [node.ins[operand]]
+
+
+def _sum_below(graph: Graph, value: int, inner: set[int]) -> tuple[int | None, int]:
+    """The inner sum that a value is, perhaps scaled, and the sign that it gets."""
+    sign, index = 1, graph.maker.get(value)
+    while index is not None and index not in inner:
+        node = graph.nodes[index]
+        data = [operand for operand, v in enumerate(node.ins) if v in graph.data]
+        if graph.count(value) != 1 or len(data) != 1 or not _scales(graph, index, data[0]):
+            return None, sign
+        sign = -sign if node.name == "neg" else sign
+        value = node.ins[data[0]]
+        index = graph.maker.get(value)
+    return index, sign
 
 
 def _terms(graph: Graph, index: int, sign: int, inner: set[int]) -> Iterator[_Term]:
@@ -138,8 +193,8 @@ def _terms(graph: Graph, index: int, sign: int, inner: set[int]) -> Iterator[_Te
     node = graph.nodes[index]
     for operand, value in enumerate(node.ins):
         of_operand = -sign if node.name == "sub" and operand == 1 else sign
-        below = graph.maker.get(value)
-        terms = list(_terms(graph, below, of_operand, inner)) if below in inner and below is not None else []
+        below, turned = _sum_below(graph, value, inner)
+        terms = [] if below is None else list(_terms(graph, below, of_operand * turned, inner))
         leaves = frozenset().union(*(t.leaves for t in terms)) if terms else frozenset({value})
         if not (node.name == "sub" and operand == 0):  # without it, minus the other operand would be left
             yield _Term(index, operand, value, of_operand, leaves)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree
@@ -24,6 +23,7 @@ from jaxprune.surgery.layers.replacement.tails import Tail, tail_of
 from jaxprune.tables import table_text
 
 _NO_TAIL = "nothing that is added before it ends in a weight of its own"
+_IN_A_SCAN = "it is a step of a scan, or lies inside one, where no map is fitted"
 _ZERO_SCALE = "a scale after the weight has zeros"
 
 
@@ -100,7 +100,7 @@ def replace_layers(
     Raises:
       ValueError: there is no batch, no run has a weight that takes a map, `damping` is negative, a result is not
         finite, or `plan` or `params` is not one of these branches.
-      TypeError: `params` has tracers.
+      TypeError: `params` is traced or abstract.
 
     Example:
       >>> import jax.numpy as jnp
@@ -129,6 +129,8 @@ def replace_layers(
     new, reports = (
         fits.sequential(params, arrays, batches) if sequential else fits.at_once(params, arrays, batches)
     )
+    of_runs = {name for report in reports for name in report.removed}
+    reports += [Replaced((n,), "", np.nan, np.nan, _IN_A_SCAN) for n in plan.removed if n not in of_runs]
     if not any(report.path for report in reports):
         reasons = "; ".join(f"{', '.join(r.removed)}: {r.reason}" for r in reports)
         raise ValueError(f"no removed layer has a weight before it that takes a linear map ({reasons}).")
@@ -241,7 +243,7 @@ class _Fits:
     def _model(self, params: PyTree, batch: Any) -> _Model:
         key = _signature(batch)
         if key not in self.models:
-            branches = find_branches(self.branches.fn, params, *batch)
+            branches = find_branches(self.branches.fn, params, *batch, plain=True)
             mode = bypassed(branches, self.plan.removed, self.plan.gone)
             reduced = Reduced(branches, self.plan.removed)
             places = [_place(reduced, run) for run in runs_of(branches, self.plan.removed)]
@@ -312,9 +314,7 @@ def _check(branches: Branches, plan: LayerPlan, params: PyTree, batches: list[An
         raise TypeError(f"`plan` must be a plan of `plan_layers`, got {type(plan).__name__}.")
     if not damping >= 0:
         raise ValueError(f"`damping` must not be negative, got {damping!r}.")
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves(params)):
-        raise TypeError("`params` has tracers: call `replace_layers` outside of `jax.jit`, on arrays.")
-    branches.check(params)
+    branches.check_arrays(params, "replace_layers")
     plan.check(params)
     if not batches:
         raise ValueError("`batches` is empty: pass at least one batch of inputs.")

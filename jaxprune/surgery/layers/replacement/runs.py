@@ -35,12 +35,14 @@ class Reduced:
 
     def __init__(self, branches: Branches, names: Sequence[str]):
         self.graph: Graph = branches.graph
-        places = {node.place: index for index, node in enumerate(self.graph.nodes)}
+        places = self.graph.places
         self.dead = branches.removed(names).nodes
         self.dropped: dict[int, set[int]] = {}
         self.names: dict[int, list[str]] = {}
         for branch in (branches[name] for name in names):
             for place, operand in branch.drops:
+                if place not in places:  # in the body of a scan
+                    continue
                 self.dropped.setdefault(places[place], set()).add(operand)
                 self.names.setdefault(places[place], []).append(branch.name)
         self.zeros: set[int] = set()  # the results of sums that lose all operands

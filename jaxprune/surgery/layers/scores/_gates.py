@@ -19,7 +19,11 @@ Gated = Callable[[Any, Sequence[Any], Any], jax.Array]  # (gates, arrays of the 
 
 
 def gated_loss(
-    branches: Branches, names: Sequence[str], loss_fn: Callable[[PyTree, Any], Any], params: PyTree
+    branches: Branches,
+    names: Sequence[str],
+    loss_fn: Callable[[PyTree, Any], Any],
+    params: PyTree,
+    caller: str,
 ) -> Gated:
     """The loss as a function of a number for each branch (1 = as it is, 0 = left out), the arrays and a batch.
 
@@ -28,15 +32,16 @@ def gated_loss(
     Raises:
       ValueError: when it is called, if `loss_fn` gives no single float or has not the branches; at once, if
         `params` is not what was analysed.
+      TypeError: at once, if `params` is traced or abstract.
     """
-    branches.check(params)
+    branches.check_arrays(params, caller)
     found: dict[Any, Branches] = {}
 
     def loss(gates: Any, arrays: Sequence[Any], batch: Any) -> jax.Array:
         leaves, treedef = jax.tree.flatten(batch)
         key = (treedef, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves if is_array_leaf(x)))
         if key not in found:
-            here = find_branches(loss_fn, params, batch)
+            here = find_branches(loss_fn, params, batch, plain=True)
             outs = here.graph.outs
             aval = here.graph.avals[outs[0]] if len(outs) == 1 and outs[0] >= 0 else None
             if aval is None or aval.shape != () or not here.graph.is_float(outs[0]):

@@ -52,7 +52,7 @@ def block_influence(branches: Branches, params: PyTree, batches: Iterable[Any]) 
       Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You Expect, 2024,
       arXiv:2403.03853.
     """
-    branches.check(params)
+    branches.check_arrays(params, "block_influence")
     names = branches.keys()
     arrays = [x for x in jax.tree.leaves(params) if is_array_leaf(x)]
     compiled: dict[Any, Any] = {}
@@ -62,7 +62,7 @@ def block_influence(branches: Branches, params: PyTree, batches: Iterable[Any]) 
         leaves, treedef = jax.tree.flatten(inputs)
         key = (treedef, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves if is_array_leaf(x)))
         if key not in compiled:
-            compiled[key] = jax.jit(_measured(find_branches(branches.fn, params, *inputs), names))
+            compiled[key] = jax.jit(_measured(find_branches(branches.fn, params, *inputs, plain=True), names))
         total, count = total + compiled[key](arrays, [x for x in leaves if is_array_leaf(x)]), count + 1
     if not count:
         raise ValueError("`batches` is empty: pass at least one batch of inputs.")
@@ -76,7 +76,8 @@ def _measured(branches: Branches, names: list[str]) -> Any:
     def measured(arrays: list[Any], inputs: list[Any]) -> jax.Array:
         drops = {at for name in names for at, _ in branches[name].drops}
         steps = {at for name in names for at, _ in branches[name].steps}
-        watched = Watched(drops, steps, _influence)
+        swaps = {after: before for name in names for after, before in branches[name].swaps}
+        watched = Watched(drops, steps, _influence, swaps)
         run(branches.graph.traced, arrays, inputs, watched)
         found = []
         for branch in (branches[name] for name in names):
@@ -84,7 +85,15 @@ def _measured(branches: Branches, names: list[str]) -> Any:
                 ((at, step),) = branch.steps
                 found.append(watched.scans[at][step])
                 continue
+            if branch.swaps:
+                ((at, _),) = branch.swaps
+                found.append(_influence(*watched.swapped[at]))
+                continue
             (first, operand), (last, _) = branch.drops[0], branch.drops[-1 if branch.kind == "block" else 0]
+            if first in watched.stacked:
+                before, after = watched.stacked[first][0][1 - operand], watched.stacked[last][1]
+                found.append(jax.vmap(_influence)(before, after).sum())
+                continue
             operands, _ = watched.sums[first]
             found.append(_influence(operands[1 - operand], watched.sums[last][1]))
         return jnp.stack(found)

@@ -50,7 +50,7 @@ def loss_increase(
       2024, arXiv:2402.09025.
     """
     names, batches = branches.keys(), listed(batches)
-    loss = _compiled(gated_loss(branches, names, loss_fn, params), params)
+    loss = _compiled(gated_loss(branches, names, loss_fn, params, "loss_increase"), params)
     whole = _mean(loss, np.ones(len(names), np.float32), batches)
     return {name: _mean(loss, _without(len(names), [i]), batches) - whole for i, name in enumerate(names)}
 
@@ -114,14 +114,14 @@ def greedy_loss_increase(
         raise ValueError(
             f"`number` must be in 1 to {len(names) - 1} ({len(names)} branches), got {number!r}."
         )
-    loss = _compiled(gated_loss(branches, names, loss_fn, params), params)
+    loss = _compiled(gated_loss(branches, names, loss_fn, params, "greedy_loss_increase"), params)
     gone: list[int] = []
     left, rises = list(range(len(names))), np.zeros(len(names))
     now = _mean(loss, _without(len(names), []), batches)
     for _ in range(last):
         losses = np.array([_mean(loss, _without(len(names), [*gone, i]), batches) for i in left])
         costs = np.array([_cost(branches, [names[j] for j in gone], names[i], budget) for i in left])
-        rises = np.where(np.isnan(losses), np.inf, losses - now) / costs
+        rises = np.nan_to_num(losses - now, nan=np.inf, posinf=np.inf, neginf=-np.inf) / costs
         chosen = int(np.argmin(rises))
         gone.append(left.pop(chosen))
         now, rises = losses[chosen], np.delete(rises, chosen)

@@ -21,6 +21,10 @@ def branch_norms(branches: Branches, params: PyTree) -> dict[str, float]:
     Returns:
       Branch name -> score, larger = keep.
 
+    Raises:
+      ValueError: `params` is not what was analysed.
+      TypeError: `params` is traced or abstract.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import jaxprune as jp
@@ -31,6 +35,7 @@ def branch_norms(branches: Branches, params: PyTree) -> dict[str, float]:
       >>> jp.surgery.branch_norms(jp.find_branches(fn, params, jnp.ones((1, 2))), params)
       {'f': 4.2426..., 'g': 2.0}
     """
+    branches.check_arrays(params, "branch_norms")
     paths, leaves, _ = flatten_with_paths(params)
     squares: dict[str, jnp.ndarray] = {}
     for path, leaf in zip(paths, leaves, strict=True):

@@ -52,7 +52,7 @@ def branch_taylor(
       formulation).
     """
     names, batches = branches.keys(), listed(batches)
-    gradient = jax.jit(jax.grad(gated_loss(branches, names, loss_fn, params)))
+    gradient = jax.jit(jax.grad(gated_loss(branches, names, loss_fn, params, "branch_taylor")))
     ones, arrays = np.ones(len(names), np.float32), arrays_of(params)
     of_batches = [np.asarray(gradient(ones, arrays, batch), np.float64) for batch in batches]
     found = np.mean(np.abs(of_batches), axis=0)
