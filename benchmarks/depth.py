@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("JAXPRUNE_DATA"), help="data folder")
     parser.add_argument("--results", type=Path, help="a JSON file that smollm2 adds to")
     parser.add_argument("--quick", action="store_true", help="few tokens and sentences, to see that it runs")
+    parser.add_argument("--table", action="store_true", help="smollm2: only what is in the results")
     parser.add_argument("--markdown", type=Path, help="add the tables to this file")
     options = parser.parse_args()
     if options.data is None:
@@ -28,7 +29,7 @@ def main() -> None:
     if options.model == "smollm2":
         from depth_smollm2 import smollm2
 
-        smollm2(Path(options.data), options.results, options.quick, options.markdown)
+        smollm2(Path(options.data), options.results, options.quick, options.table, options.markdown)
     else:
         from depth_minilm import minilm
 

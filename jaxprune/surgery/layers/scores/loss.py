@@ -121,7 +121,7 @@ def greedy_loss_increase(
     for _ in range(last):
         losses = np.array([_mean(loss, _without(len(names), [*gone, i]), batches) for i in left])
         costs = np.array([_cost(branches, [names[j] for j in gone], names[i], budget) for i in left])
-        rises = np.where(np.isnan(losses), np.inf, losses - now) / costs
+        rises = np.nan_to_num(losses - now, nan=np.inf, posinf=np.inf, neginf=-np.inf) / costs
         chosen = int(np.argmin(rises))
         gone.append(left.pop(chosen))
         now, rises = losses[chosen], np.delete(rises, chosen)
