@@ -155,7 +155,7 @@ def history(history: Any, title: str = "") -> Figure:
     Example:
       >>> import numpy as np
       >>> import jaxprune as jp
-      >>> from jaxprune._imp import Round
+      >>> from jaxprune.round_history import Round
       >>> rows = Round(np.arange(3), np.array([0, 0.5, 0.75]), None, {}, {"loss": np.array([0.2, 0.1, 0.3])}, (), ())
       >>> [axes.get_ylabel() for axes in jp.plots.history(rows).axes]
       ['loss']

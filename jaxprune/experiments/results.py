@@ -13,7 +13,7 @@ import rich.box
 import rich.table
 
 if TYPE_CHECKING:
-    from jaxprune._imp import Round
+    from jaxprune.round_history import Round
 
 TICKET, REINITIALIZED, RANDOM = KINDS = ("ticket", "reinitialized", "random")
 TITLES = {TICKET: "ticket", REINITIALIZED: "reinitialised", RANDOM: "random masks"}

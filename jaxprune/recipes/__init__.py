@@ -3,10 +3,12 @@
 from jaxprune.deprecated import renamed_names
 from jaxprune.recipes._after_training import ac_dc, gmp, group_lasso, imp, lamp, minimum_keep, one_shot
 from jaxprune.recipes._experiment import SingleTraining
+from jaxprune.recipes._from_the_start import BeforeTraining, Moving
+from jaxprune.recipes._in_rounds import Recursive
 from jaxprune.recipes._recipe import Recipe
-from jaxprune.recipes._scheduling import Alternating, BeforeTraining, Gradual, Moving, OneShot, Recursive
 from jaxprune.recipes._scoring import OfMeanKept, Scoring, Task
 from jaxprune.recipes._sparse_training import grasp, magnitude_at_init, rigl, set, snip, static, synflow
+from jaxprune.recipes._while_training import Alternating, Gradual, OneShot
 
 __all__ = [
     "Alternating",

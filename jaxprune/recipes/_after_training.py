@@ -5,9 +5,10 @@ from __future__ import annotations
 from jaxprune import scores
 from jaxprune.allocation import Scope
 from jaxprune.recipes._allocation import Allocation
+from jaxprune.recipes._in_rounds import Recursive
 from jaxprune.recipes._recipe import Recipe
-from jaxprune.recipes._scheduling import Alternating, Gradual, OneShot, Recursive
 from jaxprune.recipes._scoring import OfMeanKept, Scoring
+from jaxprune.recipes._while_training import Alternating, Gradual, OneShot
 from jaxprune.rewind import Initialization, Rewind
 from jaxprune.structures import Channels, Structure, Unstructured
 

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune._imp import IMP, Carry, Round, row_of
+from jaxprune._imp import IMP, Carry
 from jaxprune.masking import apply_masks
 from jaxprune.masking.units import as_arrays
 from jaxprune.params import PyTree, mask_leaves
 from jaxprune.recipes._choices import Choices
-from jaxprune.recipes._scheduling import BeforeTraining
+from jaxprune.recipes._from_the_start import BeforeTraining
 from jaxprune.recipes._scoring import Task
 from jaxprune.rewind import replace
+from jaxprune.round_history import Round, row_of
 from jaxprune.training import Training, impose_masks
 from jaxprune.transforms import get_masks, has_masks, masked
 from jaxprune.transforms._masked import MaskedState, unwrapped

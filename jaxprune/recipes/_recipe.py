@@ -14,8 +14,9 @@ from jaxprune.allocation import check_fraction, check_scope
 from jaxprune.params import PyTree
 from jaxprune.recipes._allocation import allocated
 from jaxprune.recipes._experiment import Drawn, SeveralTrainings, SingleTraining
-from jaxprune.recipes._scheduling import OneShot, Rounds, Scheduling
+from jaxprune.recipes._scheduling import Rounds, Scheduling
 from jaxprune.recipes._scoring import Scoring, Task
+from jaxprune.recipes._while_training import OneShot
 from jaxprune.rewind import Finetune, Initialization
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.whole_numbers import check_whole

@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxprune import scores
 from jaxprune.allocation import Scope
 from jaxprune.recipes._allocation import Allocation
+from jaxprune.recipes._from_the_start import BeforeTraining, Moving
 from jaxprune.recipes._recipe import Recipe
-from jaxprune.recipes._scheduling import BeforeTraining, Moving
 from jaxprune.recipes._scoring import Scoring
 
 

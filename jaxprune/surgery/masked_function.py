@@ -13,7 +13,8 @@ from jaxprune.jaxprs import Traced, is_array_leaf
 from jaxprune.jaxprs.per_signature import per_signature
 from jaxprune.masking.apply import masked_leaf
 from jaxprune.params import PyTree, is_kept_whole, mask_leaves
-from jaxprune.surgery.coupled import check_member, coupled_units
+from jaxprune.surgery.coupled import check_member
+from jaxprune.surgery.coupled_units import coupled_units
 from jaxprune.surgery.evaluation.compact import run
 from jaxprune.surgery.evaluation.traced_keep import TracedKeep
 from jaxprune.surgery.evaluation.training import MaskedTraining

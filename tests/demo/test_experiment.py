@@ -18,10 +18,10 @@ from rich.console import Console
 
 import jaxprune as jp
 from jaxprune import checkpoint, cli
-from jaxprune._imp import Round
 from jaxprune.commands.run_folder import RunFolder
 from jaxprune.experiments import data, experiment, programs, results
 from jaxprune.experiments.settings import Settings
+from jaxprune.round_history import Round
 
 TINY = Settings(rounds=2, steps=6, every=3, seeds=2, batch_size=8)
 QUIET = Console(quiet=True)

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from jaxprune.surgery.coupled import coupled_units
+from jaxprune.surgery.coupled_units import coupled_units
 from jaxprune.tree_nodes import leaves_of
 
 MODELS = {**plain_models.MODELS, **library_models.MODELS}

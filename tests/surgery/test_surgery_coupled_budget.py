@@ -16,7 +16,7 @@ from test_surgery_coupled import PARAMS, X, unit
 import jaxprune as jp
 from jaxprune.selection import counts
 from jaxprune.selection.counts import Count
-from jaxprune.surgery.coupled import coupled_units
+from jaxprune.surgery.coupled_units import coupled_units
 from jaxprune.surgery.unit_cost import unit_cost
 from jaxprune.tree_nodes import leaves_of
 

@@ -13,7 +13,7 @@ from checks import difference
 from random_models import random_model
 
 import jaxprune as jp
-from jaxprune.surgery.coupled import coupled_units
+from jaxprune.surgery.coupled_units import coupled_units
 from jaxprune.tree_nodes import leaves_of
 
 

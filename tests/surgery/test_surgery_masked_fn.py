@@ -13,7 +13,7 @@ from test_surgery_models import NOT_DIFFERENTIABLE, ZEROING_DIFFERS
 
 import jaxprune as jp
 from jaxprune.surgery import plan_units
-from jaxprune.surgery.coupled import coupled_units
+from jaxprune.surgery.coupled_units import coupled_units
 from jaxprune.tree_nodes import leaves_of
 
 MODELS = {**plain_models.MODELS, **library_models.MODELS}

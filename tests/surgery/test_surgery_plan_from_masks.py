@@ -8,7 +8,7 @@ from checks import random_plan
 from test_surgery_coupled import MODELS, PARAMS, X, unit
 
 import jaxprune as jp
-from jaxprune.surgery.coupled import coupled_units
+from jaxprune.surgery.coupled_units import coupled_units
 from jaxprune.tree_nodes import leaves_of
 
 

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from jaxprune.params import PyTree, flatten_with_paths, is_kept_whole
-from jaxprune.surgery.coupled import CoupledUnits, check_member, coupled_units, kept_along
+from jaxprune.surgery.coupled import check_member
+from jaxprune.surgery.coupled_units import CoupledUnits, coupled_units, kept_along
 from jaxprune.surgery.groups import Groups
 from jaxprune.surgery.layouts import by_unit
 from jaxprune.surgery.planning.plan import Plan
