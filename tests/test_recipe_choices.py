@@ -200,15 +200,14 @@ def test_seeds_side_by_side_get_what_each_gets_alone():
 @pytest.mark.slow
 def test_a_sweep_over_sparsities_is_one_program():
     traces = []
-    for scheduling, scope in (
-        (jp.Recursive(2), "global"),
-        (jp.BeforeTraining(), "global"),
-        (jp.Moving(), "local"),
-    ):
+    schedulings = (
+        jp.Recursive(2), jp.BeforeTraining(), jp.Moving(), jp.OneShot(), jp.Gradual(updates=2), jp.Alternating(phases=2)
+    )  # fmt: skip
+    for scheduling in schedulings:
 
-        def kept(sparsity, scheduling=scheduling, scope=scope):
+        def kept(sparsity, scheduling=scheduling):
             traces.append(sparsity)
-            recipe = jp.Recipe(sparsity, scoring=jp.Scoring(scope=scope), scheduling=scheduling)
+            recipe = jp.Recipe(sparsity, scoring=jp.Scoring(scope="local"), scheduling=scheduling)
             return (
                 recipe.experiment(train_step, batch_fn, steps=6)
                 .run(jax.random.key(0), state_of())[1]
@@ -216,8 +215,21 @@ def test_a_sweep_over_sparsities_is_one_program():
             )
 
         compiled = jax.jit(kept)
-        assert [int(compiled(s)) for s in (0.25, 0.75)] == [216, 72]
-    assert len(traces) == 3
+        assert [int(compiled(s)) for s in (0.25, 0.75)] == [216, 72], scheduling
+    assert len(traces) == len(schedulings)
+
+    def exponential(sparsity):
+        recipe = jp.Recipe(sparsity, scheduling=jp.Gradual(jp.schedules.exponential))
+        return recipe.transform(optax.sgd(0.1), fresh(jax.random.key(0)), steps=9).init(
+            fresh(jax.random.key(0))
+        )
+
+    with pytest.raises(ValueError, match="must be a known number with the schedule 'exponential'"):
+        jax.jit(exponential)(0.5)
+
+
+def test_a_sparsity_in_an_array_is_a_number():
+    assert jp.Recipe(jnp.float32(0.25)) == jp.Recipe(0.25) and jp.Recipe(0.25).sparsity == 0.25
 
 
 class Own(NamedTuple):

@@ -30,8 +30,8 @@ class Recipe:
     meaning together is an error.
 
     Args:
-      sparsity: fraction of the units that is pruned at the end, in [0, 1). It may be traced for `BeforeTraining`,
-        `Recursive` and `Moving`, so that a sweep is one program.
+      sparsity: fraction of the units that is pruned at the end, in [0, 1). It may be traced, so that a sweep
+        over sparsities is one program.
       structure: which weights are pruned together: `Unstructured()`, `NM(n, m)`, `Block(shape)`, `Channels()`,
         `Layers()` or `Coupled(groups)`.
       scoring: which units are pruned first, and across what they are compared: a `Scoring`.
@@ -85,7 +85,8 @@ class Recipe:
                 f"`initialization` must be jp.Finetune(), jp.Rewind(), ..., got {self.initialization!r}."
             )
         if self.is_known:
-            self.structure.check_sparsity(float(self.sparsity), self.name)
+            object.__setattr__(self, "sparsity", float(self.sparsity))
+            self.structure.check_sparsity(self.sparsity, self.name)
         self.structure.check_scope(self.scoring.scope)
         self.scheduling.check(self)
 

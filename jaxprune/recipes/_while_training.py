@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 from jaxprune import schedules, sparse_training
@@ -184,9 +185,10 @@ def _gradual(
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer that prunes along a schedule."""
     scoring, structure = recipe.scoring, recipe.structure
+    final = allocated(scoring.allocation, recipe.sparsity, task.params, task.where)
     return gradual(
         scoring.penalized(inner, structure, task.where),
-        make(allocated(scoring.allocation, recipe.sparsity, task.params, task.where)),
+        make(final) if recipe.is_known else _scaled(make, final),
         score=scoring.of_task(task, structure),
         scope=scoring.scope,
         structure=structure,
@@ -194,3 +196,17 @@ def _gradual(
         key=task.key,
         minimum=scoring.least(recipe.sparsity, task.params, structure, task.where),
     )
+
+
+def _scaled(make: Callable[[Any], Any], final: Any) -> Callable[[Any], Any]:
+    """A schedule to traced sparsities, of a kind whose values are a course times the final one."""
+    half = make(0.5)
+    if half.name not in _PROPORTIONAL:
+        names = ", ".join(_PROPORTIONAL)
+        raise ValueError(
+            f"`sparsity` must be a known number with the schedule {half.name!r}: only {names} take a traced one."
+        )
+    return lambda step: jax.tree.map(lambda share: share * (half(step) / 0.5), final)
+
+
+_PROPORTIONAL = ("one_shot", "linear", "cubic", "cosine")
