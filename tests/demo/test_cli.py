@@ -113,8 +113,9 @@ def test_nobody_reads_the_output():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_a_message_is_one_line_whatever_it_names(capsys):
-    assert cli.main(["imp", "--data", "mnist", "--data-dir", "a\nb\x1b[31m"]) == 2
+def test_a_message_is_one_line_whatever_it_names(capsys, tmp_path):
+    folder = str(tmp_path / "run")  # the usual one may hold a run of whoever tests
+    assert cli.main(["imp", "--data", "mnist", "--data-dir", "a\nb\x1b[31m", "--out", folder]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "\x1b" not in err and "a b" in err
 
