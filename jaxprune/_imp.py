@@ -25,7 +25,7 @@ from jaxprune.round_sparsity import ByRate, Given, RoundSparsity, Sparsities, gi
 from jaxprune.scores import magnitude
 from jaxprune.scores._scorer import call_score
 from jaxprune.structures import Structure, Unstructured
-from jaxprune.training import Training, impose_masks
+from jaxprune.training import Training, impose_masks, round_keys
 from jaxprune.whole_numbers import check_whole
 
 
@@ -245,8 +245,7 @@ class IMP:
             raise ValueError(
                 f"all {self._rounds + 1} rounds (0 to {self._rounds}) are done: there is no next one."
             )
-        round_key = jax.random.fold_in(carry.key, carry.round)
-        batch_key, score_key, init_key = jax.random.split(round_key, 3)
+        batch_key, score_key, init_key = round_keys(carry.key, carry.round)
         is_first = carry.round == 0
 
         def prune(state: Any, masks: PyTree) -> tuple[Any, PyTree]:

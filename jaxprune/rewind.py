@@ -173,16 +173,26 @@ class Reinitialize:
         return state
 
     def restore(self, key: jax.Array, state: Any, snapshot: PyTree) -> Any:
-        paths, old, treedef = flatten_with_paths(state.params)
-        new = aligned(state.params, self.init_fn(key), "init_fn(key)")
-        for path, w, drawn in zip(paths, old, new, strict=True):
-            if jnp.shape(w) != jnp.shape(drawn):
-                raise ValueError(
-                    f"`init_fn` must return the shapes of the parameters, got {jnp.shape(drawn)} at {path!r} "
-                    f"instead of {jnp.shape(w)}."
-                )
-        drawn = [jnp.asarray(value, jnp.asarray(w).dtype) for value, w in zip(new, old, strict=True)]
-        return replace(snapshot, params=jax.tree.unflatten(treedef, drawn))
+        return replace(snapshot, params=drawn_like(state.params, self.init_fn(key)))
+
+
+def drawn_like(params: PyTree, drawn: PyTree) -> PyTree:
+    """What an `init_fn` has drawn, in the tree and the dtypes of the parameters (or of their shapes).
+
+    Raises:
+      ValueError: trees or shapes that differ.
+    """
+    paths, old, treedef = flatten_with_paths(params)
+    old = [w if hasattr(w, "shape") else jnp.asarray(w) for w in old]
+    new = aligned(params, drawn, "init_fn(key)")
+    for path, w, value in zip(paths, old, new, strict=True):
+        if w.shape != jnp.shape(value):
+            raise ValueError(
+                f"`init_fn` must return the shapes of the parameters, got {jnp.shape(value)} at {path!r} "
+                f"instead of {w.shape}."
+            )
+    values = [jnp.asarray(value, w.dtype) for value, w in zip(new, old, strict=True)]
+    return jax.tree.unflatten(treedef, values)
 
 
 def replace(state: Any, **fields: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,19 @@ from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.rewind import replace
 from jaxprune.transforms._masks_in_state import has_masks, with_masks
 from jaxprune.transforms._moments import clear_moments
+
+
+class RoundKeys(NamedTuple):
+    """The keys of one round: of its batches, its scores, and newly drawn weights."""
+
+    batches: jax.Array
+    scores: jax.Array
+    weights: jax.Array
+
+
+def round_keys(key: jax.Array, round: Any) -> RoundKeys:
+    """The keys of a round of an experiment with this key."""
+    return RoundKeys(*jax.random.split(jax.random.fold_in(key, round), 3))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -156,6 +156,10 @@ def test_variants_of_channels_are_whole_channels():
     for _, held in made.values():
         channels = np.asarray(held["w"]).sum(0)
         assert sorted(channels.tolist()) == [0] * 4 + [3] * 4
+    with pytest.raises(ValueError, match=r"`init_fn` must return the shapes .* at 'b'"):
+        jp.ticket_variants(
+            params, masks, key=jax.random.key(1), init_fn=lambda key: {"w": params["w"], "b": jnp.zeros(3)}
+        )
     with pytest.raises(ValueError, match="`others` must have new names, got 'signs'"):
         jp.ticket_variants(
             params, masks, key=jax.random.key(1), structure=jp.Channels(), others={"signs": masks}

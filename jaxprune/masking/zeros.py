@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array, prunable_leaves
 from jaxprune.tables import table_text
@@ -63,9 +64,9 @@ def count_zeros(tree: PyTree, where: Any = None) -> Zeros:
         if not is_float_array(leaves[i]):
             raise ValueError(f"`where` must choose float arrays, got {paths[i]!r} besides.")
         x = jnp.asarray(leaves[i])
-        # A row's count fits 32 bits; their sum is taken as a Python int.
+        # A row's count fits 32 bits; their sum is taken on the host.
         rows = jnp.sum(x == 0, axis=-1, dtype=jnp.int32) if x.ndim else (x == 0).astype(jnp.int32)
-        counts[paths[i]] = sum(rows.ravel().tolist()), x.size
+        counts[paths[i]] = int(np.asarray(rows).sum(dtype=np.int64)), x.size
     zeros, size = (sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0)
     return Zeros(zeros, size, counts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxprune.recipes._from_the_start import BeforeTraining
 from jaxprune.recipes._scoring import Task
 from jaxprune.rewind import replace
 from jaxprune.round_history import Round, row_of
-from jaxprune.training import Training, impose_masks
+from jaxprune.training import Training, impose_masks, round_keys
 from jaxprune.transforms import get_masks, has_masks, masked
 from jaxprune.transforms._masked import MaskedState, unwrapped
 from jaxprune.transforms._masks_in_state import stored_masks
@@ -35,26 +35,18 @@ class Drawn:
     fn: Any = None
     inputs: Any = None
 
-    def batches(self, key: jax.Array) -> Any:
-        """The batches given, or one of `batch_fn`."""
-        return [self.batch_fn(key, jnp.zeros([], jnp.int32))] if self.given is None else self.given
+    def task(self, params: PyTree, key: jax.Array, steps: int = 0, where: PyTree | None = None) -> Task:
+        """The task of a recipe; without given batches one of `batch_fn`, if a score may need it."""
+        batches = self.given
+        if batches is None and self.loss_fn is not None:
+            batches = [self.batch_fn(key, jnp.zeros([], jnp.int32))]
+        return Task(params, steps, key, self.loss_fn, batches, self.fn, self.inputs, where)
 
     def score(self, recipe: Choices) -> Callable[[PyTree, jax.Array], PyTree]:
         """The function (params, key) -> scores."""
-
-        def score(params: PyTree, key: jax.Array) -> PyTree:
-            bound = _Bound(self.loss_fn, self.batches(key), self.fn, self.inputs)
-            return recipe.scoring.of_task(bound, recipe.structure)(params, key)
-
-        return score
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Bound:
-    loss_fn: Any
-    batches: Any
-    fn: Any
-    inputs: Any
+        return lambda params, key: recipe.scoring.of_task(self.task(params, key), recipe.structure)(
+            params, key
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,7 +109,7 @@ class SingleTraining:
         Raises:
           ValueError: a state without `.tx` whose optimizer is not that of `transform`; as `transform` does.
         """
-        batch_key, recipe_key, _ = jax.random.split(jax.random.fold_in(key, 0), 3)
+        batch_key, recipe_key, _ = round_keys(key, 0)
         if isinstance(self.recipe.scheduling, BeforeTraining):
             return self._trained(batch_key, *self._pruned(batch_key, recipe_key, state))
         if has_masks(state.opt_state) and not isinstance(state.opt_state, MaskedState):
@@ -128,7 +120,8 @@ class SingleTraining:
                 f"it: {self.recipe.name} prunes while it trains. Or make the optimizer with recipe.transform(...)."
             )
         inner = unwrapped(state.tx)
-        tx = self.recipe.transform(inner, state.params, **self._task(recipe_key)._asdict())
+        task = self.drawn.task(state.params, recipe_key, self.steps, self.where)
+        tx = self.recipe.transform(inner, **task._asdict())
         opt_state = tx.init(state.params)
         params = apply_masks(state.params, get_masks(opt_state))
         state = replace(state, params=params, tx=tx, opt_state=opt_state)
@@ -141,7 +134,7 @@ class SingleTraining:
     def _pruned(self, key: jax.Array, recipe_key: jax.Array, state: Any) -> tuple[Any, PyTree]:
         """The state with masks made at initialization, and these masks."""
         state = self._training.match_dtypes(key, under_masks(state))
-        task = Task(state.params, **self._task(recipe_key)._asdict())
+        task = self.drawn.task(state.params, recipe_key, self.steps, self.where)
         scheduling: Any = self.recipe.scheduling
         masks = as_arrays(mask_leaves(state.params, scheduling.masks(self.recipe, task)), state.params)
         return impose_masks(state, masks), masks
@@ -155,20 +148,3 @@ class SingleTraining:
         shown = masks if self.keep_masks else ()
         row = row_of(start, state.params, masks, metrics, self._training.last(state, curve), curve, shown)
         return state, jax.tree.map(lambda x: x[None], row)
-
-    def _task(self, key: jax.Array) -> _Rest:
-        batches = None if self.drawn.loss_fn is None else self.drawn.batches(key)
-        drawn = self.drawn
-        return _Rest(self.steps, key, drawn.loss_fn, batches, drawn.fn, drawn.inputs, self.where)
-
-
-class _Rest(NamedTuple):
-    """A `Task` without the parameters."""
-
-    steps: int
-    key: Any
-    loss_fn: Any
-    batches: Any
-    fn: Any
-    inputs: Any
-    where: Any

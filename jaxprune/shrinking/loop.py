@@ -16,7 +16,7 @@ from jaxprune.idle_rounds import idle_round
 from jaxprune.jaxprs import as_abstract
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.progress import steps_bar
-from jaxprune.rewind import Initialization, Reinitialize, replace
+from jaxprune.rewind import Initialization, Reinitialize, drawn_like, replace
 from jaxprune.shrinking.compacting import Compact, compact_by
 from jaxprune.shrinking.folder import Folder, Progress
 from jaxprune.shrinking.history import History, Row, history_of, values_of
@@ -25,7 +25,7 @@ from jaxprune.shrinking.states import Variables, places_of, shrink_snapshot, shr
 from jaxprune.surgery import Plan, cost
 from jaxprune.surgery.inference.kept import Keep
 from jaxprune.surgery.inference.model import analyse
-from jaxprune.training import Training
+from jaxprune.training import Training, round_keys
 
 TrainStep = Callable[[Any, Any], tuple[Any, PyTree]]
 
@@ -133,7 +133,7 @@ class Loop:
         }
 
     def stage(self, fn: Callable, state: Any, full: Any, sparsity: float, number: int) -> Stage:
-        score_key = jax.random.split(jax.random.fold_in(self.key, number), 3)[1]
+        score_key = round_keys(self.key, number).scores
         params, full_params = self.variables(state), self.variables(full)
         return Stage(fn, params, self.inputs, sparsity, number, score_key, self.fn, full_params)
 
@@ -161,13 +161,13 @@ class Loop:
 
     def restored(self, rounds: Progress, full: Any, number: int) -> Progress:
         """The state from which the training of a round continues."""
-        key = jax.random.split(jax.random.fold_in(self.key, number), 3)[2]
+        key = round_keys(self.key, number).weights
         rewind = self.rewind
         if isinstance(rewind, Reinitialize) and rounds.plan:
             init_fn = rewind.init_fn
 
             def small_init(key: jax.Array) -> PyTree:
-                drawn = replace(full, params=_like(full.params, init_fn(key)), opt_state=())
+                drawn = replace(full, params=drawn_like(full.params, init_fn(key)), opt_state=())
                 return shrink_state(rounds.plan, drawn, self.variables).params
 
             rewind = Reinitialize(small_init)
@@ -177,7 +177,7 @@ class Loop:
         self, size: _Size, rounds: Progress, number: int, end: int, advance: Callable[[Any], None]
     ) -> tuple[Progress, PyTree]:
         """The training of a round, and the metrics of its last step."""
-        key = jax.random.split(jax.random.fold_in(self.key, number), 3)[0]
+        key = round_keys(self.key, number).batches
         state, metrics, snapshot = rounds.state, (), rounds.snapshot
         for step in range(self.rewind.step if number else 0, end):
             if not number and step == self.rewind.step:
@@ -217,19 +217,6 @@ def _check_known(state: Any, key: Any) -> None:
             "`state` and `key` must be known: shapes change from round to round, so shrink_in_rounds is not for jit, "
             "vmap or scan. Call it outside of them; it compiles the training step of each size itself."
         )
-
-
-def _like(params: PyTree, drawn: PyTree) -> PyTree:
-    """New values in the tree of the parameters, whose paths and shapes they must have."""
-    paths, leaves, treedef = flatten_with_paths(params)
-    new = dict(zip(*flatten_with_paths(drawn)[:2], strict=True))
-    for path, leaf in zip(paths, leaves, strict=True):
-        if path not in new or np.shape(new[path]) != leaf.shape:
-            raise ValueError(
-                f"`init_fn` must return the full parameters, of shape {leaf.shape} at {path!r}, got "
-                f"{np.shape(new[path]) if path in new else 'nothing'} there."
-            )
-    return jax.tree.unflatten(treedef, [jnp.asarray(new[path]) for path in paths])
 
 
 def _plan_of_nothing(params: PyTree) -> Plan:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jaxprune.masking import Criterion, apply_masks, shuffle_masks
 from jaxprune.masking.units import Units, as_arrays
-from jaxprune.params import PyTree, aligned, is_float_array, mask_leaves
+from jaxprune.params import PyTree, is_float_array, mask_leaves
+from jaxprune.rewind import drawn_like
 from jaxprune.scores import magnitude, random
 from jaxprune.structures import Structure, Unstructured
 
@@ -84,8 +85,7 @@ def ticket_variants(
         "signs": (_signs(params), kept),
     }
     if init_fn is not None:
-        drawn = aligned(params, init_fn(init_key), "init_fn(key)")
-        made["reinitialized"] = jax.tree.unflatten(jax.tree.structure(params), drawn), kept
+        made["reinitialized"] = drawn_like(params, init_fn(init_key)), kept
     for name, other in (others or {}).items():
         if name in made:
             raise ValueError(f"`others` must have new names, got {name!r}, which is a variant of its own.")
