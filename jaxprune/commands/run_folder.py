@@ -24,7 +24,11 @@ PyTree = (
 
 _SETTINGS, _RESULTS, _CHECKPOINT = "settings.json", "results.json", "checkpoint"
 _TIMES = "times.json"
-_REPORTS = ("results.csv", _TIMES, "plot.png", "curves.png", "latency.png")
+_CLAIMS = (
+    "claims.md",
+    *(f"{p}.png" for p in ("scheduling", "scope", "initialization", "structure", "tickets")),
+)
+_REPORTS = ("results.csv", *_CLAIMS, _TIMES, "plot.png", "curves.png", "latency.png")
 # In the order of their removal: a file that marks others as complete is removed before them.
 _OURS = (_RESULTS, "carry", "rounds", "trainings", *_REPORTS, _CHECKPOINT, _SETTINGS)
 _PROGRESS = ("carry", "rounds", "trainings")

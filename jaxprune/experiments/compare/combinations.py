@@ -12,6 +12,7 @@ import jax
 import jaxprune as jp
 from jaxprune import recipes, schedules, scores
 from jaxprune.experiments.classification import Classification
+from jaxprune.experiments.compare.results import DENSE
 from jaxprune.experiments.compare.settings import CompareSettings
 from jaxprune.params import PyTree, flatten_with_paths
 
@@ -45,8 +46,6 @@ _SCORES: dict[str, Callable[..., PyTree]] = {
     "fpgm": scores.fpgm,
 }
 
-DENSE = "dense"
-
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -66,8 +65,7 @@ def methods(settings: CompareSettings, task: Classification) -> tuple[list[Metho
     Raises:
       ValueError: if a named recipe does not fit the settings, or nothing is left.
     """
-    dense = Method(DENSE, lambda sparsity: jp.Recipe(sparsity, scheduling=jp.BeforeTraining()), (0.0,))
-    made, left_out = [dense], {}
+    made, left_out = [dense()], {}
     for name in settings.names:
         for sparsity in settings.sparsities:
             _check_named(settings, name, sparsity)
@@ -88,6 +86,11 @@ def methods(settings: CompareSettings, task: Classification) -> tuple[list[Metho
         name, why = next(iter(left_out.items()))
         raise ValueError(f"no combination of the choices has a meaning; {name}: {why}")
     return made, left_out
+
+
+def dense() -> Method:
+    """The network of which nothing is pruned."""
+    return Method(DENSE, lambda sparsity: jp.Recipe(sparsity, scheduling=jp.BeforeTraining()), (0.0,))
 
 
 def leaves_to_prune(structure: Any, params: PyTree) -> PyTree | None:

@@ -89,7 +89,9 @@ def table(results: dict[str, Any]) -> rich.console.Group:
     if latencies := {key: of["latency"] for key, of in times.items() if "latency" in of}:
         parts += ["Latency of the network without the pruned units, as a share of the dense network's.", ""]
         parts[-1] = _latency_table(latencies)
-    parts += [f"Left out: {', '.join(names)}. {why}" for why, names in _by_reason(results["left_out"]).items()]
+    parts += [
+        f"Left out: {', '.join(names)}. {why}" for why, names in _by_reason(results["left_out"]).items()
+    ]
     return rich.console.Group(*parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,14 +11,13 @@ import jax
 import numpy as np
 from rich.console import Console
 
-import jaxprune as jp
 from jaxprune.commands.run_folder import RunFolder
 from jaxprune.experiments.classification import Classification, classification
 from jaxprune.experiments.compare import results
 from jaxprune.experiments.compare.combinations import Method, methods
 from jaxprune.experiments.compare.pictures import plot_curves, plot_latency
 from jaxprune.experiments.compare.programs import compile_program, curve_steps, fresh_params, keys
-from jaxprune.experiments.compare.removed import LARGE_BATCH, latencies
+from jaxprune.experiments.compare.removed import LARGE_BATCH, measure_removal
 from jaxprune.experiments.compare.results import DENSE, key_of
 from jaxprune.experiments.compare.settings import CompareSettings
 from jaxprune.experiments.data import Data
@@ -36,7 +36,7 @@ def train(settings: CompareSettings, data: Data, folder: RunFolder, console: Con
     task = classification(settings.model, data, settings.batch_size)
     chosen, left_out = methods(settings, task)
     folder.begin(settings, data.fingerprint())
-    _check_files(chosen, folder)
+    check_files(chosen, folder)
     records, times = trained(settings, task, chosen, folder, console)
     _write(settings, folder, records, times, left_out)
 
@@ -48,6 +48,7 @@ def trained(
     folder: RunFolder,
     console: Console,
     part: str = "",
+    measure: Callable[..., dict[str, Any]] = measure_removal,
 ) -> tuple[list[Record], dict[str, Any]]:
     """The records of all methods, in their order, and their times; each is on disk before the next trains.
 
@@ -57,6 +58,7 @@ def trained(
       folder: has the records of an interrupted run.
       console: shows the progress.
       part: the name of this comparison in a command that makes several.
+      measure: (task, recipe, parameters, masks, initial parameters) of the first seed -> what is added to the times.
     """
     places = [(method, sparsity) for method in chosen for sparsity in method.sparsities]
     is_done = {(method.name, s): folder.has_training(_file(part, method.name, s)) for method, s in places}
@@ -93,10 +95,12 @@ def trained(
                         found.curve,
                         sizes,
                     )
-                    times = {"seconds": seconds, "compiling": program.seconds}
-                    if isinstance(recipe.structure, jp.Coupled):
-                        of_first = jax.tree.map(lambda x: x[0], (found.params, found.masks, first))
-                        times["latency"] = latencies(task, recipe.structure, *of_first)
+                    of_first = jax.tree.map(lambda x: x[0], (found.params, found.masks, first))
+                    times = {
+                        "seconds": seconds,
+                        "compiling": program.seconds,
+                        **measure(task, recipe, *of_first),
+                    }
                     folder.save_training(_file(part, method.name, sparsity), {"record": made, "times": times})
                     progress.update(bar, advance=1, note=_note(made))
     finally:
@@ -116,12 +120,12 @@ def lines_of(records: list[Record]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return lines
 
 
-def _check_files(chosen: list[Method], folder: RunFolder) -> None:
-    """A damaged file is reported now."""
+def check_files(chosen: list[Method], folder: RunFolder, part: str = "") -> None:
+    """Raises ValueError for a damaged file of an interrupted run."""
     for method in chosen:
         for sparsity in method.sparsities:
-            if folder.has_training(_file("", method.name, sparsity)):
-                folder.load_training(_file("", method.name, sparsity))
+            if folder.has_training(_file(part, method.name, sparsity)):
+                folder.load_training(_file(part, method.name, sparsity))
 
 
 def _file(part: str, name: str, sparsity: float) -> str:
