@@ -99,7 +99,7 @@ def _scope(settings: ClaimsSettings, task: Callable[[str], Classification]) -> C
 
 
 def _initialization(settings: ClaimsSettings, task: Callable[[str], Classification]) -> Comparison:
-    of = settings.comparison("lenet", _ROUNDS + 1, (0.8, 0.9, 0.95, 0.98), 20 * (_ROUNDS + 1))
+    of = settings.comparison("lenet", _ROUNDS + 1, (0.8, 0.9, 0.95, 0.98), 10 * (_ROUNDS + 1))
     late = max(settings.steps // 10, 1)
     kinds = {
         "keep": jp.Finetune(),

@@ -80,8 +80,9 @@ def methods(settings: CompareSettings, task: Classification) -> tuple[list[Metho
                 whys[sparsity] = str(error).replace(f" at {name!r}", "")
         if found:
             made.append(Method(name, recipe, tuple(found)))
-        for sparsity, why in whys.items():
-            left_out[f"{name} at {100 * sparsity:g} %" if found else name] = why
+            left_out |= {f"{name} at {100 * sparsity:g} %": why for sparsity, why in whys.items()}
+        else:  # a reason that is none of the sparsity's holds for all
+            left_out[name] = min(whys.values(), key=lambda why: why.startswith("`sparsity`"))
     if len(made) == 1:
         name, why = next(iter(left_out.items()))
         raise ValueError(f"no combination of the choices has a meaning; {name}: {why}")
