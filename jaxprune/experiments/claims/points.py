@@ -134,14 +134,17 @@ def _structure(settings: ClaimsSettings, task: Callable[[str], Classification]) 
     groups = jp.find_groups(made.logits, params, made.train.images[:1])
     choices = {
         "single weights": {"scheduling": jp.Gradual()},
-        "units": {"scheduling": jp.Gradual(), "structure": jp.Coupled(groups, budget="params")},
-        "units, by FLOPs": {"scheduling": jp.Gradual(), "structure": jp.Coupled(groups, budget="flops")},
+        # A sum over a unit grows with its size, so that a threshold over all layers empties the narrow ones.
+        "units": {
+            "scheduling": jp.Gradual(),
+            "structure": jp.Coupled(groups, budget="params"),
+            "scoring": jp.Scoring(scope="local"),
+        },
     }
     return Comparison(
         "structure",
         "Single weights against units that are removed",
-        "At the same number of weights single weights are more accurate; only units make the network faster. (By FLOPs "
-        "the sparsity is a share of these.)",
+        "At the same number of weights single weights are more accurate; only units make the network faster.",
         of,
         made,
         _methods(of, choices),
