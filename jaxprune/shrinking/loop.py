@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune.idle_rounds import idle_round
+from jaxprune.idle_rounds import check_rounds_train
 from jaxprune.jaxprs import as_abstract
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.progress import steps_bar
@@ -108,14 +108,7 @@ class Loop:
             full = jax.tree.map(as_abstract, state)
             self.planner.check(self.stage(self.fn, state, full, shares[-1], len(shares)))
         chosen = list(range(len(jax.tree.leaves(state.params))))
-        idle = idle_round(training, self.key, state, chosen, self.rewind, ends)
-        if idle is not None:
-            raise ValueError(
-                f"`rewind` {self.rewind!r} leaves round {idle} nothing to train: at its step counts every update is "
-                "0, as after the end of a learning-rate schedule. Let the schedule end above 0 or cover all rounds "
-                f"({sum(ends)} steps) with Finetune(), or restart it in every round with "
-                "Finetune(schedule='restart')."
-            )
+        check_rounds_train(training, self.key, state, chosen, self.rewind, ends)
 
     def settings(self, state: Any, shares: list[float], ends: list[int]) -> dict[str, Any]:
         """What must be the same in a run that is resumed."""
