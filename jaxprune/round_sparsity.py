@@ -105,14 +105,15 @@ def number_of_rounds(rounds: Any, rate: Any, sparsities: Any, at_least: int = 0)
       TypeError: neither `rounds` nor `sparsities`.
       ValueError: both `rate` and `sparsities`; fewer rounds than `at_least`, or others than there are sparsities.
     """
-    if sparsities is None and rounds is None:
-        raise TypeError("`rounds` must be given, or `sparsities` with one for each round.")
-    if sparsities is not None and rate is not None:
-        raise ValueError("pass either `rate` or `sparsities`, and not both.")
     if rounds is not None:
         check_whole(at_least, rounds=rounds)
-        rounds = int(rounds)
-    return rounds if sparsities is None else len(given_sparsities(sparsities, rounds))
+    if sparsities is None:
+        if rounds is None:
+            raise TypeError("`rounds` must be given, or `sparsities` with one for each round.")
+        return int(rounds)
+    if rate is not None:
+        raise ValueError("pass either `rate` or `sparsities`, and not both.")
+    return len(given_sparsities(sparsities, rounds))
 
 
 def sparsity_of_rounds(rounds: int, rate: Any, sparsities: Any) -> RoundSparsity:

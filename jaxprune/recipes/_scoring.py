@@ -17,7 +17,7 @@ from jaxprune.params import PyTree
 from jaxprune.recipes._allocation import Allocation, allocation_text, check_allocation
 from jaxprune.scores import magnitude, normalize
 from jaxprune.scores._normalize import By
-from jaxprune.scores._scorer import call_score
+from jaxprune.scores._scorer import call_score, name_of
 from jaxprune.sparse_training import group_penalty
 from jaxprune.structures import Structure, Unstructured
 
@@ -125,7 +125,7 @@ class Scoring:
     @property
     def name(self) -> str:
         """The name of the score."""
-        return getattr(self.score, "__name__", None) or repr(self.score)
+        return name_of(self.score)
 
     @property
     def needs(self) -> tuple[str, ...]:
