@@ -14,6 +14,7 @@ Parameters = Mapping[str, inspect.Parameter]
 UNITS = ("groups", "branches")  # first arguments of scores of units, and of layers
 WEIGHTS = ("params", "loss_fn", "fn")  # first arguments of scores of weights
 _GIVEN = ("params", "loss_fn", "batches", "key", "rng")  # what a score of units is given by name
+_NO_PARAMS = ("key", "rng", "structure")  # second arguments of scores of weights
 _STARS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -33,8 +34,8 @@ def first_of(score: Callable[..., Any]) -> str:
 def is_of_units(score: Callable[..., Any], units: str) -> bool:
     """Whether a score ranks units, and not weights.
 
-    Its first argument tells. If it has a name of its own, the score is one of units if it needs a second argument
-    beside it that is no key.
+    Its first argument tells: (params), (loss_fn, params, ...) and (fn, params, ...) rank weights. Where that has
+    another name, the score ranks units if it needs a second argument that may be the parameters.
 
     Args:
       score: any score.
@@ -44,7 +45,7 @@ def is_of_units(score: Callable[..., Any], units: str) -> bool:
     if first in (*UNITS, *WEIGHTS):
         return first == units
     second = [*parameters_of(score).values()][1:2]
-    return any(_is_needed(parameter) and parameter.name not in ("key", "rng") for parameter in second)
+    return any(_is_needed(parameter) and parameter.name not in _NO_PARAMS for parameter in second)
 
 
 def check_unit_score(score: Callable[..., Any]) -> None:
@@ -76,10 +77,13 @@ def call_unit_score(score: Callable[..., Any], units: Any, params: PyTree, task:
     given = dict(zip(_GIVEN, (params, task.loss_fn, task.batches, task.key, task.key), strict=True))
     positional, named = [units], {}
     for number, (name, parameter) in enumerate([*parameters_of(score).items()][1:], 1):
-        if name in given and _is_open(parameter):
-            named[name] = given[name]
-        elif number == 1 and _is_needed(parameter):
+        if number == 1 and _is_needed(parameter) and name not in given:
             positional.append(params)
+        elif name in given and _is_open(parameter):
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                positional.append(given[name])
+            else:
+                named[name] = given[name]
     return score(*positional, **named)
 
 
