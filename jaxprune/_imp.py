@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune.allocation import Scope
-from jaxprune.idle_rounds import idle_round, is_over
+from jaxprune.idle_rounds import check_rounds_train, is_over
 from jaxprune.masking import Criterion
 from jaxprune.masking.rounds import counts_of_rounds
 from jaxprune.masking.units import as_arrays
@@ -21,7 +21,8 @@ from jaxprune.meshes import steady
 from jaxprune.params import PyTree, mask_leaves
 from jaxprune.rewind import Initialization, Rewind
 from jaxprune.round_history import Round, row_of
-from jaxprune.round_sparsity import ByRate, Given, RoundSparsity, Sparsities, given_sparsities
+from jaxprune.round_sparsity import RoundSparsity, Sparsities, number_of_rounds, sparsity_of_rounds
+from jaxprune.round_steps import check_rewind, is_one_each, lengths_of
 from jaxprune.scores import magnitude
 from jaxprune.scores._scorer import call_score
 from jaxprune.structures import Structure, Unstructured
@@ -126,16 +127,12 @@ class IMP:
     minimum: int | float = 0
 
     def __post_init__(self):
-        if self.sparsities is None and self.rounds is None:
-            raise TypeError("`rounds` must be given, or `sparsities` with one for each round.")
-        if self.sparsities is not None and self.rate is not None:
-            raise ValueError("pass either `rate` or `sparsities`, and not both.")
-        if self.rounds is not None:
-            check_whole(at_least=0, rounds=self.rounds)
-            object.__setattr__(self, "rounds", int(self.rounds))
-        if self.sparsities is not None:
-            object.__setattr__(self, "rounds", len(given_sparsities(self.sparsities, self.rounds)))
-        self._set_steps()
+        rounds = number_of_rounds(self.rounds, self.rate, self.sparsities)
+        object.__setattr__(self, "rounds", rounds)
+        lengths = lengths_of(self.steps, rounds + 1)
+        object.__setattr__(self, "steps", lengths if is_one_each(self.steps) else lengths[0])
+        if self.every is not None:
+            check_whole(every=self.every)
         _ = self._criterion  # raises for what is no criterion
         if self.every is not None and self.evaluate is None:
             raise ValueError(
@@ -143,36 +140,13 @@ class IMP:
             )
         if self.every is not None and self.every > max(self._lengths):
             raise ValueError(f"`every` must be at most `steps`, got every={self.every}, steps={self.steps}.")
-        if not callable(getattr(self.rewind, "restore", None)):
-            raise TypeError(f"`rewind` must be Rewind(step), Finetune(), ..., got {self.rewind!r}.")
-        if self.rewind.step >= min(self._lengths):
-            raise ValueError(
-                f"`rewind` must go back to a step of the round, got {self.rewind!r} with steps={self.steps}: "
-                f"the last one is {min(self._lengths) - 1}."
-            )
+        check_rewind(self.rewind, self._lengths)
         self._sparsity.check(self._rounds, self.structure)
-
-    def _set_steps(self) -> None:
-        """Checks `steps` and `every`, and makes them plain numbers."""
-        if isinstance(self.steps, Sequence) and not isinstance(self.steps, str):
-            if len(self.steps) != self._rounds + 1:
-                raise ValueError(
-                    f"`steps` must be one number, or one for each of the {self._rounds + 1} trainings, got "
-                    f"{self.steps!r}."
-                )
-            for number, steps in enumerate(self.steps):
-                check_whole(**{f"steps[{number}]": steps})
-            object.__setattr__(self, "steps", tuple(map(int, self.steps)))
-        else:
-            check_whole(steps=self.steps)
-            object.__setattr__(self, "steps", int(self.steps))  # type: ignore[arg-type]
-        if self.every is not None:
-            check_whole(every=self.every)
 
     @functools.cached_property
     def _lengths(self) -> tuple[int, ...]:
         """Number of steps of each training."""
-        return self.steps if isinstance(self.steps, tuple) else (int(self.steps),) * (self._rounds + 1)  # type: ignore[arg-type]
+        return lengths_of(self.steps, self._rounds + 1)
 
     @property
     def _rounds(self) -> int:
@@ -180,9 +154,7 @@ class IMP:
 
     @functools.cached_property
     def _sparsity(self) -> RoundSparsity:
-        if self.sparsities is None:
-            return ByRate(0.2 if self.rate is None else self.rate)
-        return Given(given_sparsities(self.sparsities, self.rounds))
+        return sparsity_of_rounds(self._rounds, self.rate, self.sparsities)
 
     @property
     def curve_steps(self) -> tuple[int, ...]:
@@ -213,15 +185,7 @@ class IMP:
         units = self._criterion.units(state.params)
         masks = units.full_masks()
         units.check_minimum(self._sparsity.after(units, self._rounds))
-        idle = idle_round(self._training, key, state, units.chosen, self.rewind, self._lengths)
-        if idle is not None:
-            raise ValueError(
-                f"`rewind` {self.rewind!r} leaves round {idle} nothing to train: at its step counts every update "
-                "of the weights to prune is 0, as after the end of a learning-rate schedule. Let the schedule "
-                f"end above 0 or cover all {self._rounds + 1} rounds ({sum(self._lengths)} steps) "
-                "with Finetune(), rewind to an earlier step, or restart the schedule in every round with "
-                "Finetune(schedule='restart')."
-            )
+        check_rounds_train(self._training, key, state, units.chosen, self.rewind, self._lengths)
         state = impose_masks(state, masks)
         carry = Carry(jnp.zeros([], jnp.int32), key, state, masks, self.rewind.take(state))
         # Each leaf a buffer of its own, neither the caller's nor one of another leaf: so it can be donated.

@@ -17,7 +17,7 @@ from jaxprune.params import PyTree
 from jaxprune.recipes._allocation import Allocation, allocation_text, check_allocation
 from jaxprune.scores import magnitude, normalize
 from jaxprune.scores._normalize import By
-from jaxprune.scores._scorer import call_score
+from jaxprune.scores._scorer import call_score, name_of
 from jaxprune.sparse_training import group_penalty
 from jaxprune.structures import Structure, Unstructured
 
@@ -64,11 +64,18 @@ class OfMeanKept:
 class Scoring:
     """Which units are pruned first, and across what they are compared.
 
+    What is removed for real has scores of its own. `jp.RemoveUnits` takes functions (groups, params) such as
+    `jp.surgery.l2_scores`, and `jp.RemoveLayers` functions (branches, params) such as `jp.surgery.branch_norms`.
+    They may also have arguments `loss_fn`, `batches` and `key`, which are those of the experiment; the loss is at the
+    present size. A score of weights gives each unit the sum over its weights. The default, `magnitude`, stands for
+    `l2_scores` divided by the mean of each group, and for `branch_norms`. Units also take `scope`, `minimum` as a
+    whole number (at least 1) and `normalize` by "mean" or "max"; layers take `score` alone.
+
     Args:
       score: one of `jp.scores`, or a function of your own. It is called by the names of its arguments: (params),
         (params, key), (loss_fn, params, *batch) or (fn, params, *inputs); what it needs beside the parameters is
         given to `Recipe.transform` or `Recipe.experiment`. If it has an argument `structure`, it is given that
-        of the recipe.
+        of the recipe. See below for units and layers that are removed.
       scope: "global" compares the units of all layers, "local" those of each layer.
       allocation: a sparsity for each layer instead of `scope`: a tree whose total is the recipe's sparsity, a
         function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
@@ -125,7 +132,7 @@ class Scoring:
     @property
     def name(self) -> str:
         """The name of the score."""
-        return getattr(self.score, "__name__", None) or repr(self.score)
+        return name_of(self.score)
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ from typing import Any, Literal
 import jax
 
 from jaxprune.params import PyTree
+from jaxprune.scores._scorer import name_of
 from jaxprune.selection import as_written
+from jaxprune.shrinking.compacting import Compact, compact_by
 from jaxprune.surgery import LayerPlan, Plan, cost, find_branches, find_groups, plan_layers, plan_removal
 from jaxprune.surgery.groups import Groups
 from jaxprune.surgery.inference.kept import Keep
@@ -31,6 +33,7 @@ class Stage:
       key: a key of this round, for random scores.
       full_fn: the function at its original size.
       full_params: its parameters, abstract.
+      compact: gives any function of the parameters at the present size, as for `make_train_step`.
     """
 
     fn: Callable = dataclasses.field(repr=False)
@@ -41,6 +44,7 @@ class Stage:
     key: jax.Array = dataclasses.field(repr=False)
     full_fn: Callable = dataclasses.field(repr=False)
     full_params: PyTree = dataclasses.field(repr=False)
+    compact: Compact = dataclasses.field(repr=False, default=compact_by(None))
 
     @property
     def share(self) -> float:
@@ -58,13 +62,16 @@ def share_left(sparsity: float, whole: int, now: int) -> float:
     return max(float(left) - 1e-12, 0.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RemoveUnits:
     """Removes units by `jp.plan_removal`, of the groups that `jp.find_groups` finds at the present size.
 
     With budget="units" and scope="local" each group of n units has lost exactly `round(sparsity * n)` of them after
     a round, n counted at the original size. The other budgets and scopes count all groups together, as
     `plan_removal` does.
+
+    It is a planner of `jp.shrink_in_rounds`, and a structure of `jp.Recipe`. There the recipe's scoring says `score`,
+    `scope`, `minimum` and `normalize`.
 
     Args:
       score: (groups, params) -> scores: one of `jp.surgery.l2_scores` (default) and its siblings, or a function
@@ -73,8 +80,8 @@ class RemoveUnits:
 
     Example:
       >>> import jaxprune as jp
-      >>> jp.RemoveUnits(score=jp.surgery.fpgm_scores, scope="global", budget="flops").budget
-      'flops'
+      >>> jp.RemoveUnits(score=jp.surgery.fpgm_scores, scope="global", budget="flops")
+      RemoveUnits(budget='flops', score=fpgm_scores, scope='global')
     """
 
     score: Callable[[Groups, PyTree], Any] | None = None
@@ -83,7 +90,13 @@ class RemoveUnits:
     minimum: int = 1
     budget: Literal["params", "flops", "units"] = "params"
     normalize: Literal["mean", "max"] | None = "mean"
-    exclude: str | tuple[str, ...] = ()
+    exclude: str | Iterable[str] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "exclude", _listed(self.exclude))
+
+    def __repr__(self) -> str:
+        return _text(self)
 
     def check(self, stage: Stage) -> None:
         """Raises a ValueError if so much can't be removed at the original size, whatever the scores."""
@@ -122,12 +135,14 @@ class RemoveUnits:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RemoveLayers:
     """Removes whole layers by `jp.plan_layers`, of the branches that `jp.find_branches` finds at the present size.
 
     After a round at least `sparsity` of the budget is removed, counted at the original size; of the branches,
     exactly `round(sparsity * n)`.
+
+    It is a planner of `jp.shrink_in_rounds`, and a structure of `jp.Recipe`. There the recipe's scoring says `score`.
 
     Args:
       score: (branches, params) -> scores: `jp.surgery.branch_norms` (default), or a function that calls one of its
@@ -136,14 +151,20 @@ class RemoveLayers:
 
     Example:
       >>> import jaxprune as jp
-      >>> jp.RemoveLayers(budget="branches", level="blocks").level
-      'blocks'
+      >>> jp.RemoveLayers(budget="branches", level="blocks")
+      RemoveLayers(budget='branches', level='blocks')
     """
 
     score: Callable[..., Any] | None = None
     budget: Literal["params", "flops", "branches"] = "params"
     exclude: str | Iterable[str] = ()
     level: Literal["parts", "blocks"] = "parts"
+
+    def __post_init__(self):
+        object.__setattr__(self, "exclude", _listed(self.exclude))
+
+    def __repr__(self) -> str:
+        return _text(self)
 
     def __call__(self, stage: Stage) -> LayerPlan:
         now = find_branches(stage.fn, stage.params, *stage.inputs)
@@ -164,3 +185,18 @@ class RemoveLayers:
     def _free(self, branches: Any) -> int:
         excluded = set(branches.named(self.exclude, "exclude"))
         return sum(branch.name not in excluded for branch in branches.at(self.level))
+
+
+def _listed(names: str | Iterable[str]) -> str | tuple[str, ...]:
+    """Names that can be read in every round and hashed."""
+    return names if isinstance(names, str) else tuple(names)
+
+
+def _text(planner: RemoveUnits | RemoveLayers) -> str:
+    """The budget, and the other choices that are not the default."""
+    parts = [f"budget={planner.budget!r}"]
+    for field in dataclasses.fields(planner):
+        value = getattr(planner, field.name)
+        if field.name != "budget" and value != field.default:
+            parts.append(f"{field.name}={name_of(value) if callable(value) else repr(value)}")
+    return f"{type(planner).__name__}({', '.join(parts)})"
