@@ -13,7 +13,9 @@ from jaxprune.experiments import data
 from jaxprune.experiments.claims import experiment, points, report, trainings
 from jaxprune.experiments.claims.points import Comparison, comparisons
 from jaxprune.experiments.claims.settings import ClaimsSettings
+from jaxprune.experiments.compare import trainings as compare_trainings
 from jaxprune.experiments.compare.combinations import Method, dense
+from jaxprune.experiments.compare.programs import compile_program
 
 QUIET = Console(quiet=True)
 
@@ -90,6 +92,14 @@ def small_point(monkeypatch):
         return [Comparison("scope", "A title", "A claim.", of, task, [dense(), *methods], pairs)]
 
     monkeypatch.setattr(trainings, "comparisons", made)
+    programs = {}
+
+    def compile_once(settings, task, method):
+        if method.name not in programs:
+            programs[method.name] = compile_program(settings, task, method)
+        return programs[method.name]
+
+    monkeypatch.setattr(compare_trainings, "compile_program", compile_once)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Combinations of the choices in `jaxprune compare`: which there are, what they are, and a whole run of one."""
 
+import dataclasses
 import json
 from typing import get_args
 
@@ -53,7 +54,7 @@ def test_what_has_no_meaning_is_left_out_with_the_reason(task):
         "unstructured one-shot": (0.5, 0.9),
     }
     assert sorted(left_out) == ["2:4 one-shot at 90 %", "2:4 set"]
-    assert "has no meaning with NM(2, 4)" in left_out["2:4 set"]
+    assert "has no meaning with NM(" in left_out["2:4 set"]
     assert left_out["2:4 one-shot at 90 %"].startswith("`sparsity` must be 0.5 for NM(2, 4)")
 
 
@@ -67,20 +68,30 @@ def test_every_combination_is_a_recipe_or_says_why_not(task):
         name: get_args(getattr(settings, name.capitalize()))
         for name in ("structure", "scope", "scheduling", "initialization")
     }
-    asked = CompareSettings(**lists, scoring=get_args(settings.Score), sparsities=(0.5,))
+    asked = CompareSettings(**lists, sparsities=(0.5,))
     made, left_out = methods(asked, task)
-    whole = 5 * 10 * 4 * 9 * 5
+    whole = 6 * 4 * 9 * 5
     assert len(made) - 1 + len(left_out) == whole
     assert len({str(m.recipe(0.5)) for m in made}) == len(made)
     for why in left_out.values():
         assert "has no meaning" in why or why.startswith("`sparsity` must be") or "scope" in why, why
 
 
+def test_every_score_has_a_name_of_its_own(task):
+    names = get_args(settings.Score)
+    made, left_out = methods(CompareSettings(scoring=names), task)
+    assert not left_out and [m.name for m in made[1:]] == list(names)
+    assert len({m.recipe(0.9).scoring.score for m in made[1:]}) == len(names)
+
+
 def test_curves_count_steps_through_all_trainings():
     asked = CompareSettings(steps=10, evaluations=5)
-    assert curve_steps(asked, (10,)) == (2, 4, 6, 8, 10)
-    assert curve_steps(asked, (5, 5)) == (2, 4, 7, 9)
-    assert curve_steps(asked, (4, 6)) == (2, 4, -1, 6, 8, 10)
+    one, several = jp.Recipe(0.5), jp.Recipe(0.5, initialization=jp.Rewind())
+    assert curve_steps(asked, one) == (2, 4, 6, 8, 10)
+    assert curve_steps(asked, several) == (2, 4, 7, 9)  # 5 + 5
+    uneven = dataclasses.replace(several, scheduling=jp.OneShot(at=0.4))
+    assert curve_steps(asked, uneven) == (2, 4, -1, 6, 8, 10)  # 4 + 6
+    assert curve_steps(asked, dataclasses.replace(uneven, structure=jp.RemoveUnits())) == (4, 10)
 
 
 def test_two_of_four_leaves_out_what_four_does_not_divide():
@@ -96,9 +107,10 @@ def test_two_of_four_leaves_out_what_four_does_not_divide():
 
 
 @pytest.mark.slow
-def test_units_are_removed_and_timed(tmp_path):
+@pytest.mark.parametrize("structure", ["units", "removed"])
+def test_units_are_removed_and_timed(tmp_path, structure):
     asked = CompareSettings(
-        structure=("units",), scheduling=("before-training",), sparsities=(0.5, 0.9), steps=4, seeds=1, batch_size=8,
+        structure=(structure,), scheduling=("before-training",), sparsities=(0.5, 0.9), steps=4, seeds=1, batch_size=8,
         out=str(tmp_path / "out"),
     )  # fmt: skip
     experiment.run(asked, Console(quiet=True))
@@ -110,6 +122,7 @@ def test_units_are_removed_and_timed(tmp_path):
     ]  # fmt: skip
     half = results["records"][1]
     assert 0.49 < half["kept_fraction"][0] <= 0.5
+    assert half["kept"] == [sum(kept[0] for kept in half["kept_by_layer"].values())]
     assert set(times["before-training 0.5"]["latency"]) == {"1", "64"}
     assert (
         times["before-training 0.5"]["compiling"] == times["before-training 0.9"]["compiling"]

@@ -175,6 +175,8 @@ def _structure(word: str, task: Classification) -> Any:
         case "units":
             params = jax.eval_shape(task.init_fn, jax.random.key(0))
             return jp.Coupled(jp.find_groups(task.logits, params, task.train.images[:1]), budget="params")
+        case "removed":
+            return jp.RemoveUnits()
     return jp.Unstructured()
 
 

@@ -20,32 +20,44 @@ _BATCHES = (1, int(LARGE_BATCH))
 
 
 def measure_removal(
-    task: Classification, recipe: jp.Recipe, params: PyTree, masks: PyTree, dense: PyTree
+    task: Classification, recipe: jp.Recipe, params: PyTree, pruned: Any, dense: PyTree
 ) -> dict[str, Any]:
-    """The latency of the network without its pruned units; nothing for masks of another structure."""
-    if not isinstance(recipe.structure, jp.Coupled):
+    """The latency of the network without its pruned units; nothing for masks of another structure.
+
+    Args:
+      task, recipe: that were trained.
+      params, pruned: parameters and masks; or smaller parameters and the plan.
+      dense: parameters of full size.
+    """
+    if not (recipe.removes or isinstance(recipe.structure, jp.Coupled)):
         return {}
-    plan = jp.plan_from_masks(recipe.structure.groups, masks)
-    return {"latency": _latency(task, plan.compact(task.logits), plan.shrink(params), dense)}
+    return {"latency": _latency(task, *_small(task, recipe, params, pruned), dense)}
 
 
 def measure_delivery(
-    task: Classification, recipe: jp.Recipe, params: PyTree, masks: PyTree, dense: PyTree
+    task: Classification, recipe: jp.Recipe, params: PyTree, pruned: Any, dense: PyTree
 ) -> dict[str, Any]:
     """Latency, bytes of a compressed file and FLOPs, each as a share of the dense network's.
 
     Pruned units are removed. Other masks leave zeros, at which the same program computes.
     """
-    fn: Any = task.logits
-    if isinstance(recipe.structure, jp.Coupled):
-        plan = jp.plan_from_masks(recipe.structure.groups, masks)
-        fn, params = plan.compact(fn), plan.shrink(params)
+    fn, params = _small(task, recipe, params, pruned)
     images = task.test.images[:1]
     return {
         "latency": _latency(task, fn, params, dense),
         "bytes": _bytes(params) / _bytes(dense),
         "flops": _flops(fn, params, images) / _flops(task.logits, dense, images),
     }
+
+
+def _small(task: Classification, recipe: jp.Recipe, params: PyTree, pruned: Any) -> tuple[Any, PyTree]:
+    """The function and its parameters without the units that were pruned."""
+    if recipe.removes:
+        return pruned.compact(task.logits), params
+    if isinstance(recipe.structure, jp.Coupled):
+        plan = jp.plan_from_masks(recipe.structure.groups, pruned)
+        return plan.compact(task.logits), plan.shrink(params)
+    return task.logits, params
 
 
 def _latency(task: Classification, fn: Any, params: PyTree, dense: PyTree) -> dict[str, float]:

@@ -13,7 +13,7 @@ Name = Literal[
     "magnitude-at-init", "snip", "grasp", "synflow", "group-lasso",
     "slimming",
 ]  # fmt: skip
-Structure = Literal["unstructured", "2:4", "blocks", "channels", "units"]
+Structure = Literal["unstructured", "2:4", "blocks", "channels", "units", "removed"]
 Score = Literal["magnitude", "l1", "l2", "random", "snip", "grasp", "synflow", "taylor", "lamp", "fpgm"]
 Scope = Literal["global", "local", "erk", "uniform"]
 Scheduling = Literal[
@@ -45,7 +45,8 @@ class CompareSettings:
 
     structure: tuple[Structure, ...] = ()
     """What is pruned together: single weights, 2 of 4 weights along the input axis, blocks of 4 x 4, output
-    channels of each layer, or units across layers, which are then removed for real (latencies are measured)."""
+    channels of each layer, or units across layers: masked while training and removed at the end (units), or removed
+    in every round (removed: each size of each seed is compiled). Their latencies are measured."""
 
     scoring: tuple[Score, ...] = ()
     """Which weights or units are pruned first: those with the lowest of these scores."""

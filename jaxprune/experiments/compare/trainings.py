@@ -16,10 +16,11 @@ from jaxprune.experiments.classification import Classification, classification
 from jaxprune.experiments.compare import results
 from jaxprune.experiments.compare.combinations import Method, methods
 from jaxprune.experiments.compare.pictures import plot_curves, plot_latency
-from jaxprune.experiments.compare.programs import compile_program, curve_steps, fresh_params, keys
+from jaxprune.experiments.compare.programs import compile_program, curve_steps
 from jaxprune.experiments.compare.removed import LARGE_BATCH, measure_removal
 from jaxprune.experiments.compare.results import DENSE, key_of
 from jaxprune.experiments.compare.settings import CompareSettings
+from jaxprune.experiments.compare.start import fresh_params, keys
 from jaxprune.experiments.data import Data
 from jaxprune.experiments.results import Record, percent, write_csv
 from jaxprune.params import flatten_with_paths
@@ -58,7 +59,8 @@ def trained(
       folder: has the records of an interrupted run.
       console: shows the progress.
       part: the name of this comparison in a command that makes several.
-      measure: (task, recipe, parameters, masks, initial parameters) of the first seed -> what is added to the times.
+      measure: (task, recipe, parameters, masks or plan, initial parameters) of the first seed -> what is added to
+        the times.
     """
     places = [(method, sparsity) for method in chosen for sparsity in method.sparsities]
     is_done = {(method.name, s): folder.has_training(_file(part, method.name, s)) for method, s in places}
@@ -83,19 +85,18 @@ def trained(
                     found = jax.block_until_ready(program.run(sparsity, streams, first))
                     seconds = time.perf_counter() - begun
                     recipe = method.recipe(sparsity)
-                    trainings = recipe.trainings(settings.steps)
                     made = results.record(
                         method.name,
                         sparsity,
                         DENSE if method.name == DENSE else str(recipe),
-                        trainings,
-                        curve_steps(settings, trainings),
+                        recipe.trainings(settings.steps),
+                        curve_steps(settings, recipe),
                         found.kept,
                         found.rounds,
                         found.curve,
                         sizes,
                     )
-                    of_first = jax.tree.map(lambda x: x[0], (found.params, found.masks, first))
+                    of_first = found.params, found.pruned, jax.tree.map(lambda x: x[0], first)
                     times = {
                         "seconds": seconds,
                         "compiling": program.seconds,
