@@ -11,42 +11,19 @@ import optax
 from flax import nnx
 
 from jaxprune.params import PyTree
-
-
-@jax.tree_util.register_pytree_with_keys_class
-class NNXState:
-    """The state of an NNX model in training: `.params`, `.opt_state`, `.rest`, `.step`, and a static `.tx`.
-
-    params: what the optimizer trains, an `nnx.State`; rest: all other variables, such as batch statistics and the
-    counts of random streams; step: number of steps, int32.
-    """
-
-    def __init__(self, params: Any, opt_state: Any, rest: Any, step: Any, tx: Any):
-        self.params, self.opt_state, self.rest, self.step, self.tx = params, opt_state, rest, step, tx
-
-    def replace(self, **fields: Any) -> NNXState:
-        """A copy with some fields replaced."""
-        return NNXState(**{**vars(self), **fields})
-
-    def tree_flatten_with_keys(self) -> tuple[list[Any], Any]:
-        names = ("params", "opt_state", "rest", "step")
-        return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names], self.tx
-
-    @classmethod
-    def tree_unflatten(cls, tx: Any, fields: Any) -> NNXState:
-        params, opt_state, rest, step = fields
-        return cls(params, opt_state, rest, step, tx)
+from jaxprune.train_state import TrainState
 
 
 class NNXTraining(NamedTuple):
     """What `nnx_state` makes: `state`, and the pure functions `train_step`, `evaluate` and `fn` of it.
 
-    state: the state to start from; train_step: (state, batch) -> (state, metrics); evaluate: state -> metrics, or
-    None; fn: (params, *inputs) -> outputs of the model in eval mode, for surgery and scores; update: state -> None,
-    which writes the values of a state into the model.
+    state: the state to start from; its `params` are what the optimizer trains (an `nnx.State`), its `rest` is all other
+    variables, such as batch statistics and the counts of random streams; train_step: (state, batch) -> (state,
+    metrics); evaluate: state -> metrics, or None; fn: (params, *inputs) -> outputs of the model in eval mode, for
+    surgery and scores; update: state -> None, which writes the values of a state into the model.
     """
 
-    state: NNXState
+    state: TrainState
     train_step: Callable[[Any, Any], tuple[Any, PyTree]]
     evaluate: Callable[[Any], PyTree] | None
     fn: Callable[..., Any]
@@ -112,7 +89,7 @@ def nnx_state(
         )
     tx, opt_state, step = _optimizer(optimizer, params)
     params, opt_state, rest = jax.tree.map(jnp.array, (params, opt_state, rest))
-    state = NNXState(params, opt_state, rest, jnp.asarray(step, jnp.int32), tx)
+    state = TrainState(params, opt_state, rest, jnp.asarray(step, jnp.int32), tx)
 
     def loss(params: Any, rest: Any, batch: Any) -> tuple[Any, tuple[Any, Any]]:
         whole = nnx.merge(graph, params, rest, copy=True)
