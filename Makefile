@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 NEWER_PYTHONS ?= 3.13 3.12
 NEWEST_TESTS := tests/surgery $(wildcard tests/test_calibration*.py) tests/test_masks.py \
   tests/test_transforms.py tests/test_gradual.py $(wildcard tests/test_imp*.py) \
-  tests/test_jax_compat.py tests/test_jaxprs.py jaxprune README.md
+  tests/test_jax_compat.py tests/test_jaxprs.py jaxprune README.md docs
 
 .PHONY: demo test check lint types fast test-newest newest clean
 

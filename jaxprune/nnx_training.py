@@ -11,42 +11,19 @@ import optax
 from flax import nnx
 
 from jaxprune.params import PyTree
-
-
-@jax.tree_util.register_pytree_with_keys_class
-class NNXState:
-    """The state of an NNX model in training: `.params`, `.opt_state`, `.rest`, `.step`, and a static `.tx`.
-
-    params: the `nnx.Param`s, an `nnx.State`; rest: all other variables, such as batch statistics and the counts of
-    random streams; step: number of steps, int32.
-    """
-
-    def __init__(self, params: Any, opt_state: Any, rest: Any, step: Any, tx: Any):
-        self.params, self.opt_state, self.rest, self.step, self.tx = params, opt_state, rest, step, tx
-
-    def replace(self, **fields: Any) -> NNXState:
-        """A copy with some fields replaced."""
-        return NNXState(**{**vars(self), **fields})
-
-    def tree_flatten_with_keys(self) -> tuple[list[Any], Any]:
-        names = ("params", "opt_state", "rest", "step")
-        return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names], self.tx
-
-    @classmethod
-    def tree_unflatten(cls, tx: Any, fields: Any) -> NNXState:
-        params, opt_state, rest, step = fields
-        return cls(params, opt_state, rest, step, tx)
+from jaxprune.train_state import TrainState
 
 
 class NNXTraining(NamedTuple):
     """What `nnx_state` makes: `state`, and the pure functions `train_step`, `evaluate` and `fn` of it.
 
-    state: the state to start from; train_step: (state, batch) -> (state, metrics); evaluate: state -> metrics, or
-    None; fn: (params, *inputs) -> outputs of the model in eval mode, for surgery and scores; update: state -> None,
-    which writes the values of a state into the model.
+    state: the state to start from; its `params` are what the optimizer trains (an `nnx.State`), its `rest` is all other
+    variables, such as batch statistics and the counts of random streams; train_step: (state, batch) -> (state,
+    metrics); evaluate: state -> metrics, or None; fn: (params, *inputs) -> outputs of the model in eval mode, for
+    surgery and scores; update: state -> None, which writes the values of a state into the model.
     """
 
-    state: NNXState
+    state: TrainState
     train_step: Callable[[Any, Any], tuple[Any, PyTree]]
     evaluate: Callable[[Any], PyTree] | None
     fn: Callable[..., Any]
@@ -63,11 +40,14 @@ def nnx_state(
 
     The model is split once. `train_step` computes loss and gradients of the model in train mode, updates parameters
     and optimizer, and carries everything else that the model changes: batch statistics, the counts of dropout's
-    random streams. `evaluate` sees the model in eval mode. All are pure: they run under `jit`, `scan` and `vmap`.
+    random streams. What the model sows is dropped. The optimizer is also told the loss, for those that ask for
+    `value`, `grad` and `value_fn`. `evaluate` sees the model in eval mode. All are pure: they run under `jit`, `scan`
+    and `vmap`.
 
     Args:
       model: the NNX module. It is left as it is.
-      optimizer: an optax optimizer, or an `nnx.Optimizer` of the model, whose state goes on. Plain or in `jp.masked`.
+      optimizer: an optax optimizer, which trains the `nnx.Param`s; or an `nnx.Optimizer` of the model, whose state,
+        step and `wrt` are taken over. Plain or in `jp.masked`.
       loss_fn: (model, batch) -> loss, or (loss, metrics).
       evaluate: model -> metrics.
 
@@ -76,7 +56,7 @@ def nnx_state(
 
     Raises:
       TypeError: what is no NNX module, or no optimizer.
-      ValueError: a model without `nnx.Param`s.
+      ValueError: a model without parameters to train; the optimizer of another model.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -101,24 +81,29 @@ def nnx_state(
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"`model` must be an nnx.Module, got {type(model).__name__}.")
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    trained = optimizer.wrt if isinstance(optimizer, nnx.Optimizer) else nnx.Param
+    graph, params, rest = _split(nnx.clone(model), trained)
     if not jax.tree.leaves(params):
-        raise ValueError(f"`model` must have parameters (nnx.Param), got none in {type(model).__name__}.")
-    tx, opt_state = _optimizer(optimizer, params)
+        raise ValueError(
+            f"`model` must have parameters to train ({_name(trained)}), got none in {type(model).__name__}."
+        )
+    tx, opt_state, step = _optimizer(optimizer, params)
     params, opt_state, rest = jax.tree.map(jnp.array, (params, opt_state, rest))
-    state = NNXState(params, opt_state, rest, jnp.zeros([], jnp.int32), tx)
+    state = TrainState(params, opt_state, rest, jnp.asarray(step, jnp.int32), tx)
 
     def loss(params: Any, rest: Any, batch: Any) -> tuple[Any, tuple[Any, Any]]:
         whole = nnx.merge(graph, params, rest, copy=True)
         whole.train()
         result = loss_fn(whole, batch)
         value, metrics = result if isinstance(result, tuple) else (result, {})
-        return value, (nnx.split(whole, nnx.Param, ...)[2], metrics)
+        return value, (_split(whole, trained)[2], metrics)
 
     def train_step(state: Any, batch: Any) -> tuple[Any, PyTree]:
         gradient = jax.value_and_grad(loss, has_aux=True)
         (value, (rest, metrics)), grads = gradient(state.params, state.rest, batch)
-        updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+        told = {"value": value, "grad": grads, "value_fn": lambda params: loss(params, state.rest, batch)[0]}
+        optimizer = optax.with_extra_args_support(state.tx)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **told)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": value, **metrics} if isinstance(metrics, dict) else (value, metrics)
         return state.replace(params=params, opt_state=opt_state, rest=rest, step=state.step + 1), metrics
@@ -141,11 +126,26 @@ def nnx_state(
     return NNXTraining(state, train_step, None if evaluate is None else measure, fn, update)
 
 
-def _optimizer(optimizer: Any, params: Any) -> tuple[Any, Any]:
-    """The optax optimizer, and its state for these parameters."""
-    if isinstance(optimizer, nnx.Optimizer):
-        treedef = jax.tree.structure(optimizer.tx.init(params))
-        return optimizer.tx, jax.tree.unflatten(treedef, jax.tree.leaves(optimizer.opt_state))
-    if not callable(getattr(optimizer, "update", None)) or not callable(getattr(optimizer, "init", None)):
-        raise TypeError(f"`optimizer` must be an optax optimizer or an nnx.Optimizer, got {optimizer!r}.")
-    return optimizer, optimizer.init(params)
+def _split(model: nnx.Module, trained: Any) -> tuple[Any, Any, Any]:
+    """The graph, what is trained and all else of a model, which loses what it has sown."""
+    nnx.pop(model, nnx.Intermediate)
+    return nnx.split(model, trained, ...)
+
+
+def _optimizer(optimizer: Any, params: Any) -> tuple[Any, Any, Any]:
+    """The optax optimizer, its state for these parameters, and the number of its steps."""
+    if not isinstance(optimizer, nnx.Optimizer):
+        if not callable(getattr(optimizer, "update", None)) or not callable(getattr(optimizer, "init", None)):
+            raise TypeError(f"`optimizer` must be an optax optimizer or an nnx.Optimizer, got {optimizer!r}.")
+        return optimizer, optimizer.init(params), 0
+    own = jax.eval_shape(optimizer.tx.init, params)
+    leaves = jax.tree.leaves(optimizer.opt_state)
+    if [x.shape for x in jax.tree.leaves(own)] != [x.shape for x in leaves]:
+        raise ValueError(
+            "`optimizer` must be one of `model`: its state has not the shapes of the parameters."
+        )
+    return optimizer.tx, jax.tree.unflatten(jax.tree.structure(own), leaves), optimizer.step[...]
+
+
+def _name(trained: Any) -> str:
+    return f"nnx.{trained.__name__}" if isinstance(trained, type) else repr(trained)

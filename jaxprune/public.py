@@ -44,6 +44,7 @@ from jaxprune.surgery import (
     replace_layers,
 )
 from jaxprune.tickets import instability, linear_connectivity, sanity_checks, ticket_variants
+from jaxprune.train_state import TrainState
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "Sensitivity",
     "SparseGPT",
     "Swaps",
+    "TrainState",
     "Unstructured",
     "allocate",
     "apply_masks",

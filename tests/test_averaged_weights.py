@@ -149,3 +149,27 @@ def test_rounds_of_imp_count_lookaheads_weights_once():
     imp = jp.imp(train_step, lambda key, step: step, steps=2, rounds=1, rate=0.5)
     _, history = jax.jit(imp.run)(jax.random.key(0), state)
     assert (history.kept.tolist(), history.sparsity.tolist()) == ([16, 8], [0.0, 0.5])
+
+
+@pytest.mark.slow_beyond(1)
+@pytest.mark.parametrize("name", ["gradual", "rigl"])
+def test_an_average_of_weights_pruned_at_different_times_is_sparse_once_it_is_masked(name):
+    params = weights_of()
+    tx = {
+        "gradual": jp.gradual(optax.sgd(0.1), jp.schedules.linear(0.5, begin=0, end=3)),
+        "rigl": st.rigl(optax.sgd(0.1), 0.5, end=4, every=1, fraction=0.5, key=jax.random.key(0)),
+    }[name]
+    state, step = tx.init(params), step_of(tx)
+    params = jp.apply_masks(params, jp.get_masks(state))
+    plain = held = params
+    expected = np.array(params["w"], np.float64)
+    for _ in range(5):
+        params, state = step(params, state)
+        masks = jp.get_masks(state)
+        plain = optax.incremental_update(params, plain, step_size=0.25)
+        held = jp.apply_masks(optax.incremental_update(params, held, step_size=0.25), masks)
+        expected = np.where(masks["w"], 0.75 * expected + 0.25 * np.asarray(params["w"], np.float64), 0)
+    assert jp.count_zeros(plain).zeros < jp.count_zeros(params).zeros == jp.count_zeros(held).zeros == 8
+    np.testing.assert_allclose(held["w"], expected, rtol=1e-6)
+    if name == "gradual":  # masks only lose weights: masked where it is read, the average is the same
+        np.testing.assert_allclose(jp.apply_masks(plain, masks)["w"], expected, rtol=1e-6)

@@ -12,7 +12,8 @@ import jaxprune as jp
 
 class Net(nnx.Module):
     def __init__(self, rngs):
-        self.up, self.norm = nnx.Linear(4, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs)
+        # Without a bias before the norm: its gradient is rounding, of which Adam makes whole steps.
+        self.up, self.norm = nnx.Linear(4, 8, use_bias=False, rngs=rngs), nnx.BatchNorm(8, rngs=rngs)
         self.drop, self.down = nnx.Dropout(0.5, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
 
     def __call__(self, x):
@@ -36,22 +37,38 @@ def training_of(optimizer=None, seed=0):
 
 
 def by_nnx(steps, seed=0):
+    """A plain loop of NNX."""
     model = Net(nnx.Rngs(seed))
     model.train()
     optimizer = nnx.Optimizer(model, optax.adam(0.01), wrt=nnx.Param)
-    for step in range(steps):
-        grads = nnx.grad(lambda m, x: loss_fn(m, x)[0])(model, batch_fn(jax.random.key(1), step))
-        optimizer.update(model, grads)
+
+    @nnx.jit
+    def step(model, optimizer, x):
+        optimizer.update(model, nnx.grad(lambda m: loss_fn(m, x)[0])(model))
+
+    for number in range(steps):
+        step(model, optimizer, batch_fn(jax.random.key(1), number))
     return model, optimizer
 
 
 def values(tree):
-    return [np.asarray(x) for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    return [
+        np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        for x in jax.tree.leaves(tree)
+    ]
 
 
 def assert_same(one, other):
     for a, b in zip(values(one), values(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def assert_is(state, model, optimizer):
+    """Weights, statistics, random streams and moments are those of the model and its optimizer."""
+    _, params, rest = nnx.split(model, nnx.Param, ...)
+    assert_same(state.params, params)
+    assert_same(state.rest, rest)
+    assert_same(jax.tree.leaves(state.opt_state), jax.tree.leaves(optimizer.opt_state))
 
 
 def test_steps_are_those_of_nnx_with_statistics_and_random_streams():
@@ -60,11 +77,25 @@ def test_steps_are_those_of_nnx_with_statistics_and_random_streams():
     state, step = training.state, jax.jit(training.train_step)
     for number in range(3):
         state, metrics = step(state, batch_fn(jax.random.key(1), number))
-    _, params, rest = nnx.split(model, nnx.Param, ...)
-    assert_same(state.params, params)
-    assert_same(state.rest, rest)
-    assert_same(jax.tree.leaves(state.opt_state), jax.tree.leaves(optimizer.opt_state))
+    assert_is(state, model, optimizer)
     assert int(state.step) == 3 and set(metrics) == {"loss", "mean"}
+
+
+@pytest.mark.slow
+def test_seeds_side_by_side_in_one_loop_are_plain_loops_of_nnx():
+    tx, training = optax.adam(0.01), training_of()
+
+    def train(key):
+        state = jp.nnx_state(Net(nnx.Rngs(key)), tx, loss_fn).state
+
+        def step(number, state):
+            return training.train_step(state, batch_fn(jax.random.key(1), number))[0]
+
+        return jax.lax.fori_loop(0, 3, step, state)
+
+    states = jax.jit(jax.vmap(train))(jax.vmap(jax.random.key)(jnp.arange(2)))
+    for seed in range(2):
+        assert_is(jax.tree.map(lambda x, seed=seed: x[seed], states), *by_nnx(3, seed))
 
 
 def test_an_nnx_optimizer_goes_on_where_it_is():
@@ -75,6 +106,49 @@ def test_an_nnx_optimizer_goes_on_where_it_is():
     assert training.evaluate is None
 
 
+class Sowing(nnx.Module):
+    def __init__(self, rngs):
+        self.up, self.down = nnx.LoRALinear(4, 8, lora_rank=2, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x):
+        hidden = nnx.relu(self.up(x))
+        self.hidden = nnx.Intermediate(hidden)  # as `sow` does
+        return self.down(hidden)
+
+
+def test_an_nnx_optimizer_of_some_variables_trains_these_and_keeps_its_count():
+    model = Sowing(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, jp.masked(optax.sgd(0.5)), wrt=nnx.LoRAParam)
+
+    def loss(model):
+        return loss_fn(model, jnp.ones((1, 4)))[0]
+
+    optimizer.update(model, nnx.grad(loss, argnums=nnx.DiffState(0, nnx.LoRAParam))(model))
+    training = jp.nnx_state(model, optimizer, loss_fn)
+    state, _ = jax.jit(training.train_step)(training.state, jnp.ones((3, 4)))
+    assert int(state.step) == 2
+    before = nnx.state(nnx.clone(model), nnx.LoRAParam, nnx.Param)
+    training.update(state)
+    after = nnx.state(model, nnx.LoRAParam, nnx.Param)
+    assert_same(before[1], after[1])
+    assert sorted(x.shape for x in jax.tree.leaves(state.params)) == [(2, 8), (4, 2)]
+    for old, new in zip(values(before[0]), values(after[0]), strict=True):
+        assert (old != new).any()
+
+
+def test_what_a_model_sows_is_dropped():
+    training = jp.nnx_state(Sowing(nnx.Rngs(0)), optax.sgd(0.1), loss_fn)
+    made = jp.recipes.imp(0.5, rounds=1).experiment(training.train_step, batch_fn, steps=2)
+    state, _ = jax.jit(made.run)(jax.random.key(0), training.state)
+    assert jax.tree.structure(state.rest) == jax.tree.structure(training.state.rest)
+
+
+def test_an_optimizer_that_asks_for_the_loss_is_told_it():
+    training = training_of(optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(accumulation_size=1)))
+    state, metrics = training.train_step(training.state, batch_fn(jax.random.key(1), 0))
+    assert float(state.opt_state[1].best_value) == float(metrics["loss"])
+
+
 def test_the_model_is_left_alone_until_it_is_updated():
     model = Net(nnx.Rngs(0))
     before = values(nnx.state(model))
@@ -82,7 +156,8 @@ def test_the_model_is_left_alone_until_it_is_updated():
     state, _ = jax.jit(training.train_step)(training.state, batch_fn(jax.random.key(1), 0))
     assert_same(before, values(nnx.state(model)))
     training.update(state)
-    assert_same(state.params, nnx.state(model, nnx.Param))
+    _, params, rest = nnx.split(model, nnx.Param, ...)
+    assert_same((state.params, state.rest), (params, rest))
     model.eval()
     np.testing.assert_allclose(model(jnp.ones((2, 4))), training_fn(model, state), rtol=1e-6)
 
@@ -115,5 +190,10 @@ def test_what_is_no_model_or_no_optimizer_is_an_error():
         jp.nnx_state({}, optax.sgd(0.1), loss_fn)
     with pytest.raises(TypeError, match="`optimizer` must be an optax optimizer"):
         jp.nnx_state(Net(nnx.Rngs(0)), 0.1, loss_fn)
-    with pytest.raises(ValueError, match="must have parameters"):
+    with pytest.raises(
+        ValueError, match=r"must have parameters to train \(nnx\.Param\), got none in Dropout"
+    ):
         jp.nnx_state(nnx.Dropout(0.5), optax.sgd(0.1), loss_fn)
+    other = nnx.Optimizer(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), optax.adam(0.1), wrt=nnx.Param)
+    with pytest.raises(ValueError, match="`optimizer` must be one of `model`"):
+        jp.nnx_state(Net(nnx.Rngs(0)), other, loss_fn)
