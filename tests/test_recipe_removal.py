@@ -158,7 +158,7 @@ CASES = {
 }
 
 
-@pytest.mark.slow_beyond(2)
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("name", CASES)
 def test_a_recipe_of_units_is_shrink_in_rounds(name):
     recipe, options = CASES[name]
@@ -251,6 +251,7 @@ def units_of(tree):
     return np.asarray(tree["up"].sum(0) + tree["bias"] + tree["middle"].sum(1))
 
 
+@pytest.mark.slow
 def test_scores_are_called_by_the_names_of_their_arguments():
     stage, batches = stage_of(), [batch_fn(KEY, 7)]
     grads = jax.grad(loss_of(mlp))(stage.params, batches[0])
@@ -299,6 +300,7 @@ def test_scores_of_weights_are_summed_over_units():
     np.testing.assert_array_equal(got, lowest(units_of(snip), 3))
 
 
+@pytest.mark.slow
 def test_the_loss_is_at_the_present_size():
     groups = jp.find_groups(mlp, mlp_params(), *INPUTS)
     keep = np.arange(10) % 5 != 0
@@ -350,6 +352,23 @@ def test_layers_are_ranked_by_the_key_of_the_round():
     branches = jp.find_branches(residual, residual_params(), *INPUTS)
     drawn_scores = jp.surgery.random_branches(branches, KEY)
     assert made.planner(stage).removed == (min(drawn_scores, key=drawn_scores.get),)
+
+
+def test_a_round_that_removes_nothing_asks_for_no_scores():
+    def score(units, params):
+        raise AssertionError
+
+    for budget, sparsity in (("params", 0.25), ("branches", 0.4)):  # a layer has 60 of 216 weights
+        made = experiment(jp.Recipe(0.5, jp.RemoveLayers(budget=budget), jp.Scoring(score)), residual)
+        branches = jp.find_branches(residual, residual_params(), *INPUTS)
+        gone = jp.plan_layers(branches, residual_params(), number=1)
+        stage = stage_of(residual, residual_params(), sparsity, gone)
+        assert made.planner(stage).removed == ()
+    groups = jp.find_groups(mlp, mlp_params(), *INPUTS)
+    gone = jp.plan_removal(groups, mlp_params(), 0.5, budget="units")
+    made = experiment(jp.Recipe(0.5, UNITS, jp.Scoring(score)))
+    plan = made.planner(stage_of(sparsity=0.4, plan=gone))
+    assert plan.small_shapes == plan.shapes
 
 
 # Resuming.

@@ -47,20 +47,10 @@ class ShrinkingTrainings:
     curve_steps = ()
 
     def __post_init__(self):
-        check_functions(fn=self.fn, train_step=self.make_train_step, batch_fn=self.batch_fn)
+        check_functions(fn=self.fn, batch_fn=self.batch_fn)
         if not isinstance(self.inputs, tuple | list):
             raise TypeError(
                 f"`inputs` must be a tuple of example inputs of `fn`, got {type(self.inputs).__name__}."
-            )
-        if not _takes(self.make_train_step, 1):
-            raise TypeError(
-                f"`train_step` must be a function compact -> train_step with {self.planner}, as the `make_train_step` "
-                "of shrink_in_rounds: the step is made anew for each size. compact(fn) is a function at that size."
-            )
-        if self.evaluate is not None and not _takes(self.evaluate, 2):
-            raise TypeError(
-                f"`evaluate` must be a function (fn, params) -> numbers with {self.planner}: `fn` is the function, and "
-                "`params` are its parameters, at the present size."
             )
         sparsities_of(None, None, self.sparsities)
         check_rewind(self.rewind, lengths_of(self.steps, self.rounds + 1, first_at_least=0))
@@ -117,6 +107,17 @@ def shrinking_trainings(
     drawn.check(recipe, ("fn", "inputs"))
     if rounds is None:
         raise ValueError(f"{recipe.scheduling} has no meaning with {recipe.structure}: it has no rounds.")
+    check_functions(train_step=make_train_step, evaluate=evaluate or drawn.fn)
+    if not _takes(make_train_step, 1):
+        raise TypeError(
+            f"`train_step` must be a function compact -> train_step with {recipe.structure}, as the `make_train_step` "
+            "of shrink_in_rounds: the step is made anew for each size, at which compact(fn) is a function."
+        )
+    if evaluate is not None and not _takes(evaluate, 2):
+        raise TypeError(
+            f"`evaluate` must be a function (fn, params) -> numbers with {recipe.structure}: `fn` is the function, and "
+            "`params` are its parameters, at the present size."
+        )
     return ShrinkingTrainings(
         fn=drawn.fn,
         inputs=drawn.inputs,

@@ -106,10 +106,10 @@ class RemoveUnits:
     def __call__(self, stage: Stage) -> Plan:
         now = find_groups(stage.fn, stage.params, *stage.inputs)
         full = find_groups(stage.full_fn, stage.full_params, *stage.inputs)
-        score = None if self.score is None else self.score(now, stage.params)
         if self.budget != "units" or self.scope != "local":
             whole, left = (Budget(groups, self.budget).whole for groups in (full, now))
-            return self._plan(now, stage, share_left(stage.sparsity, whole, left), score)
+            share = share_left(stage.sparsity, whole, left)
+            return self._plan(now, stage, share, self._scored(now, stage, share > 0))
         excluded = set(now.named(self.exclude, "exclude"))
         overrides = {}
         for group in now:
@@ -117,7 +117,12 @@ class RemoveUnits:
             wanted = count(float(stage.sparsity), size) - (size - group.size)
             if group.name not in excluded:
                 overrides[group.name] = min(max(wanted, 0), group.size - 1) / group.size
+        score = self._scored(now, stage, any(overrides.values()))
         return self._plan(now, stage, 0.0, score, overrides)
+
+    def _scored(self, groups: Groups, stage: Stage, is_removed: bool) -> Any:
+        """The scores; those of a round that removes nothing don't count, and are the default ones."""
+        return self.score(groups, stage.params) if self.score is not None and is_removed else None
 
     def _plan(self, groups: Groups, stage: Stage, share: float, score: Any, overrides: Any = None) -> Plan:
         return plan_removal(
@@ -168,11 +173,11 @@ class RemoveLayers:
 
     def __call__(self, stage: Stage) -> LayerPlan:
         now = find_branches(stage.fn, stage.params, *stage.inputs)
-        score = None if self.score is None else self.score(now, stage.params)
         if self.budget == "branches":
             full = find_branches(stage.full_fn, stage.full_params, *stage.inputs)
             whole, left = (self._free(branches) for branches in (full, now))
             number = max(count(float(stage.sparsity), whole) - (whole - left), 0)
+            score = self._scored(now, stage, number > 0)
             return plan_layers(
                 now, stage.params, None, score, "params", self.exclude, number=number, level=self.level
             )
@@ -180,7 +185,12 @@ class RemoveLayers:
         if self.budget == "flops":
             whole = cost.flops(analyse(stage.full_fn, stage.full_params, stage.inputs).frame, Keep())
             share = share_left(stage.sparsity, whole, now.flops)
+        score = self._scored(now, stage, share > 0)
         return plan_layers(now, stage.params, share, score, self.budget, self.exclude, level=self.level)
+
+    def _scored(self, branches: Any, stage: Stage, is_removed: bool) -> Any:
+        """The scores; those of a round that removes nothing don't count, and are the default ones."""
+        return self.score(branches, stage.params) if self.score is not None and is_removed else None
 
     def _free(self, branches: Any) -> int:
         excluded = set(branches.named(self.exclude, "exclude"))
