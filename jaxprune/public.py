@@ -43,7 +43,13 @@ from jaxprune.surgery import (
     plan_removal,
     replace_layers,
 )
-from jaxprune.tickets import instability, linear_connectivity, sanity_checks, ticket_variants
+from jaxprune.tickets import (
+    instability,
+    late_rewinding,
+    linear_connectivity,
+    sanity_checks,
+    ticket_variants,
+)
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
 
 __all__ = [
@@ -87,6 +93,7 @@ __all__ = [
     "has_masks",
     "imp",
     "instability",
+    "late_rewinding",
     "linear_connectivity",
     "make_masks",
     "masked",
