@@ -26,7 +26,7 @@ from jaxprune.round_steps import check_rewind, is_one_each, lengths_of
 from jaxprune.scores import magnitude
 from jaxprune.scores._scorer import call_score
 from jaxprune.structures import Structure, Unstructured
-from jaxprune.training import Training, impose_masks, round_keys
+from jaxprune.training import RoundKeys, Training, impose_masks, round_keys
 from jaxprune.whole_numbers import check_whole
 
 
@@ -209,12 +209,11 @@ class IMP:
             raise ValueError(
                 f"all {self._rounds + 1} rounds (0 to {self._rounds}) are done: there is no next one."
             )
-        batch_key, score_key, init_key = round_keys(carry.key, carry.round)
+        keys = round_keys(carry.key, carry.round)
         is_first = carry.round == 0
 
         def prune(state: Any, masks: PyTree) -> tuple[Any, PyTree]:
-            masks = self._prune(score_key, state.params, masks, carry.round)
-            return impose_masks(self.rewind.restore(init_key, state, carry.snapshot), masks), masks
+            return self._pruned(keys, state, masks, carry.round, carry.snapshot)
 
         def take(state: Any, old: PyTree) -> PyTree:
             return jax.lax.cond(is_first, lambda s, _: self.rewind.take(s), lambda _, o: o, state, old)
@@ -222,7 +221,12 @@ class IMP:
         state, masks = jax.lax.cond(is_first, lambda *same: same, prune, carry.state, carry.masks)
         start = jnp.where(is_first, 0, self.rewind.step).astype(jnp.int32)
         state, metrics, snapshot, curve = self._training.run(
-            batch_key, state, masks, start, (self.rewind.step, take, carry.snapshot), self._stop(carry.round)
+            keys.batches,
+            state,
+            masks,
+            start,
+            (self.rewind.step, take, carry.snapshot),
+            self._stop(carry.round),
         )
         row = self._row(carry.round, state, masks, metrics, curve)
         return Carry(carry.round + 1, carry.key, state, masks, snapshot), row
@@ -241,21 +245,28 @@ class IMP:
         carry, history = jax.lax.scan(lambda carry, _: self.step(carry), start, length=self._rounds + 1)
         return carry.state, history
 
-    def train(self, key: jax.Array, state: Any, masks: PyTree) -> tuple[Any, Round]:
-        """One training like the last, but from step 0 and under given masks, for control experiments.
+    def train(self, key: jax.Array, state: Any, masks: PyTree, start: int = 0) -> tuple[Any, Round]:
+        """One training like the last, but under given masks, for control experiments.
 
         Args:
           key: a `jax.random.key`.
           state: as for `init`.
           masks: tree like the parameters, such as a row of `history.masks`, also under `jax.vmap` or
             `jax.lax.map`.
+          start: first step; 0 trains from the beginning. A state that was rewound to step k continues at k.
 
         Returns:
           The trained state and its row (`round` is -1).
 
         Raises:
-          ValueError: if the step counts of the state are past the end of the learning-rate schedule.
+          ValueError: if `start` is no step of the training, or the step counts of the state are past the end of the
+            learning-rate schedule.
         """
+        check_whole(at_least=0, start=start)
+        if start >= self._lengths[-1]:
+            raise ValueError(
+                f"`start` must be below the {self._lengths[-1]} steps of a training, got {start}."
+            )
         state = self._training.match_dtypes(key, state)
         if is_over(self._training, key, state, self._criterion.units(state.params).chosen):
             raise ValueError(
@@ -268,7 +279,7 @@ class IMP:
             batch_key,
             impose_masks(state, masks),
             masks,
-            jnp.zeros([], jnp.int32),
+            jnp.asarray(start, jnp.int32),
             stop=self._stop(jnp.int32(self._rounds)),
         )
         return trained, self._row(jnp.int32(-1), trained, masks, metrics, curve)
@@ -278,6 +289,13 @@ class IMP:
     @property
     def _criterion(self) -> Criterion:
         return Criterion(self.structure, self.scope, self.where, self.minimum)
+
+    def _pruned(
+        self, keys: RoundKeys, state: Any, masks: PyTree, round: jax.Array, snapshot: PyTree
+    ) -> tuple[Any, PyTree]:
+        """The state from which a round after the first starts, and its masks, after those of the last round."""
+        masks = self._prune(keys.scores, state.params, masks, round)
+        return impose_masks(self.rewind.restore(keys.weights, state, snapshot), masks), masks
 
     def _prune(self, key: jax.Array, params: PyTree, masks: PyTree, round: jax.Array) -> PyTree:
         units = self._criterion.units(params)

@@ -12,14 +12,13 @@ from jaxprune.experiments import tickets
 from jaxprune.experiments.claims import report
 from jaxprune.experiments.claims.points import Comparison, comparisons
 from jaxprune.experiments.claims.settings import ClaimsSettings
-from jaxprune.experiments.compare.pictures import plot_latency
 from jaxprune.experiments.compare.removed import LARGE_BATCH, measure_delivery, measure_removal
 from jaxprune.experiments.compare.results import key_of
 from jaxprune.experiments.compare.trainings import check_files, lines_of, trained
 from jaxprune.experiments.data import Data
 from jaxprune.experiments.programs import trace_programs
 from jaxprune.experiments.results import Record
-from jaxprune.plots import plot_accuracy
+from jaxprune.plots import plot_accuracy, plot_latency
 
 
 def train(settings: ClaimsSettings, data: Data, folder: RunFolder, console: Console) -> None:

@@ -15,7 +15,6 @@ from jaxprune.commands.run_folder import RunFolder
 from jaxprune.experiments.classification import Classification, classification
 from jaxprune.experiments.compare import results
 from jaxprune.experiments.compare.combinations import Method, methods
-from jaxprune.experiments.compare.pictures import plot_curves, plot_latency
 from jaxprune.experiments.compare.programs import compile_program, curve_steps
 from jaxprune.experiments.compare.removed import LARGE_BATCH, measure_removal
 from jaxprune.experiments.compare.results import DENSE, key_of
@@ -24,7 +23,7 @@ from jaxprune.experiments.compare.start import fresh_params, keys
 from jaxprune.experiments.data import Data
 from jaxprune.experiments.results import Record, percent, write_csv
 from jaxprune.params import flatten_with_paths
-from jaxprune.plots import plot_accuracy
+from jaxprune.plots import plot_accuracy, plot_curves, plot_latency
 from jaxprune.progress import progress_bar
 
 
