@@ -13,6 +13,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import jaxprune as jp
+from jaxprune.shrinking.arguments import sparsities_of
 
 X = jax.random.normal(jax.random.key(100), (64, 4))
 Y = jnp.sin(X @ jax.random.normal(jax.random.key(101), (4, 3)))
@@ -546,6 +547,21 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
 
 
 # Mistakes.
+
+
+def test_sparsities_are_those_of_imp():
+    found = [
+        sparsities_of(3, None, jp.schedules.linear(0.9, begin=0, end=3)),
+        sparsities_of(None, None, np.array([0.3, 0.6, 0.9])),
+        sparsities_of(2, None, None),
+        sparsities_of(np.int64(1), 0.1, None),
+        sparsities_of(None, None, (0, 0.5, 0.5)),
+    ]
+    assert found == [[0.3, 0.6, 0.9], [0.3, 0.6, 0.9], [0.2, 0.36], [0.1], [0.0, 0.5, 0.5]]
+    with pytest.raises(TypeError, match="`rate` must be known numbers"):
+        jax.jit(lambda rate: sparsities_of(1, rate, None))(0.1)
+    with pytest.raises(TypeError, match="`rate` must be known numbers"):
+        sparsities_of(1, {"up": 0.1}, None)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,11 @@ from jaxprune.recipes._unit_scores import (
     UNITS,
     call_unit_score,
     check_unit_score,
-    first_of,
     is_of_units,
     needs_of,
-    parameters_of,
 )
 from jaxprune.scores import l2_norm, magnitude
+from jaxprune.scores._scorer import first_of, parameters_of
 from jaxprune.shrinking import RemoveLayers, RemoveUnits, Stage
 from jaxprune.structures import Unstructured
 from jaxprune.surgery import branch_norms, l2_scores

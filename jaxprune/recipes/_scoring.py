@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
@@ -17,7 +16,7 @@ from jaxprune.params import PyTree
 from jaxprune.recipes._allocation import Allocation, allocation_text, check_allocation
 from jaxprune.scores import magnitude, normalize
 from jaxprune.scores._normalize import By
-from jaxprune.scores._scorer import call_score, name_of
+from jaxprune.scores._scorer import call_score, first_of, name_of, parameters_of
 from jaxprune.sparse_training import group_penalty
 from jaxprune.structures import Structure, Unstructured
 
@@ -137,12 +136,12 @@ class Scoring:
     @property
     def needs(self) -> tuple[str, ...]:
         """The fields of a `Task` that the score needs."""
-        return {"loss_fn": ("loss_fn", "batches"), "fn": ("fn", "inputs")}.get(_first(self.score), ())
+        return {"loss_fn": ("loss_fn", "batches"), "fn": ("fn", "inputs")}.get(first_of(self.score), ())
 
     @property
     def needs_key(self) -> bool:
         """Whether the score draws random numbers."""
-        return bool({"key", "rng"} & {*_arguments(self.score)})
+        return bool({"key", "rng"} & {*parameters_of(self.score)})
 
     def of_task(self, task: Any, structure: Structure) -> Callable[..., PyTree]:
         """The function (params, key) -> scores: the score with all else that it needs bound to it.
@@ -152,13 +151,13 @@ class Scoring:
           structure: of the recipe.
         """
         more: dict[str, Any] = {}
-        if "structure" in _arguments(self.score) and hasattr(structure, "unit_shape"):
+        if "structure" in parameters_of(self.score) and hasattr(structure, "unit_shape"):
             more["structure"] = structure
 
         def scored(params: PyTree, key: jax.Array | None = None) -> PyTree:
-            if _first(self.score) == "loss_fn":
+            if first_of(self.score) == "loss_fn":
                 scores = self.score(task.loss_fn, params, *task.batches, **more)
-            elif _first(self.score) == "fn":
+            elif first_of(self.score) == "fn":
                 scores = self.score(task.fn, params, *task.inputs, **more)
             else:
                 scores = call_score(functools.partial(self.score, **more), params, key)
@@ -184,14 +183,3 @@ class Scoring:
             return jax.tree.map(lambda g, p: g + (self.group_lasso * p).astype(g.dtype), grads, pull)
 
         return optax.chain(optax.stateless(penalize), inner)
-
-
-def _arguments(score: Callable[..., Any]) -> tuple[str, ...]:
-    try:
-        return tuple(inspect.signature(score).parameters)
-    except (TypeError, ValueError):  # some builtins and compiled callables tell nothing of themselves
-        return ()
-
-
-def _first(score: Callable[..., Any]) -> str:
-    return next(iter(_arguments(score)), "")

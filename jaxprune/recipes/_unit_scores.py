@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from jaxprune.params import PyTree
 from jaxprune.recipes._scoring import Task
-
-Parameters = Mapping[str, inspect.Parameter]
+from jaxprune.scores._scorer import first_of, parameters_of
 
 UNITS = ("groups", "branches")  # first arguments of scores of units, and of layers
 WEIGHTS = ("params", "loss_fn", "fn")  # first arguments of scores of weights
 _GIVEN = ("params", "loss_fn", "batches", "key", "rng")  # what a score of units is given by name
 _NO_PARAMS = ("key", "rng", "structure")  # second arguments of scores of weights
 _STARS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-def parameters_of(score: Callable[..., Any]) -> Parameters:
-    """The arguments of a score; none if it tells nothing of itself."""
-    try:
-        return inspect.signature(score).parameters
-    except (TypeError, ValueError):
-        return {}
-
-
-def first_of(score: Callable[..., Any]) -> str:
-    """The name of the first argument."""
-    return next(iter(parameters_of(score)), "")
 
 
 def is_of_units(score: Callable[..., Any], units: str) -> bool:

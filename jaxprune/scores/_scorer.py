@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -54,6 +54,19 @@ def call_score(score: Callable[..., PyTree], params: PyTree, key: jax.Array | No
         f"`score` must take (params) or (params, key), got a function that takes {signature}. Bind its other "
         "arguments, as in lambda params: score(loss_fn, params, batch)."
     )
+
+
+def parameters_of(score: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a score, by their names; none if it tells nothing of itself."""
+    try:
+        return inspect.signature(score).parameters
+    except (TypeError, ValueError):  # some builtins and compiled callables
+        return {}
+
+
+def first_of(score: Callable[..., Any]) -> str:
+    """The name of the first argument of a score."""
+    return next(iter(parameters_of(score)), "")
 
 
 def name_of(score: Callable[..., Any]) -> str:
