@@ -137,12 +137,7 @@ class IMP:
             object.__setattr__(self, "rounds", len(given_sparsities(self.sparsities, self.rounds)))
         self._set_steps()
         _ = self._criterion  # raises for what is no criterion
-        if self.every is not None and self.evaluate is None:
-            raise ValueError(
-                "`every` asks for curves of `evaluate`, which is not given: pass `evaluate` too."
-            )
-        if self.every is not None and self.every > max(self._lengths):
-            raise ValueError(f"`every` must be at most `steps`, got every={self.every}, steps={self.steps}.")
+        _ = self._training  # and for an `every` that is none
         if not callable(getattr(self.rewind, "restore", None)):
             raise TypeError(f"`rewind` must be Rewind(step), Finetune(), ..., got {self.rewind!r}.")
         if self.rewind.step >= min(self._lengths):
@@ -153,7 +148,7 @@ class IMP:
         self._sparsity.check(self._rounds, self.structure)
 
     def _set_steps(self) -> None:
-        """Checks `steps` and `every`, and makes them plain numbers."""
+        """Checks `steps`, and makes them plain numbers."""
         if isinstance(self.steps, Sequence) and not isinstance(self.steps, str):
             if len(self.steps) != self._rounds + 1:
                 raise ValueError(
@@ -166,8 +161,6 @@ class IMP:
         else:
             check_whole(steps=self.steps)
             object.__setattr__(self, "steps", int(self.steps))  # type: ignore[arg-type]
-        if self.every is not None:
-            check_whole(every=self.every)
 
     @functools.cached_property
     def _lengths(self) -> tuple[int, ...]:
