@@ -131,15 +131,8 @@ class IMP:
         object.__setattr__(self, "rounds", rounds)
         lengths = lengths_of(self.steps, rounds + 1)
         object.__setattr__(self, "steps", lengths if is_one_each(self.steps) else lengths[0])
-        if self.every is not None:
-            check_whole(every=self.every)
         _ = self._criterion  # raises for what is no criterion
-        if self.every is not None and self.evaluate is None:
-            raise ValueError(
-                "`every` asks for curves of `evaluate`, which is not given: pass `evaluate` too."
-            )
-        if self.every is not None and self.every > max(self._lengths):
-            raise ValueError(f"`every` must be at most `steps`, got every={self.every}, steps={self.steps}.")
+        _ = self._training  # and for an `every` that is none
         check_rewind(self.rewind, self._lengths)
         self._sparsity.check(self._rounds, self.structure)
 

@@ -17,6 +17,7 @@ from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.rewind import replace
 from jaxprune.transforms._masks_in_state import has_masks, with_masks
 from jaxprune.transforms._moments import clear_moments
+from jaxprune.whole_numbers import check_whole
 
 
 class RoundKeys(NamedTuple):
@@ -45,6 +46,17 @@ class Training:
     steps: int
     evaluate: Callable[[Any], PyTree] | None
     every: int | None
+
+    def __post_init__(self):
+        if self.every is None:
+            return
+        check_whole(every=self.every)
+        if self.evaluate is None:
+            raise ValueError(
+                "`every` asks for curves of `evaluate`, which is not given: pass `evaluate` too."
+            )
+        if self.every > self.steps:
+            raise ValueError(f"`every` must be at most `steps`, got every={self.every}, steps={self.steps}.")
 
     @functools.cached_property
     def step(self) -> Callable[[Any, jax.Array, jax.Array], tuple[Any, PyTree]]:

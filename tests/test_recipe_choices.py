@@ -323,6 +323,21 @@ def test_what_an_experiment_needs_is_named():
         jp.recipes.imp(0.9).experiment(train_step, batch_fn, steps=4)
 
 
+@pytest.mark.parametrize("scheduling", [jp.Recursive(1), jp.Gradual(), jp.BeforeTraining()])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"every": 2}, "`every` asks for curves of `evaluate`, which is not given"),
+        ({"every": 99, "evaluate": evaluate}, "`every` must be at most `steps`"),
+        ({"every": 0, "evaluate": evaluate}, "`every` must be a whole number of at least 1, got 0"),
+        ({"every": 1.5, "evaluate": evaluate}, "`every` must be a whole number"),
+    ],
+)
+def test_curves_that_are_none_are_errors_in_every_scheduling(scheduling, more, message):
+    with pytest.raises(ValueError, match=message):
+        jp.Recipe(0.5, scheduling=scheduling).experiment(train_step, batch_fn, steps=8, **more)
+
+
 def test_the_spacing_of_rounds():
     assert jp.Recursive(3, "equal").after(0.75) == pytest.approx((0.25, 0.5, 0.75))
     assert jp.Recursive(2).after(0.75) == pytest.approx((0.5, 0.75))

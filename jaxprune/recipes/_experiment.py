@@ -155,6 +155,9 @@ class SingleTraining:
 
     rounds = 0
 
+    def __post_init__(self):
+        _ = self._training  # raises for an `every` that is none
+
     @functools.cached_property
     def _training(self) -> Training:
         return Training(self.train_step, self.batch_fn, self.steps, self.evaluate, self.every)
