@@ -199,14 +199,15 @@ def _tickets(part: dict[str, Any]) -> Section:
 def _sentence(one: str, other: str, columns: list[str], signs: list[int]) -> str:
     """Where the difference shows, and where not."""
     told = []
-    for sign, verb in (
-        (1, "is more accurate than"),
-        (-1, "is less accurate than"),
-        (0, "does not differ from"),
-    ):
+    verbs = (
+        (1, f"more accurate than {other}"),
+        (-1, f"less accurate than {other}"),
+        (0, "no difference shows"),
+    )
+    for sign, verb in verbs:
         if at := [column for column, s in zip(columns, signs, strict=True) if s == sign]:
-            told.append(f"{verb} {other} at {', '.join(at)}")
-    return f"{one} {'; '.join(told)}."
+            told.append(f"{verb} at {', '.join(at)}")
+    return f"{one}: {'; '.join(told)}."
 
 
 def _trainings(steps: list[int]) -> str:

@@ -59,6 +59,7 @@ def train(settings: ClaimsSettings, data: Data, folder: RunFolder, console: Cons
 
 def _picture(point: Comparison, records: list[Record], times: dict[str, Any]) -> Any:
     dense = 100 * float(np.mean(records[0]["test_accuracy"]))
+    title = f"{point.title}: {point.settings.model} on {point.settings.data}"
     if point.name == "structure":
         of = records[1:]
         lines = {}
@@ -66,9 +67,8 @@ def _picture(point: Comparison, records: list[Record], times: dict[str, Any]) ->
             rows = [r for r in of if r["method"] == name]
             shares = [times[key_of(name, r["sparsity"])]["latency"][LARGE_BATCH] for r in rows]
             lines[name] = np.asarray(shares), np.asarray([100 * np.asarray(r["test_accuracy"]) for r in rows])
-        title = f"{point.title}, batches of {LARGE_BATCH}"
-        return plot_latency(lines, level=("dense", dense), title=title)
-    return plot_accuracy(lines_of(records), level=("dense", dense), title=point.title)
+        return plot_latency(lines, level=("dense", dense), title=f"{title}, batches of {LARGE_BATCH}")
+    return plot_accuracy(lines_of(records), level=("dense", dense), title=title)
 
 
 def _write(
