@@ -10,10 +10,14 @@ NEWEST_TESTS := tests/surgery $(wildcard tests/test_calibration*.py) tests/test_
   tests/test_transforms.py tests/test_gradual.py $(wildcard tests/test_imp*.py) \
   tests/test_jax_compat.py tests/test_jaxprs.py jaxprune README.md docs
 
-.PHONY: demo test check lint types fast test-newest newest clean
+.PHONY: demo claims test check lint types fast test-newest newest clean
 
 demo: $(VENV)/.demo
 	$(BIN)/jaxprune imp --overwrite
+
+# On full MNIST: make claims CLAIMS="--data mnist --data-dir DIR --steps 300"
+claims: $(VENV)/.demo
+	$(BIN)/jaxprune claims --overwrite $(CLAIMS)
 
 test: lint types
 	$(BIN)/pytest -n auto --dist worksteal

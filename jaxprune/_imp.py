@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune.allocation import Scope
-from jaxprune.idle_rounds import idle_round, is_over
+from jaxprune.idle_rounds import check_rounds_train, is_over
 from jaxprune.masking import Criterion
 from jaxprune.masking.rounds import counts_of_rounds
 from jaxprune.masking.units import as_arrays
@@ -21,11 +21,12 @@ from jaxprune.meshes import steady
 from jaxprune.params import PyTree, mask_leaves
 from jaxprune.rewind import Initialization, Rewind
 from jaxprune.round_history import Round, row_of
-from jaxprune.round_sparsity import ByRate, Given, RoundSparsity, Sparsities, given_sparsities
+from jaxprune.round_sparsity import RoundSparsity, Sparsities, number_of_rounds, sparsity_of_rounds
+from jaxprune.round_steps import check_rewind, is_one_each, lengths_of
 from jaxprune.scores import magnitude
 from jaxprune.scores._scorer import call_score
 from jaxprune.structures import Structure, Unstructured
-from jaxprune.training import Training, impose_masks, round_keys
+from jaxprune.training import RoundKeys, Training, impose_masks, round_keys
 from jaxprune.whole_numbers import check_whole
 
 
@@ -126,46 +127,19 @@ class IMP:
     minimum: int | float = 0
 
     def __post_init__(self):
-        if self.sparsities is None and self.rounds is None:
-            raise TypeError("`rounds` must be given, or `sparsities` with one for each round.")
-        if self.sparsities is not None and self.rate is not None:
-            raise ValueError("pass either `rate` or `sparsities`, and not both.")
-        if self.rounds is not None:
-            check_whole(at_least=0, rounds=self.rounds)
-            object.__setattr__(self, "rounds", int(self.rounds))
-        if self.sparsities is not None:
-            object.__setattr__(self, "rounds", len(given_sparsities(self.sparsities, self.rounds)))
-        self._set_steps()
+        rounds = number_of_rounds(self.rounds, self.rate, self.sparsities)
+        object.__setattr__(self, "rounds", rounds)
+        lengths = lengths_of(self.steps, rounds + 1)
+        object.__setattr__(self, "steps", lengths if is_one_each(self.steps) else lengths[0])
         _ = self._criterion  # raises for what is no criterion
         _ = self._training  # and for an `every` that is none
-        if not callable(getattr(self.rewind, "restore", None)):
-            raise TypeError(f"`rewind` must be Rewind(step), Finetune(), ..., got {self.rewind!r}.")
-        if self.rewind.step >= min(self._lengths):
-            raise ValueError(
-                f"`rewind` must go back to a step of the round, got {self.rewind!r} with steps={self.steps}: "
-                f"the last one is {min(self._lengths) - 1}."
-            )
+        check_rewind(self.rewind, self._lengths)
         self._sparsity.check(self._rounds, self.structure)
-
-    def _set_steps(self) -> None:
-        """Checks `steps`, and makes them plain numbers."""
-        if isinstance(self.steps, Sequence) and not isinstance(self.steps, str):
-            if len(self.steps) != self._rounds + 1:
-                raise ValueError(
-                    f"`steps` must be one number, or one for each of the {self._rounds + 1} trainings, got "
-                    f"{self.steps!r}."
-                )
-            for number, steps in enumerate(self.steps):
-                check_whole(**{f"steps[{number}]": steps})
-            object.__setattr__(self, "steps", tuple(map(int, self.steps)))
-        else:
-            check_whole(steps=self.steps)
-            object.__setattr__(self, "steps", int(self.steps))  # type: ignore[arg-type]
 
     @functools.cached_property
     def _lengths(self) -> tuple[int, ...]:
         """Number of steps of each training."""
-        return self.steps if isinstance(self.steps, tuple) else (int(self.steps),) * (self._rounds + 1)  # type: ignore[arg-type]
+        return lengths_of(self.steps, self._rounds + 1)
 
     @property
     def _rounds(self) -> int:
@@ -173,9 +147,7 @@ class IMP:
 
     @functools.cached_property
     def _sparsity(self) -> RoundSparsity:
-        if self.sparsities is None:
-            return ByRate(0.2 if self.rate is None else self.rate)
-        return Given(given_sparsities(self.sparsities, self.rounds))
+        return sparsity_of_rounds(self._rounds, self.rate, self.sparsities)
 
     @property
     def curve_steps(self) -> tuple[int, ...]:
@@ -206,15 +178,7 @@ class IMP:
         units = self._criterion.units(state.params)
         masks = units.full_masks()
         units.check_minimum(self._sparsity.after(units, self._rounds))
-        idle = idle_round(self._training, key, state, units.chosen, self.rewind, self._lengths)
-        if idle is not None:
-            raise ValueError(
-                f"`rewind` {self.rewind!r} leaves round {idle} nothing to train: at its step counts every update "
-                "of the weights to prune is 0, as after the end of a learning-rate schedule. Let the schedule "
-                f"end above 0 or cover all {self._rounds + 1} rounds ({sum(self._lengths)} steps) "
-                "with Finetune(), rewind to an earlier step, or restart the schedule in every round with "
-                "Finetune(schedule='restart')."
-            )
+        check_rounds_train(self._training, key, state, units.chosen, self.rewind, self._lengths)
         state = impose_masks(state, masks)
         carry = Carry(jnp.zeros([], jnp.int32), key, state, masks, self.rewind.take(state))
         # Each leaf a buffer of its own, neither the caller's nor one of another leaf: so it can be donated.
@@ -238,12 +202,11 @@ class IMP:
             raise ValueError(
                 f"all {self._rounds + 1} rounds (0 to {self._rounds}) are done: there is no next one."
             )
-        batch_key, score_key, init_key = round_keys(carry.key, carry.round)
+        keys = round_keys(carry.key, carry.round)
         is_first = carry.round == 0
 
         def prune(state: Any, masks: PyTree) -> tuple[Any, PyTree]:
-            masks = self._prune(score_key, state.params, masks, carry.round)
-            return impose_masks(self.rewind.restore(init_key, state, carry.snapshot), masks), masks
+            return self._pruned(keys, state, masks, carry.round, carry.snapshot)
 
         def take(state: Any, old: PyTree) -> PyTree:
             return jax.lax.cond(is_first, lambda s, _: self.rewind.take(s), lambda _, o: o, state, old)
@@ -251,7 +214,12 @@ class IMP:
         state, masks = jax.lax.cond(is_first, lambda *same: same, prune, carry.state, carry.masks)
         start = jnp.where(is_first, 0, self.rewind.step).astype(jnp.int32)
         state, metrics, snapshot, curve = self._training.run(
-            batch_key, state, masks, start, (self.rewind.step, take, carry.snapshot), self._stop(carry.round)
+            keys.batches,
+            state,
+            masks,
+            start,
+            (self.rewind.step, take, carry.snapshot),
+            self._stop(carry.round),
         )
         row = self._row(carry.round, state, masks, metrics, curve)
         return Carry(carry.round + 1, carry.key, state, masks, snapshot), row
@@ -270,21 +238,28 @@ class IMP:
         carry, history = jax.lax.scan(lambda carry, _: self.step(carry), start, length=self._rounds + 1)
         return carry.state, history
 
-    def train(self, key: jax.Array, state: Any, masks: PyTree) -> tuple[Any, Round]:
-        """One training like the last, but from step 0 and under given masks, for control experiments.
+    def train(self, key: jax.Array, state: Any, masks: PyTree, start: int = 0) -> tuple[Any, Round]:
+        """One training like the last, but under given masks, for control experiments.
 
         Args:
           key: a `jax.random.key`.
           state: as for `init`.
           masks: tree like the parameters, such as a row of `history.masks`, also under `jax.vmap` or
             `jax.lax.map`.
+          start: first step; 0 trains from the beginning. A state that was rewound to step k continues at k.
 
         Returns:
           The trained state and its row (`round` is -1).
 
         Raises:
-          ValueError: if the step counts of the state are past the end of the learning-rate schedule.
+          ValueError: if `start` is no step of the training, or the step counts of the state are past the end of the
+            learning-rate schedule.
         """
+        check_whole(at_least=0, start=start)
+        if start >= self._lengths[-1]:
+            raise ValueError(
+                f"`start` must be below the {self._lengths[-1]} steps of a training, got {start}."
+            )
         state = self._training.match_dtypes(key, state)
         if is_over(self._training, key, state, self._criterion.units(state.params).chosen):
             raise ValueError(
@@ -297,7 +272,7 @@ class IMP:
             batch_key,
             impose_masks(state, masks),
             masks,
-            jnp.zeros([], jnp.int32),
+            jnp.asarray(start, jnp.int32),
             stop=self._stop(jnp.int32(self._rounds)),
         )
         return trained, self._row(jnp.int32(-1), trained, masks, metrics, curve)
@@ -307,6 +282,13 @@ class IMP:
     @property
     def _criterion(self) -> Criterion:
         return Criterion(self.structure, self.scope, self.where, self.minimum)
+
+    def _pruned(
+        self, keys: RoundKeys, state: Any, masks: PyTree, round: jax.Array, snapshot: PyTree
+    ) -> tuple[Any, PyTree]:
+        """The state from which a round after the first starts, and its masks, after those of the last round."""
+        masks = self._prune(keys.scores, state.params, masks, round)
+        return impose_masks(self.rewind.restore(keys.weights, state, snapshot), masks), masks
 
     def _prune(self, key: jax.Array, params: PyTree, masks: PyTree, round: jax.Array) -> PyTree:
         units = self._criterion.units(params)

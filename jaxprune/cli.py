@@ -139,10 +139,15 @@ def _first_part(box: str) -> str:
 
 def _commands() -> dict[str, tuple[type, Callable[[Any], None]]]:
     """Subcommand -> (the dataclass of its options, the function that runs it)."""
+    from jaxprune.experiments.claims.settings import ClaimsSettings
     from jaxprune.experiments.compare.settings import CompareSettings
     from jaxprune.experiments.settings import Settings
 
-    return {"imp": (Settings, _imp), "compare": (CompareSettings, _compare)}
+    return {
+        "imp": (Settings, _imp),
+        "compare": (CompareSettings, _compare),
+        "claims": (ClaimsSettings, _claims),
+    }
 
 
 def _imp(settings: Any) -> None:
@@ -153,6 +158,12 @@ def _imp(settings: Any) -> None:
 
 def _compare(settings: Any) -> None:
     from jaxprune.experiments.compare.experiment import run
+
+    run(settings, _console())
+
+
+def _claims(settings: Any) -> None:
+    from jaxprune.experiments.claims.experiment import run
 
     run(settings, _console())
 

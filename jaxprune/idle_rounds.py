@@ -158,6 +158,20 @@ def idle_round(
     return None
 
 
+def check_rounds_train(
+    training: Training, key: jax.Array, state: Any, chosen: list[int], rewind: Any, lengths: Sequence[int]
+) -> None:
+    """Raises ValueError if a round is idle; the arguments are those of `idle_round`."""
+    idle = idle_round(training, key, state, chosen, rewind, lengths)
+    if idle is not None:
+        raise ValueError(
+            f"`rewind` {rewind!r} leaves round {idle} nothing to train: at its step counts every update of the "
+            "weights to prune is 0, as after the end of a learning-rate schedule. Let the schedule end above 0 or "
+            f"cover all {len(lengths)} rounds ({sum(lengths)} steps) with Finetune(), rewind to an earlier step, or "
+            "restart the schedule in every round with Finetune(schedule='restart')."
+        )
+
+
 def is_over(training: Training, key: jax.Array, state: Any, chosen: list[int]) -> bool:
     """Whether training from `state` can change no weight to prune, although training from counts of 0 could."""
     clock = Clock(training, key, state, chosen)

@@ -43,7 +43,13 @@ from jaxprune.surgery import (
     plan_removal,
     replace_layers,
 )
-from jaxprune.tickets import instability, linear_connectivity, sanity_checks, ticket_variants
+from jaxprune.tickets import (
+    instability,
+    late_rewinding,
+    linear_connectivity,
+    sanity_checks,
+    ticket_variants,
+)
 from jaxprune.train_state import TrainState
 from jaxprune.transforms import get_masks, gradual, has_masks, masked, replace_masks
 
@@ -89,6 +95,7 @@ __all__ = [
     "has_masks",
     "imp",
     "instability",
+    "late_rewinding",
     "linear_connectivity",
     "make_masks",
     "masked",

@@ -1,4 +1,4 @@
-"""How much is pruned after each round: at a constant rate, or as given round by round."""
+"""How many rounds there are and how much is pruned after each: at a constant rate, or as given round by round."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jaxprune.allocation import check_fraction, check_limit, is_share, pruned_af
 from jaxprune.masking import Units
 from jaxprune.params import flatten_with_paths
 from jaxprune.structures import Structure
+from jaxprune.whole_numbers import check_whole
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,18 +35,19 @@ class ByRate:
         check_fraction("rate", self.rate)
         if not isinstance(self.rate, Tracer):
             after = f" after {rounds} rounds at rate {float(self.rate):g}"
-            check_limit("rounds", self._share(rounds), structure, after)
+            check_limit("rounds", self.share(rounds), structure, after)
 
     def after(self, units: Units, round: int) -> Any:
         """The sparsity after so many rounds: one share, or a list with one for each array of units."""
         if is_share(self.rate):
-            return self._share(round)
+            return self.share(round)
         rates = units.each(self.rate, "rate")
         for rate, name in zip(rates, units.cut.names, strict=True):
             check_fraction("rate", rate, name)
         return [pruned_after(float(rate), round) for rate in rates]
 
-    def _share(self, rounds: int) -> Any:
+    def share(self, rounds: int) -> Any:
+        """The sparsity after so many rounds at one rate for all."""
         if isinstance(self.rate, Tracer):
             return -jnp.expm1(rounds * jnp.log1p(-self.rate.astype(jnp.float32)))
         return pruned_after(float(self.rate), rounds)
@@ -80,12 +82,45 @@ class Given:
                     )
                 before[path] = float(share)
 
+    def share(self, rounds: int) -> Any:
+        """The sparsity after so many rounds, at least one, as it is given."""
+        return self.sparsities[rounds - 1]
+
     def after(self, units: Units, round: int) -> Any:
         """The sparsity after so many rounds: one share, or a list with one for each array of units."""
         if round == 0:
             first = units.shares(self.sparsities[0]) if self.sparsities else 0.0
             return [0.0] * len(first) if isinstance(first, list) else 0.0
         return units.shares(self.sparsities[round - 1])
+
+
+RoundSparsity = ByRate | Given
+Sparsities = Sequence[Any] | Callable[[int], Any] | jax.Array
+
+
+def number_of_rounds(rounds: Any, rate: Any, sparsities: Any, at_least: int = 0) -> int:
+    """The number of prunings of an experiment that is given two of these.
+
+    Raises:
+      TypeError: neither `rounds` nor `sparsities`.
+      ValueError: both `rate` and `sparsities`; fewer rounds than `at_least`, or others than there are sparsities.
+    """
+    if rounds is not None:
+        check_whole(at_least, rounds=rounds)
+    if sparsities is None:
+        if rounds is None:
+            raise TypeError("`rounds` must be given, or `sparsities` with one for each round.")
+        return int(rounds)
+    if rate is not None:
+        raise ValueError("pass either `rate` or `sparsities`, and not both.")
+    return len(given_sparsities(sparsities, rounds))
+
+
+def sparsity_of_rounds(rounds: int, rate: Any, sparsities: Any) -> RoundSparsity:
+    """How much is pruned after each of so many rounds: as `sparsities` say, or else at the rate, 0.2 if it is None."""
+    if sparsities is None:
+        return ByRate(0.2 if rate is None else rate)
+    return Given(given_sparsities(sparsities, rounds))
 
 
 def given_sparsities(sparsities: Any, rounds: int | None) -> tuple[Any, ...]:
@@ -124,7 +159,3 @@ def given_sparsities(sparsities: Any, rounds: int | None) -> tuple[Any, ...]:
 def _rounded(share: Any) -> Any:
     """A schedule's share without the last digits of its arithmetic."""
     return jax.tree.map(lambda x: round(x, 12) if isinstance(x, float) else x, share)
-
-
-RoundSparsity = ByRate | Given
-Sparsities = Sequence[Any] | Callable[[int], Any] | jax.Array

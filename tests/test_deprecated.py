@@ -7,7 +7,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.deprecated import renamed_names
-from jaxprune.experiments.compare.chosen import MAKE
+from jaxprune.experiments.compare.combinations import MAKE
 from jaxprune.experiments.compare.settings import CompareSettings
 
 

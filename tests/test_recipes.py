@@ -10,7 +10,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import jaxprune as jp
-from jaxprune.experiments.compare.chosen import MAKE
+from jaxprune.experiments.compare.combinations import MAKE
 
 STEPS = 24
 # Each program runs once, so compiling is all that it costs.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.draws import uniforms
 from jaxprune.params import is_float_array
 
 
@@ -130,3 +131,12 @@ def test_normalize_divides_by_a_size_of_the_leaf(by, want):
 def test_normalize_names_what_it_takes():
     with pytest.raises(ValueError, match="`by` must be one of 'mean', 'max', 'l2', 'sum', got 'median'"):
         jp.scores.normalize({"w": jnp.ones(2)}, "median")
+
+
+def test_draws_made_together_are_those_of_each_key_alone():
+    shapes = [(3, 5), (7,), (), (0, 4), (3, 5), (130, 130), (2, 1, 2), (130, 130)]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    together = jax.jit(lambda keys: uniforms(keys, shapes))(keys)
+    for key, shape, drawn in zip(keys, shapes, together, strict=True):
+        assert drawn.shape == shape
+        np.testing.assert_array_equal(drawn, jax.random.uniform(key, shape))

@@ -13,6 +13,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import jaxprune as jp
+from jaxprune.shrinking.arguments import sparsities_of
 
 X = jax.random.normal(jax.random.key(100), (64, 4))
 Y = jnp.sin(X @ jax.random.normal(jax.random.key(101), (4, 3)))
@@ -548,19 +549,38 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
 # Mistakes.
 
 
+def test_sparsities_are_those_of_imp():
+    found = [
+        sparsities_of(3, None, jp.schedules.linear(0.9, begin=0, end=3)),
+        sparsities_of(None, None, np.array([0.3, 0.6, 0.9])),
+        sparsities_of(2, None, None),
+        sparsities_of(np.int64(1), 0.1, None),
+        sparsities_of(None, None, (0, 0.5, 0.5)),
+    ]
+    assert found == [[0.3, 0.6, 0.9], [0.3, 0.6, 0.9], [0.2, 0.36], [0.1], [0.0, 0.5, 0.5]]
+    with pytest.raises(TypeError, match="`rate` must be known numbers"):
+        jax.jit(lambda rate: sparsities_of(1, rate, None))(0.1)
+    with pytest.raises(TypeError, match="`rate` must be known numbers"):
+        sparsities_of(1, {"up": 0.1}, None)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
         ({"rounds": 0}, ValueError, "`rounds` must be a whole number of at least 1"),
         ({"rate": 0.0}, ValueError, r"`rate` must be in \(0, 1\)"),
         ({"rate": 30}, ValueError, "pass 0.3"),
-        ({"rounds": None}, ValueError, "pass both `rounds` and `rate`"),
-        ({"sparsities": [0.5, 0.4]}, ValueError, "`sparsities` must rise"),
-        ({"sparsities": [0.5], "rounds": 1}, ValueError, "pass either"),
-        ({"sparsities": []}, ValueError, "got none"),
+        ({"rounds": None}, TypeError, "`rounds` must be given"),
+        ({"sparsities": [0.5, 0.4]}, ValueError, "`sparsities` must not fall"),
+        ({"sparsities": [0.5, 1.0]}, ValueError, r"`sparsities\[1\]` must be in"),
+        ({"sparsities": [0.5], "rounds": 2}, ValueError, "one entry for each of the 2 rounds"),
+        ({"sparsities": [0.5], "rate": 0.2}, ValueError, "pass either"),
+        ({"sparsities": []}, TypeError, "`sparsities` must be a sequence"),
+        ({"sparsities": [{"up": 0.5}]}, TypeError, "`sparsities` must be known numbers"),
         ({"steps": 0}, ValueError, "`steps`"),
         ({"steps": [1, 2]}, ValueError, "each of the 3 trainings"),
-        ({"steps": [1, 2, 0]}, ValueError, "`steps`"),
+        ({"steps": [1, 2, 0]}, ValueError, r"`steps\[2\]` must be .* at least 1"),
+        ({"steps": [-1, 2, 1]}, ValueError, r"`steps\[0\]` must be .* at least 0"),
         ({"rewind": jp.Rewind(4)}, ValueError, "`rewind` must go back"),
         ({"rewind": None}, TypeError, "`rewind` must be"),
         ({"make_train_step": lambda compact: None}, TypeError, "must return a function"),

@@ -5,15 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from imp_task import X, Y, batch_fn, experiment, loss_fn, params_of, state_of, train_step
+from imp_task import X, Y, batch_fn, evaluate, experiment, loss_fn, params_of, state_of, train_step
 
 import jaxprune as jp
 
 STEPS = 8
-
-
-def numbers(params):
-    return {"loss": loss_fn(params, (X, Y))}
 
 
 def trained(key, state, start, stop):
@@ -78,10 +74,11 @@ def test_lines_that_are_none_are_errors(other, more, message):
 def test_instability_is_that_of_trainings_by_hand(ticket):
     tx = jp.masked(optax.adam(0.02))
     masks = jp.make_masks(jp.scores.magnitude(params_of()), 0.5) if ticket else None
-    made = jp.instability(train_step, batch_fn, numbers, steps=STEPS, splits=(0, 3, 5), points=5)
+    made = jp.instability(train_step, batch_fn, evaluate, steps=STEPS, splits=(0, 3, 5), points=5)
     key = jax.random.key(5)
     rows = jax.jit(made.run)(key, state_of(tx=tx), masks)
-    trunk_key, *copy_keys = jax.random.split(key, 3)
+    trunk_key = jax.random.split(jax.random.fold_in(key, 0), 3)[0]  # of the dense training of `imp`
+    copy_keys = jax.random.split(jax.random.fold_in(key, 2**32 - 1), 2)
     state = state_of(tx=tx)
     for row, (start, split) in enumerate(((0, 0), (0, 3), (3, 5))):
         state = trained(trunk_key, state, start, split)
@@ -100,7 +97,7 @@ def test_instability_is_that_of_trainings_by_hand(ticket):
 
 @pytest.mark.slow
 def test_masks_for_each_split_and_seeds_side_by_side():
-    made = jp.instability(train_step, batch_fn, numbers, steps=4, splits=(0, 2), points=3)
+    made = jp.instability(train_step, batch_fn, evaluate, steps=4, splits=(0, 2), points=3)
     state = state_of(tx=jp.masked(optax.adam(0.02)))
     one = jp.make_masks(jp.scores.magnitude(state.params), 0.5)
     many = jax.tree.map(lambda w, m: jnp.stack([jnp.broadcast_to(m, w.shape)] * 2), state.params, one)
@@ -112,10 +109,68 @@ def test_masks_for_each_split_and_seeds_side_by_side():
         made.run(keys[0], state, jax.tree.map(lambda m: jnp.concatenate([m, m]), many))
 
 
+@pytest.mark.slow
+def test_a_ticket_belongs_to_the_network_that_is_split():
+    """Both copies leave the weights to which `imp` with the same key rewinds, each by batches of its own."""
+    made = experiment(rewind=jp.Rewind(2), rounds=1, rate=0.5, steps=4)
+    key = jax.random.key(3)
+    carry, _ = jax.jit(made.step)(made.init(key, state_of()))
+    one_more = jp.instability(train_step, batch_fn, evaluate, steps=3, splits=(2,), points=2)
+    copies = jax.random.split(jax.random.fold_in(key, 2**32 - 1), 2)
+    by_hand = [loss_fn(trained(k, carry.snapshot, 2, 3).params, (X, Y)) for k in copies]
+    np.testing.assert_allclose(jax.jit(one_more.run)(key, state_of()).ends["loss"], [by_hand], rtol=1e-3)
+
+
 @pytest.mark.parametrize("splits", [(), (3, 2), (2, 2), (8,)])
 def test_splits_that_are_none_are_errors(splits):
     with pytest.raises(ValueError, match="`splits` must"):
-        jp.instability(train_step, batch_fn, numbers, steps=STEPS, splits=splits)
+        jp.instability(train_step, batch_fn, evaluate, steps=STEPS, splits=splits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [jp.Rewind, jp.RewindLearningRate])
+def test_late_rewinding_is_one_experiment_for_each_step(kind):
+    choices = {"rounds": 2, "rate": 0.5, "steps": 5, "keep_masks": True, "every": 2}
+    many = jp.late_rewinding(experiment(rewind=kind(), **choices), (0, 2, 3))
+    key = jax.random.key(4)
+    history = jax.jit(many.run)(key, state_of())
+    for row, step in enumerate(many.steps):
+        _, alone = jax.jit(experiment(rewind=kind(step), **choices).run)(key, state_of())
+        here = jax.tree.map(lambda x, row=row: x[row], history)
+        assert jax.tree.structure(here) == jax.tree.structure(alone)
+        for found, expected in zip(jax.tree.leaves(here), jax.tree.leaves(alone), strict=True):
+            assert found.shape == expected.shape and found.dtype == expected.dtype
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_seeds_and_steps_and_their_tickets_are_one_program():
+    late = jp.late_rewinding(experiment(rounds=1, rate=0.5, steps=4, keep_masks=True), (0, 2))
+    made = jp.instability(train_step, batch_fn, evaluate, steps=4, splits=late.steps, points=3)
+
+    def whole(key, state):
+        history = late.run(key, state)
+        levels = jax.tree.map(lambda mask: jnp.moveaxis(mask, 1, 0), history.masks)
+        return history, jax.lax.map(lambda masks: made.run(key, state, masks), levels)
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    history, rows = jax.jit(jax.vmap(whole, (0, None)))(keys, state_of())
+    assert history.evaluation["loss"].shape == (2, 2, 2) and rows.barrier["loss"].shape == (2, 2, 2)
+    dense = jax.jit(made.run)(keys[1], state_of())
+    np.testing.assert_allclose(rows.values["loss"][1, 0], dense.values["loss"], rtol=1e-4)
+    ticket = jax.tree.map(lambda mask: mask[1, 1, 1], history.masks)
+    last = jp.instability(train_step, batch_fn, evaluate, steps=4, splits=(2,), points=3)
+    alone = jax.jit(last.run)(keys[1], state_of(), ticket)
+    np.testing.assert_allclose(rows.values["loss"][1, 1, 1], alone.values["loss"][0], rtol=1e-4)
+
+
+def test_late_rewinding_says_what_it_needs():
+    with pytest.raises(TypeError, match=r"`imp` must be a jp.imp\(...\), got str"):
+        jp.late_rewinding("imp", (0,))
+    with pytest.raises(TypeError, match="by Rewind or RewindLearningRate, got rewind=Finetune"):
+        jp.late_rewinding(experiment(rewind=jp.Finetune()), (0,))
+    with pytest.raises(ValueError, match=r"`steps` must rise and be below 6, got \(0, 6\)"):
+        jp.late_rewinding(experiment(), (0, 6))
 
 
 def test_variants_of_a_ticket_keep_as_many_weights_and_differ_in_what_they_say():

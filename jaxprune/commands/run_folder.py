@@ -23,10 +23,16 @@ PyTree = (
 )
 
 _SETTINGS, _RESULTS, _CHECKPOINT = "settings.json", "results.json", "checkpoint"
+_TIMES = "times.json"
+_CLAIMS = (
+    "claims.md",
+    *(f"{p}.png" for p in ("scheduling", "scope", "initialization", "structure", "tickets")),
+)
+_REPORTS = ("results.csv", *_CLAIMS, _TIMES, "plot.png", "curves.png", "latency.png")
 # In the order of their removal: a file that marks others as complete is removed before them.
-_OURS = (_RESULTS, "carry", "rounds", "trainings", "results.csv", "plot.png", _CHECKPOINT, _SETTINGS)
+_OURS = (_RESULTS, "carry", "rounds", "trainings", *_REPORTS, _CHECKPOINT, _SETTINGS)
 _PROGRESS = ("carry", "rounds", "trainings")
-_DELIVERED = (_RESULTS, "results.csv", "plot.png", _CHECKPOINT)
+_DELIVERED = (_RESULTS, *_REPORTS, _CHECKPOINT)
 _TEMPORARY = re.compile(r".*\.(partial|removed)|.*\.orbax-checkpoint-tmp.*")
 
 
@@ -168,6 +174,10 @@ class RunFolder:
             partial.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(path)) from None
 
+    def write_times(self, times: dict[str, Any]) -> None:
+        """Writes what was measured with a clock, apart from results.json, which is the same in every run."""
+        self.write(_TIMES, lambda path: _write_json(path, times))
+
     def finish(self, results: dict[str, Any]) -> None:
         """Writes results.json and removes the files that only resuming needs."""
         self.write(_RESULTS, lambda path: _write_json(path, results))
@@ -181,6 +191,8 @@ class RunFolder:
           ValueError: if the results or the checkpoint are damaged; the message names the file.
         """
         results = self._read_json(_RESULTS)
+        if (self.path / _TIMES).is_file():
+            results["times"] = self._read_json(_TIMES)
         try:
             shown = table(results)
         except (KeyError, TypeError, IndexError, ValueError, AttributeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -41,9 +42,11 @@ class Classification:
         found: Any = self.model.apply({"params": params}, images)
         return found
 
-    def loss_and_accuracy(self, params: PyTree, split: Split) -> tuple[jax.Array, jax.Array]:
-        """Means over the images."""
-        logits = self.logits(params, split.images)
+    def loss_and_accuracy(
+        self, params: PyTree, split: Split, fn: Callable[..., jax.Array] | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Means over the images; `fn` is another function than `logits`."""
+        logits = (fn or self.logits)(params, split.images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
         return losses.mean(), (logits.argmax(-1) == split.labels).mean()
 
@@ -69,11 +72,11 @@ class Classification:
         """`measure` of the parameters in the state."""
         return self.measure(state.params)
 
-    def measure(self, params: PyTree) -> dict[str, jax.Array]:
-        """Loss and accuracy on all images of the validation and test splits."""
+    def measure(self, params: PyTree, fn: Callable[..., jax.Array] | None = None) -> dict[str, jax.Array]:
+        """Loss and accuracy on all images of the validation and test splits; `fn` is another function than `logits`."""
         metrics = {}
         for name, split in (("validation", self.validation), ("test", self.test)):
-            parts = jax.lax.map(lambda part: self.loss_and_accuracy(params, part), _in_parts(split))
+            parts = jax.lax.map(lambda part: self.loss_and_accuracy(params, part, fn), _in_parts(split))
             metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = (part.mean() for part in parts)
         return metrics
 

@@ -13,7 +13,7 @@ from jaxprune._imp import Carry, Round
 from jaxprune.commands.run_folder import RunFolder
 from jaxprune.experiments import results
 from jaxprune.experiments.data import Data
-from jaxprune.experiments.programs import Programs, trace_programs
+from jaxprune.experiments.programs import Programs, Traced, trace_programs
 from jaxprune.experiments.results import KINDS, RANDOM, REINITIALIZED, TICKET, TITLES
 from jaxprune.experiments.settings import Settings
 from jaxprune.plots import Line, plot_tickets
@@ -30,6 +30,14 @@ def train(settings: Settings, data: Data, folder: RunFolder, console: Console) -
     """
     traced = trace_programs(settings, data)
     folder.begin(settings, data.fingerprint())
+    programs, rows, params = trained(settings, traced, folder, console)
+    _write(settings, programs, folder, rows, params)
+
+
+def trained(
+    settings: Settings, traced: Traced, folder: RunFolder, console: Console
+) -> tuple[Programs, Rows, Any]:
+    """The rows of all trainings, those in the folder among them, and the parameters after the last round."""
     done = folder.next_round()
     carry = folder.load_carry(traced.carry) if done else None
     rows = {(TICKET, r): folder.load_row(TICKET, r, traced.row) for r in range(done)}
@@ -40,7 +48,26 @@ def train(settings: Settings, data: Data, folder: RunFolder, console: Console) -
         programs = traced.compile()
     params = _tickets(settings, programs, folder, rows, carry, console)
     _controls(settings, programs, folder, rows, console)
-    _write(settings, programs, folder, rows, params)
+    return programs, rows, params
+
+
+def records_of(settings: Settings, rows: Rows) -> list[results.Record]:
+    """The records of all trainings, in their order."""
+    order = [(TICKET, r) for r in range(settings.rounds + 1)] + _of_controls(settings)
+    return [results.record(*at, rows[at], curve_steps(settings)) for at in order]
+
+
+def curve_steps(settings: Settings) -> tuple[int, ...]:
+    """Steps of the evaluations in each training."""
+    return tuple(range(settings.evaluate_every, settings.steps + 1, settings.evaluate_every))
+
+
+def figure_of(settings: Settings, records: list[results.Record]) -> Any:
+    """Accuracy and early-stop step of tickets and controls."""
+    return plot_tickets(
+        {TITLES[kind]: _line([r for r in records if r["kind"] == kind]) for kind in KINDS},
+        title=f"{settings.model} on {settings.data}, {settings.steps} steps a round, {settings.seeds} seeds",
+    )
 
 
 def _tickets(
@@ -95,20 +122,19 @@ def _write(
     rows: Rows,
     params: Any,
 ) -> None:
-    steps = tuple(range(settings.evaluate_every, settings.steps + 1, settings.evaluate_every))
-    order = [(TICKET, r) for r in range(settings.rounds + 1)] + _of_controls(settings)
-    records = [results.record(*at, rows[at], steps) for at in order]
-    content = {"settings": settings.of_the_result(), "curve_steps": list(steps), "records": records}
+    records = records_of(settings, rows)
+    content = {
+        "settings": settings.of_the_result(),
+        "curve_steps": list(curve_steps(settings)),
+        "records": records,
+    }
     masks = jax.tree.map(
         lambda *of_rounds: jnp.stack(of_rounds),
         *(rows[TICKET, r].masks for r in range(settings.rounds + 1)),
     )
     folder.save_checkpoint({"initial": programs.initial(), "params": params, "masks": masks})
     folder.write("results.csv", lambda path: results.write_csv(path, records))
-    figure = plot_tickets(
-        {TITLES[kind]: _line([r for r in records if r["kind"] == kind]) for kind in KINDS},
-        title=f"{settings.model} on {settings.data}, {settings.steps} steps a round, {settings.seeds} seeds",
-    )
+    figure = figure_of(settings, records)
     folder.write("plot.png", lambda path: figure.savefig(path, format="png"))
     folder.finish(content)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.deprecated import key_was_first
+from jaxprune.draws import uniforms
 from jaxprune.masking.program import pruned_units
 from jaxprune.params import PyTree
 from jaxprune.structures import Structure, Unstructured
@@ -62,5 +63,5 @@ def shuffle_masks(masks: PyTree, structure: Structure = Unstructured(), *, key: 
 @functools.partial(jax.jit, static_argnames="cut")
 def _shuffled(cut: Cut, keys: jax.Array, masks: list[jax.Array]) -> list[jax.Array]:
     counts = [jnp.sum(pruned, dtype=jnp.int32) for pruned in pruned_units(cut, masks)]
-    drawn = [jax.random.uniform(key, shape) for key, shape in zip(keys, cut.shapes, strict=True)]
+    drawn = uniforms(keys, cut.shapes)
     return cut.masks(cut.select(drawn, counts, [None] * len(drawn)))

@@ -7,6 +7,7 @@ from jaxprune.recipes._from_the_start import BeforeTraining, Moving
 from jaxprune.recipes._in_rounds import Recursive
 from jaxprune.recipes._recipe import Recipe
 from jaxprune.recipes._scoring import OfMeanKept, Scoring, Task
+from jaxprune.recipes._shrinking import ShrinkingTrainings
 from jaxprune.recipes._sparse_training import grasp, magnitude_at_init, rigl, set, snip, static, synflow
 from jaxprune.recipes._while_training import Alternating, Gradual, OneShot
 
@@ -20,6 +21,7 @@ __all__ = [
     "Recipe",
     "Recursive",
     "Scoring",
+    "ShrinkingTrainings",
     "SingleTraining",
     "Task",
     "ac_dc",

@@ -9,7 +9,6 @@ import optax
 
 from jaxprune.recipes._scoring import Scoring
 from jaxprune.rewind import Initialization
-from jaxprune.structures import Structure
 
 
 class Choices(Protocol):
@@ -22,7 +21,7 @@ class Choices(Protocol):
     def sparsity(self) -> Any: ...
 
     @property
-    def structure(self) -> Structure: ...
+    def structure(self) -> Any: ...
 
     @property
     def scoring(self) -> Scoring: ...
@@ -38,6 +37,9 @@ class Choices(Protocol):
 
     @property
     def continues(self) -> bool: ...
+
+    @property
+    def removes(self) -> bool: ...
 
     @property
     def transform(self) -> Callable[..., optax.GradientTransformationExtraArgs]: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -14,8 +14,10 @@ from jaxprune._imp import IMP, Carry
 from jaxprune.masking import apply_masks
 from jaxprune.masking.units import as_arrays
 from jaxprune.params import PyTree, mask_leaves
+from jaxprune.recipes._allocation import allocated
 from jaxprune.recipes._choices import Choices
 from jaxprune.recipes._from_the_start import BeforeTraining
+from jaxprune.recipes._scheduling import Rounds
 from jaxprune.recipes._scoring import Task
 from jaxprune.rewind import replace
 from jaxprune.round_history import Round, row_of
@@ -42,6 +44,19 @@ class Drawn:
             batches = [self.batch_fn(key, jnp.zeros([], jnp.int32))]
         return Task(params, steps, key, self.loss_fn, batches, self.fn, self.inputs, where)
 
+    def check(self, recipe: Choices, needs: Iterable[str]) -> None:
+        """Raises ValueError if something is missing that the recipe needs."""
+        has_batches = self.given is not None or self.loss_fn is not None  # they can be drawn
+        given = {
+            "loss_fn": self.loss_fn,
+            "batches": has_batches or None,
+            "fn": self.fn,
+            "inputs": self.inputs,
+        }
+        for name in needs:
+            if given.get(name, ()) is None:
+                raise ValueError(f"`{name}` must be given to experiment(): {recipe.name} needs it.")
+
     def score(self, recipe: Choices) -> Callable[[PyTree, jax.Array], PyTree]:
         """The function (params, key) -> scores."""
         return lambda params, key: recipe.scoring.of_task(self.task(params, key), recipe.structure)(
@@ -58,6 +73,61 @@ class SeveralTrainings(IMP):
 
     def train(self, key: jax.Array, state: Any, masks: PyTree) -> tuple[Any, Round]:
         return super().train(key, under_masks(state), masks)
+
+
+def several_trainings(
+    recipe: Choices,
+    rounds: Rounds,
+    train_step: Callable[[Any, Any], tuple[Any, PyTree]],
+    drawn: Drawn,
+    params: PyTree | None,
+    where: PyTree | None,
+    evaluate: Callable[[Any], PyTree] | None,
+    every: int | None,
+    keep_masks: bool,
+) -> SeveralTrainings:
+    """The experiment of a recipe; see `Recipe.experiment`."""
+    return SeveralTrainings(
+        train_step,
+        drawn.batch_fn,
+        steps=rounds.steps,
+        sparsities=_sparsities_of(recipe, rounds, params, where),
+        score=drawn.score(recipe),
+        scope=recipe.scoring.scope,
+        structure=recipe.structure,
+        where=where,
+        rewind=recipe.initialization,
+        evaluate=evaluate,
+        every=every,
+        keep_masks=keep_masks,
+        minimum=_minimum_of(recipe, params, where),
+    )
+
+
+def _sparsities_of(
+    recipe: Choices, rounds: Rounds, params: PyTree | None, where: PyTree | None
+) -> tuple[Any, ...]:
+    """The sparsity after each round, or that of each layer."""
+    allocation = recipe.scoring.allocation
+    if allocation is None:
+        return rounds.after(recipe.sparsity)
+    _check_params(recipe, params, "the allocation")
+    final = allocated(allocation, recipe.sparsity, params, where)
+    leaves, treedef = jax.tree.flatten(final)
+    columns = zip(*(rounds.after(share) for share in leaves), strict=True)
+    return tuple(jax.tree.unflatten(treedef, column) for column in columns)
+
+
+def _minimum_of(recipe: Choices, params: PyTree | None, where: PyTree | None) -> int | float:
+    """The units that each layer keeps at least."""
+    if hasattr(recipe.scoring.minimum, "share"):
+        _check_params(recipe, params, repr(recipe.scoring.minimum))
+    return recipe.scoring.least(recipe.sparsity, params, recipe.structure, where)
+
+
+def _check_params(recipe: Choices, params: PyTree | None, for_what: str) -> None:
+    if params is None:
+        raise ValueError(f"`params` must be given to experiment(): {for_what} of {recipe.name} needs them.")
 
 
 def under_masks(state: Any) -> Any:

@@ -14,7 +14,7 @@ from jaxprune.masking import make_masks
 from jaxprune.params import PyTree
 from jaxprune.recipes._allocation import allocated
 from jaxprune.recipes._choices import Choices
-from jaxprune.recipes._scheduling import check_single
+from jaxprune.recipes._scheduling import Rounds, check_continues, check_single
 from jaxprune.recipes._scoring import Task
 from jaxprune.transforms import masked
 from jaxprune.whole_numbers import check_whole
@@ -23,6 +23,8 @@ from jaxprune.whole_numbers import check_whole
 @dataclasses.dataclass(frozen=True)
 class BeforeTraining:
     """Prunes at initialization; the training is sparse from its first step.
+
+    A recipe that removes units or layers prunes once, and then has two trainings, of which the first has no steps.
 
     Args:
       rounds: number of prunings, each with new scores of the masked parameters.
@@ -45,10 +47,15 @@ class BeforeTraining:
         check_whole(rounds=self.rounds)
 
     def check(self, recipe: Choices) -> None:
-        check_single(recipe, "prunes before the first step")
+        check_continues(recipe, "prunes before the first step")
+        if recipe.removes and self.rounds > 1:
+            raise ValueError(
+                f"{self} has no meaning with {recipe.structure}, which is removed at once before the training: use "
+                "jp.BeforeTraining(), or jp.Recursive with training in between."
+            )
 
-    def rounds_of(self, recipe: Choices, steps: int) -> None:
-        return None
+    def rounds_of(self, recipe: Choices, steps: int) -> Rounds | None:
+        return Rounds(lambda sparsity: (sparsity,), (0, steps)) if recipe.removes else None
 
     def transform(
         self, recipe: Choices, inner: optax.GradientTransformation, task: Task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,12 +13,19 @@ from jax.core import Tracer
 
 from jaxprune.allocation import check_fraction, check_scope
 from jaxprune.params import PyTree
-from jaxprune.recipes._allocation import allocated
-from jaxprune.recipes._experiment import Drawn, SeveralTrainings, SingleTraining
-from jaxprune.recipes._scheduling import Rounds, Scheduling
+from jaxprune.recipes._experiment import (
+    Drawn,
+    SeveralTrainings,
+    SingleTraining,
+    several_trainings,
+)
+from jaxprune.recipes._removal import Removal, check_masks, check_removal, needed, scoring_of
+from jaxprune.recipes._scheduling import Scheduling
 from jaxprune.recipes._scoring import Scoring, Task
+from jaxprune.recipes._shrinking import ShrinkingTrainings, check_left_out, shrinking_trainings
 from jaxprune.recipes._while_training import OneShot
 from jaxprune.rewind import Finetune, Initialization
+from jaxprune.shrinking.states import Variables
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.whole_numbers import check_whole
 
@@ -33,7 +41,8 @@ class Recipe:
       sparsity: fraction of the units that is pruned at the end, in [0, 1). It may be traced, so that a sweep
         over sparsities is one program.
       structure: which weights are pruned together: `Unstructured()`, `NM(n, m)`, `Block(shape)`, `Channels()`,
-        `Layers()` or `Coupled(groups)`.
+        `Layers()` or `Coupled(groups)`; or what is removed for real, so that arrays become smaller:
+        `RemoveUnits(...)` or `RemoveLayers(...)`, whose `budget` says what the sparsity is a share of.
       scoring: which units are pruned first, and across what they are compared: a `Scoring`.
       scheduling: when units are pruned: `OneShot`, `Recursive`, `Gradual`, `BeforeTraining`, `Moving` or
         `Alternating`.
@@ -60,10 +69,16 @@ class Recipe:
         scoring         Scoring(magnitude, allocation='erk')
         scheduling      Moving(growth='gradient', fraction=0.3, until=0.75, updates=20)
         initialization  Finetune(schedule='continue')
+      >>> jp.Recipe(0.5, jp.RemoveUnits(), scheduling=jp.Recursive(rounds=3))     # what runs is printed
+      recipe, sparsity 0.5
+        structure       RemoveUnits(budget='params')
+        scoring         Scoring(l2_scores, scope='global', minimum=1, normalize='mean')
+        scheduling      Recursive(rounds=3, spacing='geometric')
+        initialization  Finetune(schedule='continue')
     """
 
     sparsity: Any
-    structure: Structure = Unstructured()
+    structure: Structure | Removal = Unstructured()
     scoring: Scoring = Scoring()
     scheduling: Scheduling = OneShot()
     initialization: Initialization = Finetune()
@@ -71,7 +86,8 @@ class Recipe:
 
     def __post_init__(self):
         check_fraction("sparsity", self.sparsity)
-        check_scope("global", self.structure)
+        if not isinstance(self.structure, Removal):
+            check_scope("global", self.structure)
         if not isinstance(self.scoring, Scoring):
             raise TypeError(f"`scoring` must be jp.Scoring(score, ...), got {self.scoring!r}.")
         if isinstance(self.scheduling, type) or not callable(getattr(self.scheduling, "rounds_of", None)):
@@ -86,9 +102,17 @@ class Recipe:
             )
         if self.is_known:
             object.__setattr__(self, "sparsity", float(self.sparsity))
+        self._check_structure()
+        self.scheduling.check(self)
+
+    def _check_structure(self) -> None:
+        if isinstance(self.structure, Removal):
+            check_removal(self)
+            return
+        if self.is_known:
             self.structure.check_sparsity(self.sparsity, self.name)
         self.structure.check_scope(self.scoring.scope)
-        self.scheduling.check(self)
+        check_masks(self)
 
     @property
     def is_known(self) -> bool:
@@ -100,13 +124,18 @@ class Recipe:
         """Whether training goes on after a pruning as if nothing else had happened."""
         return isinstance(self.initialization, Finetune) and self.initialization.schedule == "continue"
 
+    @property
+    def removes(self) -> bool:
+        """Whether units or layers are removed for real, so that arrays become smaller."""
+        return isinstance(self.structure, Removal)
+
     def __str__(self) -> str:
         sparsity = f"{float(self.sparsity):g}" if self.is_known else "traced"
         return "\n".join(
             [
                 f"{self.name}, sparsity {sparsity}",
                 f"  structure       {self.structure}",
-                f"  scoring         {self.scoring}",
+                f"  scoring         {scoring_of(self.structure, self.scoring)}",
                 f"  scheduling      {self.scheduling}",
                 f"  initialization  {self.initialization}",
             ]
@@ -115,7 +144,9 @@ class Recipe:
     __repr__ = __str__
 
     def needs(self) -> tuple[str, ...]:
-        """What `transform` must be given beside the parameters."""
+        """What `transform`, or the `experiment` of a removal, must be given beside the parameters."""
+        if isinstance(self.structure, Removal):
+            return needed(self.structure, self.scoring)
         key = ("key",) if self.scoring.needs_key or self.scheduling.needs_key else ()
         return (*self.scoring.needs, *key)
 
@@ -167,7 +198,7 @@ class Recipe:
 
         Raises:
           ValueError: if an argument that the recipe needs is missing, there is less than one step, or the recipe
-            is one of several trainings.
+            is one of several trainings or removes units or layers.
 
         Example:
           >>> import jax, jax.numpy as jnp, optax
@@ -181,6 +212,10 @@ class Recipe:
           0.75
         """
         check_whole(steps=steps)
+        if self.removes:
+            raise ValueError(
+                f"{self.name} makes arrays smaller ({self.structure}), and an optimizer can't: call experiment()."
+            )
         task = Task(params, steps, key, loss_fn, batches, fn, inputs, where)
         if self.scheduling.rounds_of(self, max(steps, 1000)) is not None:
             raise ValueError(
@@ -194,12 +229,12 @@ class Recipe:
 
     def experiment(
         self,
-        train_step: Callable[[Any, Any], tuple[Any, PyTree]],
+        train_step: Callable[..., Any],
         batch_fn: Callable[[jax.Array, jax.Array], Any],
         *,
         steps: int,
         where: PyTree | None = None,
-        evaluate: Callable[[Any], PyTree] | None = None,
+        evaluate: Callable[..., PyTree] | None = None,
         every: int | None = None,
         keep_masks: bool = False,
         params: PyTree | None = None,
@@ -207,11 +242,15 @@ class Recipe:
         batches: Sequence[Any] | None = None,
         fn: Callable[..., Any] | None = None,
         inputs: Sequence[Any] | None = None,
-    ) -> SeveralTrainings | SingleTraining:
+        variables: Variables | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> SeveralTrainings | SingleTraining | ShrinkingTrainings:
         """The whole experiment as a pure function: `state, history = jax.jit(experiment.run)(key, state)`.
 
         All rounds of a recipe of several trainings are one program, that of `jp.imp`. A recipe of one training
-        makes its optimizer (`transform`) of the one in the state. `run` runs under `jit` and `vmap`.
+        makes its optimizer (`transform`) of the one in the state. `run` runs under `jit` and `vmap`. Only where
+        units or layers are removed it is a loop on the host, that of `jp.shrink_in_rounds`, and is called as it is.
 
         Args:
           train_step, batch_fn, where, evaluate, every, keep_masks: as for `jp.imp`. `train_step` uses `state.tx`, as
@@ -221,13 +260,19 @@ class Recipe:
           params: the parameters, or their shapes, for a recipe of several trainings with an `allocation`.
           loss_fn, batches, fn, inputs: as for `transform`. Without `batches`, scores from gradients take a batch
             of `batch_fn`, a new one at each pruning between trainings.
+          variables, folder, progress: for `jp.RemoveUnits` and `jp.RemoveLayers`, as for `jp.shrink_in_rounds`. With
+            these, `fn` and `inputs` are the model and its example inputs, `train_step` is a function
+            compact -> train_step (its `make_train_step`), `evaluate` is one of (fn, params), and `loss_fn` takes
+            the parameters of `fn`. A `folder` belongs to one key.
 
         Returns:
-          An object with `run(key, state) -> (state, history)`; the history has one row for each training.
+          An object with `run(key, state) -> (state, history)`; the history has one row for each training. Where
+          units or layers are removed, `history.plan` is what all rounds removed, for the full parameters.
 
         Raises:
           ValueError: as `jp.imp` and `transform` do; if there are fewer steps than trainings, or an
-            `allocation` and no `params`.
+            `allocation` and no `params`; arguments that have no meaning with the structure.
+          TypeError: a training step that is not made for each size, where units or layers are removed.
 
         Example:
           >>> import jax, jax.numpy as jnp, optax
@@ -253,44 +298,14 @@ class Recipe:
         """
         check_whole(steps=steps)
         rounds = self.scheduling.rounds_of(self, steps)
-        for name in self.scoring.needs:
-            if name != "batches" and {"loss_fn": loss_fn, "fn": fn, "inputs": inputs}[name] is None:
-                raise ValueError(f"`{name}` must be given to experiment(): {self.name} needs it.")
         drawn = Drawn(batch_fn, loss_fn, batches, fn, inputs)
+        drawn.check(self, self.needs())
+        if self.removes:
+            check_left_out(self, {"where": where, "every": every, "keep_masks": keep_masks or None})
+            return shrinking_trainings(self, rounds, train_step, drawn, evaluate, variables, folder, progress)
+        check_left_out(self, {"variables": variables, "folder": folder, "progress": progress or None})
         if rounds is None:
             return SingleTraining(
                 self, train_step, batch_fn, steps, drawn, where, evaluate, every, keep_masks
             )
-        return SeveralTrainings(
-            train_step,
-            batch_fn,
-            steps=rounds.steps,
-            sparsities=self._sparsities(rounds, params, where),
-            score=drawn.score(self),
-            scope=self.scoring.scope,
-            structure=self.structure,
-            where=where,
-            rewind=self.initialization,
-            evaluate=evaluate,
-            every=every,
-            keep_masks=keep_masks,
-            minimum=self._minimum(params, where),
-        )
-
-    def _sparsities(self, rounds: Rounds, params: PyTree | None, where: PyTree | None) -> tuple[Any, ...]:
-        if self.scoring.allocation is None:
-            return rounds.after(self.sparsity)
-        self._check_given(params, "the allocation")
-        final = allocated(self.scoring.allocation, self.sparsity, params, where)
-        leaves, treedef = jax.tree.flatten(final)
-        columns = zip(*(rounds.after(share) for share in leaves), strict=True)
-        return tuple(jax.tree.unflatten(treedef, column) for column in columns)
-
-    def _minimum(self, params: PyTree | None, where: PyTree | None) -> int | float:
-        if hasattr(self.scoring.minimum, "share"):
-            self._check_given(params, repr(self.scoring.minimum))
-        return self.scoring.least(self.sparsity, params, self.structure, where)
-
-    def _check_given(self, params: PyTree | None, for_what: str) -> None:
-        if params is None:
-            raise ValueError(f"`params` must be given to experiment(): {for_what} of {self.name} needs them.")
+        return several_trainings(self, rounds, train_step, drawn, params, where, evaluate, every, keep_masks)

@@ -61,7 +61,17 @@ def check_span(begin: float, until: float) -> None:
 
 
 def check_single(recipe: Choices, why: str) -> None:
-    """Raises where values would be rewound or drawn anew between trainings that there are not."""
+    """Raises where values would be rewound, or sizes would change, between trainings that there are not."""
+    if recipe.removes:
+        raise ValueError(
+            f"{recipe.scheduling} has no meaning with {recipe.structure}, because it {why}: sizes change only between "
+            "trainings. Use jp.Recursive or jp.OneShot."
+        )
+    check_continues(recipe, why)
+
+
+def check_continues(recipe: Choices, why: str) -> None:
+    """Raises where values would be rewound or drawn anew without a training before the pruning."""
     if not recipe.continues:
         raise ValueError(
             f"{recipe.initialization} has no meaning with {recipe.scheduling}, which {why}: there is no training to "

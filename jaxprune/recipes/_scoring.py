@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
@@ -17,7 +16,7 @@ from jaxprune.params import PyTree
 from jaxprune.recipes._allocation import Allocation, allocation_text, check_allocation
 from jaxprune.scores import magnitude, normalize
 from jaxprune.scores._normalize import By
-from jaxprune.scores._scorer import call_score
+from jaxprune.scores._scorer import call_score, first_of, name_of, parameters_of
 from jaxprune.sparse_training import group_penalty
 from jaxprune.structures import Structure, Unstructured
 
@@ -64,11 +63,18 @@ class OfMeanKept:
 class Scoring:
     """Which units are pruned first, and across what they are compared.
 
+    What is removed for real has scores of its own. `jp.RemoveUnits` takes functions (groups, params) such as
+    `jp.surgery.l2_scores`, and `jp.RemoveLayers` functions (branches, params) such as `jp.surgery.branch_norms`.
+    They may also have arguments `loss_fn`, `batches` and `key`, which are those of the experiment; the loss is at the
+    present size. A score of weights gives each unit the sum over its weights. The default, `magnitude`, stands for
+    `l2_scores` divided by the mean of each group, and for `branch_norms`. Units also take `scope`, `minimum` as a
+    whole number (at least 1) and `normalize` by "mean" or "max"; layers take `score` alone.
+
     Args:
       score: one of `jp.scores`, or a function of your own. It is called by the names of its arguments: (params),
         (params, key), (loss_fn, params, *batch) or (fn, params, *inputs); what it needs beside the parameters is
         given to `Recipe.transform` or `Recipe.experiment`. If it has an argument `structure`, it is given that
-        of the recipe.
+        of the recipe. See below for units and layers that are removed.
       scope: "global" compares the units of all layers, "local" those of each layer.
       allocation: a sparsity for each layer instead of `scope`: a tree whose total is the recipe's sparsity, a
         function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
@@ -125,17 +131,17 @@ class Scoring:
     @property
     def name(self) -> str:
         """The name of the score."""
-        return getattr(self.score, "__name__", None) or repr(self.score)
+        return name_of(self.score)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The fields of a `Task` that the score needs."""
-        return {"loss_fn": ("loss_fn", "batches"), "fn": ("fn", "inputs")}.get(_first(self.score), ())
+        return {"loss_fn": ("loss_fn", "batches"), "fn": ("fn", "inputs")}.get(first_of(self.score), ())
 
     @property
     def needs_key(self) -> bool:
         """Whether the score draws random numbers."""
-        return bool({"key", "rng"} & {*_arguments(self.score)})
+        return bool({"key", "rng"} & {*parameters_of(self.score)})
 
     def of_task(self, task: Any, structure: Structure) -> Callable[..., PyTree]:
         """The function (params, key) -> scores: the score with all else that it needs bound to it.
@@ -145,13 +151,13 @@ class Scoring:
           structure: of the recipe.
         """
         more: dict[str, Any] = {}
-        if "structure" in _arguments(self.score) and hasattr(structure, "unit_shape"):
+        if "structure" in parameters_of(self.score) and hasattr(structure, "unit_shape"):
             more["structure"] = structure
 
         def scored(params: PyTree, key: jax.Array | None = None) -> PyTree:
-            if _first(self.score) == "loss_fn":
+            if first_of(self.score) == "loss_fn":
                 scores = self.score(task.loss_fn, params, *task.batches, **more)
-            elif _first(self.score) == "fn":
+            elif first_of(self.score) == "fn":
                 scores = self.score(task.fn, params, *task.inputs, **more)
             else:
                 scores = call_score(functools.partial(self.score, **more), params, key)
@@ -177,14 +183,3 @@ class Scoring:
             return jax.tree.map(lambda g, p: g + (self.group_lasso * p).astype(g.dtype), grads, pull)
 
         return optax.chain(optax.stateless(penalize), inner)
-
-
-def _arguments(score: Callable[..., Any]) -> tuple[str, ...]:
-    try:
-        return tuple(inspect.signature(score).parameters)
-    except (TypeError, ValueError):  # some builtins and compiled callables tell nothing of themselves
-        return ()
-
-
-def _first(score: Callable[..., Any]) -> str:
-    return next(iter(_arguments(score)), "")

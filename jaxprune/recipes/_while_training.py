@@ -25,7 +25,7 @@ class OneShot:
     """Prunes once, during the training.
 
     Weights that are kept keep their values, and training continues. With another initialization than
-    `jp.Finetune()` there are two trainings, before and after the pruning.
+    `jp.Finetune()`, or if units or layers are removed, there are two trainings, before and after the pruning.
 
     Args:
       at: fraction of the steps before the pruning, in [0, 1).
@@ -51,10 +51,10 @@ class OneShot:
             check_rounds(recipe)
 
     def rounds_of(self, recipe: Choices, steps: int) -> Rounds | None:
-        if recipe.continues:
+        if recipe.continues and not recipe.removes:
             return None
         before = int(self.at * steps)
-        if before < 1:
+        if before < 1 and not recipe.continues:
             raise ValueError(
                 f"`steps` leaves none before the pruning, got {steps} with {self}: with {recipe.initialization} there "
                 "must be a training to prune after. Use jp.BeforeTraining() to prune at initialization."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
+from jaxprune.draws import uniforms
 from jaxprune.params import PyTree, is_float_array
 
 
@@ -27,13 +28,8 @@ def random(params: PyTree, key: jax.Array) -> PyTree:
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(key, max(len(leaves), 1))
     scores = list(leaves)
-    # Leaves of one shape are drawn together, each by its own key: one small program for all of them.
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for i, w in enumerate(leaves):
-        if is_float_array(w):
-            alike.setdefault(tuple(w.shape), []).append(i)
-    for shape, numbers in alike.items():
-        drawn = jax.vmap(lambda k, shape=shape: jax.random.uniform(k, shape))(keys[np.array(numbers)])
-        for i, scores_of_leaf in zip(numbers, drawn, strict=True):
-            scores[i] = scores_of_leaf
+    chosen = [i for i, w in enumerate(leaves) if is_float_array(w)]
+    drawn = uniforms(keys[np.array(chosen, int)], [tuple(leaves[i].shape) for i in chosen])
+    for i, scores_of_leaf in zip(chosen, drawn, strict=True):
+        scores[i] = scores_of_leaf
     return jax.tree.unflatten(treedef, scores)

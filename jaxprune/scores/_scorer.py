@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
@@ -52,6 +54,41 @@ def call_score(score: Callable[..., PyTree], params: PyTree, key: jax.Array | No
         f"`score` must take (params) or (params, key), got a function that takes {signature}. Bind its other "
         "arguments, as in lambda params: score(loss_fn, params, batch)."
     )
+
+
+def parameters_of(score: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a score, by their names; none if it tells nothing of itself."""
+    try:
+        return inspect.signature(score).parameters
+    except (TypeError, ValueError):  # some builtins and compiled callables
+        return {}
+
+
+def first_of(score: Callable[..., Any]) -> str:
+    """The name of the first argument of a score."""
+    return next(iter(parameters_of(score)), "")
+
+
+def name_of(score: Callable[..., Any]) -> str:
+    """The name of a score, the same in each process: with the arguments that are bound to it, if these are short.
+
+    Example:
+      >>> import functools
+      >>> import jaxprune as jp
+      >>> from jaxprune.scores._scorer import name_of
+      >>> name_of(functools.partial(jp.surgery.activation_scores, statistic="rms"))
+      "activation_scores(statistic='rms')"
+    """
+    if isinstance(score, functools.partial):
+        bound = [_text(value) for value in score.args]
+        bound += [f"{name}={_text(value)}" for name, value in score.keywords.items()]
+        return f"{name_of(score.func)}({', '.join(bound)})"
+    name = getattr(score, "__name__", None) or repr(score)
+    return type(score).__name__ if " at 0x" in name else name
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, str | int | float | None) else "..."
 
 
 def _takes(signature: inspect.Signature, *args: object, **kwargs: object) -> bool:

@@ -35,6 +35,8 @@ class History(NamedTuple):
       steps: number of training steps.
       metrics: path -> the metrics of the last training step, NaN where a round has none.
       evaluation: path -> what `evaluate` returned after the training.
+      plan: in the history of a recipe, what all rounds removed, for the full parameters, so that
+        `history.plan.compact(fn)` is the small function. None in that of `shrink_in_rounds`, which returns it too.
     """
 
     sparsity: np.ndarray
@@ -43,6 +45,7 @@ class History(NamedTuple):
     steps: np.ndarray
     metrics: Values
     evaluation: Values
+    plan: Any = None
 
     def __str__(self) -> str:
         counts = ("round", "sparsity", "parameters", "FLOPs", "steps")

@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune.idle_rounds import idle_round
+from jaxprune.idle_rounds import check_rounds_train
 from jaxprune.jaxprs import as_abstract
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.progress import steps_bar
 from jaxprune.rewind import Initialization, Reinitialize, drawn_like, replace
+from jaxprune.scores._scorer import name_of
 from jaxprune.shrinking.compacting import Compact, compact_by
 from jaxprune.shrinking.folder import Folder, Progress
 from jaxprune.shrinking.history import History, Row, history_of, values_of
-from jaxprune.shrinking.planners import RemoveUnits, Stage
+from jaxprune.shrinking.planners import Stage
 from jaxprune.shrinking.states import Variables, places_of, shrink_snapshot, shrink_state
 from jaxprune.surgery import Plan, cost
 from jaxprune.surgery.inference.kept import Keep
@@ -104,18 +105,12 @@ class Loop:
 
     def check(self, training: Training, state: Any, shares: list[float], ends: list[int]) -> None:
         """Raises what can be known before the first training."""
-        if isinstance(self.planner, RemoveUnits):
+        check = getattr(self.planner, "check", None)
+        if callable(check):
             full = jax.tree.map(as_abstract, state)
-            self.planner.check(self.stage(self.fn, state, full, shares[-1], len(shares)))
+            check(self.stage(None, state, full, shares[-1], len(shares)))
         chosen = list(range(len(jax.tree.leaves(state.params))))
-        idle = idle_round(training, self.key, state, chosen, self.rewind, ends)
-        if idle is not None:
-            raise ValueError(
-                f"`rewind` {self.rewind!r} leaves round {idle} nothing to train: at its step counts every update is "
-                "0, as after the end of a learning-rate schedule. Let the schedule end above 0 or cover all rounds "
-                f"({sum(ends)} steps) with Finetune(), or restart it in every round with "
-                "Finetune(schedule='restart')."
-            )
+        check_rounds_train(training, self.key, state, chosen, self.rewind, ends)
 
     def settings(self, state: Any, shares: list[float], ends: list[int]) -> dict[str, Any]:
         """What must be the same in a run that is resumed."""
@@ -127,20 +122,22 @@ class Loop:
             "format": "jaxprune rounds 1",
             "sparsities": shares,
             "steps": ends,
+            "planner": name_of(self.planner),
             "rewind": f"{type(self.rewind).__name__}({schedule or self.rewind.step})",
             "key": np.asarray(data).tolist(),
             "shapes": {path: list(leaf.shape) for path, leaf in zip(paths, leaves, strict=True)},
         }
 
-    def stage(self, fn: Callable, state: Any, full: Any, sparsity: float, number: int) -> Stage:
-        score_key = round_keys(self.key, number).scores
+    def stage(self, plan: Any, state: Any, full: Any, sparsity: float, number: int) -> Stage:
+        score_key, compact = round_keys(self.key, number).scores, compact_by(plan)
         params, full_params = self.variables(state), self.variables(full)
-        return Stage(fn, params, self.inputs, sparsity, number, score_key, self.fn, full_params)
+        return Stage(
+            compact(self.fn), params, self.inputs, sparsity, number, score_key, self.fn, full_params, compact
+        )
 
     def planned(self, rounds: Progress, full: Any, sparsity: float, number: int) -> Any:
         """The plan of a round; None if it removes nothing."""
-        fn = compact_by(rounds.plan)(self.fn)
-        plan = self.planner(self.stage(fn, rounds.state, full, sparsity, number))
+        plan = self.planner(self.stage(rounds.plan, rounds.state, full, sparsity, number))
         if not hasattr(plan, "small_shapes"):
             raise TypeError(
                 f"`planner` must return a plan, as jp.plan_removal and jp.plan_layers do, got {plan!r}."

@@ -10,7 +10,9 @@ from typing import Any, Literal
 import jax
 
 from jaxprune.params import PyTree
+from jaxprune.scores._scorer import name_of
 from jaxprune.selection import as_written
+from jaxprune.shrinking.compacting import Compact, compact_by
 from jaxprune.surgery import LayerPlan, Plan, cost, find_branches, find_groups, plan_layers, plan_removal
 from jaxprune.surgery.groups import Groups
 from jaxprune.surgery.inference.kept import Keep
@@ -31,6 +33,7 @@ class Stage:
       key: a key of this round, for random scores.
       full_fn: the function at its original size.
       full_params: its parameters, abstract.
+      compact: gives any function of the parameters at the present size, as for `make_train_step`.
     """
 
     fn: Callable = dataclasses.field(repr=False)
@@ -41,6 +44,7 @@ class Stage:
     key: jax.Array = dataclasses.field(repr=False)
     full_fn: Callable = dataclasses.field(repr=False)
     full_params: PyTree = dataclasses.field(repr=False)
+    compact: Compact = dataclasses.field(repr=False, default=compact_by(None))
 
     @property
     def share(self) -> float:
@@ -58,13 +62,16 @@ def share_left(sparsity: float, whole: int, now: int) -> float:
     return max(float(left) - 1e-12, 0.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RemoveUnits:
     """Removes units by `jp.plan_removal`, of the groups that `jp.find_groups` finds at the present size.
 
     With budget="units" and scope="local" each group of n units has lost exactly `round(sparsity * n)` of them after
     a round, n counted at the original size. The other budgets and scopes count all groups together, as
     `plan_removal` does.
+
+    It is a planner of `jp.shrink_in_rounds`, and a structure of `jp.Recipe`. There the recipe's scoring says `score`,
+    `scope`, `minimum` and `normalize`.
 
     Args:
       score: (groups, params) -> scores: one of `jp.surgery.l2_scores` (default) and its siblings, or a function
@@ -73,8 +80,8 @@ class RemoveUnits:
 
     Example:
       >>> import jaxprune as jp
-      >>> jp.RemoveUnits(score=jp.surgery.fpgm_scores, scope="global", budget="flops").budget
-      'flops'
+      >>> jp.RemoveUnits(score=jp.surgery.fpgm_scores, scope="global", budget="flops")
+      RemoveUnits(budget='flops', score=fpgm_scores, scope='global')
     """
 
     score: Callable[[Groups, PyTree], Any] | None = None
@@ -83,7 +90,13 @@ class RemoveUnits:
     minimum: int = 1
     budget: Literal["params", "flops", "units"] = "params"
     normalize: Literal["mean", "max"] | None = "mean"
-    exclude: str | tuple[str, ...] = ()
+    exclude: str | Iterable[str] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "exclude", _listed(self.exclude))
+
+    def __repr__(self) -> str:
+        return _text(self)
 
     def check(self, stage: Stage) -> None:
         """Raises a ValueError if so much can't be removed at the original size, whatever the scores."""
@@ -93,10 +106,10 @@ class RemoveUnits:
     def __call__(self, stage: Stage) -> Plan:
         now = find_groups(stage.fn, stage.params, *stage.inputs)
         full = find_groups(stage.full_fn, stage.full_params, *stage.inputs)
-        score = None if self.score is None else self.score(now, stage.params)
         if self.budget != "units" or self.scope != "local":
             whole, left = (Budget(groups, self.budget).whole for groups in (full, now))
-            return self._plan(now, stage, share_left(stage.sparsity, whole, left), score)
+            share = share_left(stage.sparsity, whole, left)
+            return self._plan(now, stage, share, self._scored(now, stage, share > 0))
         excluded = set(now.named(self.exclude, "exclude"))
         overrides = {}
         for group in now:
@@ -104,7 +117,12 @@ class RemoveUnits:
             wanted = count(float(stage.sparsity), size) - (size - group.size)
             if group.name not in excluded:
                 overrides[group.name] = min(max(wanted, 0), group.size - 1) / group.size
+        score = self._scored(now, stage, any(overrides.values()))
         return self._plan(now, stage, 0.0, score, overrides)
+
+    def _scored(self, groups: Groups, stage: Stage, is_removed: bool) -> Any:
+        """The scores; those of a round that removes nothing don't count, and are the default ones."""
+        return self.score(groups, stage.params) if self.score is not None and is_removed else None
 
     def _plan(self, groups: Groups, stage: Stage, share: float, score: Any, overrides: Any = None) -> Plan:
         return plan_removal(
@@ -122,12 +140,14 @@ class RemoveUnits:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RemoveLayers:
     """Removes whole layers by `jp.plan_layers`, of the branches that `jp.find_branches` finds at the present size.
 
     After a round at least `sparsity` of the budget is removed, counted at the original size; of the branches,
     exactly `round(sparsity * n)`.
+
+    It is a planner of `jp.shrink_in_rounds`, and a structure of `jp.Recipe`. There the recipe's scoring says `score`.
 
     Args:
       score: (branches, params) -> scores: `jp.surgery.branch_norms` (default), or a function that calls one of its
@@ -136,8 +156,8 @@ class RemoveLayers:
 
     Example:
       >>> import jaxprune as jp
-      >>> jp.RemoveLayers(budget="branches", level="blocks").level
-      'blocks'
+      >>> jp.RemoveLayers(budget="branches", level="blocks")
+      RemoveLayers(budget='branches', level='blocks')
     """
 
     score: Callable[..., Any] | None = None
@@ -145,13 +165,19 @@ class RemoveLayers:
     exclude: str | Iterable[str] = ()
     level: Literal["parts", "blocks"] = "parts"
 
+    def __post_init__(self):
+        object.__setattr__(self, "exclude", _listed(self.exclude))
+
+    def __repr__(self) -> str:
+        return _text(self)
+
     def __call__(self, stage: Stage) -> LayerPlan:
         now = find_branches(stage.fn, stage.params, *stage.inputs)
-        score = None if self.score is None else self.score(now, stage.params)
         if self.budget == "branches":
             full = find_branches(stage.full_fn, stage.full_params, *stage.inputs)
             whole, left = (self._free(branches) for branches in (full, now))
             number = max(count(float(stage.sparsity), whole) - (whole - left), 0)
+            score = self._scored(now, stage, number > 0)
             return plan_layers(
                 now, stage.params, None, score, "params", self.exclude, number=number, level=self.level
             )
@@ -159,8 +185,28 @@ class RemoveLayers:
         if self.budget == "flops":
             whole = cost.flops(analyse(stage.full_fn, stage.full_params, stage.inputs).frame, Keep())
             share = share_left(stage.sparsity, whole, now.flops)
+        score = self._scored(now, stage, share > 0)
         return plan_layers(now, stage.params, share, score, self.budget, self.exclude, level=self.level)
+
+    def _scored(self, branches: Any, stage: Stage, is_removed: bool) -> Any:
+        """The scores; those of a round that removes nothing don't count, and are the default ones."""
+        return self.score(branches, stage.params) if self.score is not None and is_removed else None
 
     def _free(self, branches: Any) -> int:
         excluded = set(branches.named(self.exclude, "exclude"))
         return sum(branch.name not in excluded for branch in branches.at(self.level))
+
+
+def _listed(names: str | Iterable[str]) -> str | tuple[str, ...]:
+    """Names that can be read in every round and hashed."""
+    return names if isinstance(names, str) else tuple(names)
+
+
+def _text(planner: RemoveUnits | RemoveLayers) -> str:
+    """The budget, and the other choices that are not the default."""
+    parts = [f"budget={planner.budget!r}"]
+    for field in dataclasses.fields(planner):
+        value = getattr(planner, field.name)
+        if field.name != "budget" and value != field.default:
+            parts.append(f"{field.name}={name_of(value) if callable(value) else repr(value)}")
+    return f"{type(planner).__name__}({', '.join(parts)})"

@@ -10,7 +10,9 @@ import jax
 
 from jaxprune.params import PyTree
 from jaxprune.rewind import Finetune, Initialization
-from jaxprune.shrinking.arguments import check_functions, sparsities_of, steps_of
+from jaxprune.round_sparsity import Sparsities
+from jaxprune.round_steps import check_rewind, lengths_of
+from jaxprune.shrinking.arguments import check_functions, sparsities_of
 from jaxprune.shrinking.compacting import Compact
 from jaxprune.shrinking.loop import Loop, Shrunk, TrainStep
 from jaxprune.shrinking.planners import RemoveUnits, Stage
@@ -27,7 +29,7 @@ def shrink_in_rounds(
     steps: int | Sequence[int],
     rounds: int | None = None,
     rate: float | None = None,
-    sparsities: Sequence[float] | None = None,
+    sparsities: Sparsities | None = None,
     planner: Callable[[Stage], Any] = RemoveUnits(),
     rewind: Initialization = Finetune(),
     evaluate: Callable[[Callable, PyTree], PyTree] | None = None,
@@ -56,9 +58,9 @@ def shrink_in_rounds(
       steps: number of training steps of a round, counted from step 0; or one number for each of the `rounds + 1`
         trainings, the first of which may be 0 for a state that is trained already.
       rounds: number of removals; with the dense round 0 there are `rounds + 1` trainings.
-      rate: fraction of what is left that a round removes, in (0, 1).
-      sparsities: in place of `rounds` and `rate`: the fraction of the original size that is removed after each round,
-        rising, such as `[0.3, 0.5, 0.6]`.
+      rate: fraction of what is left that a round removes, in (0, 1); 0.2 if it is left out.
+      sparsities: in place of `rate`, as for `jp.imp`: the fraction of the original size that is removed after each
+        round, such as `[0.3, 0.5, 0.6]`, or a schedule of the number of `rounds`.
       planner: what a round removes: `jp.RemoveUnits(...)`, `jp.RemoveLayers(...)`, or a function that makes a plan
         of a `Stage` (`stage.fn`, `stage.params`, `stage.inputs`, `stage.share`, ...): a `Plan`, a `LayerPlan`, or
         one of each by `then`.
@@ -116,9 +118,10 @@ def shrink_in_rounds(
     check_functions(fn=fn, make_train_step=make_train_step, batch_fn=batch_fn, planner=planner)
     check_functions(evaluate=evaluate or fn, variables=variables or fn)
     shares = sparsities_of(rounds, rate, sparsities)
-    ends = steps_of(steps, len(shares) + 1, rewind)
+    ends = lengths_of(steps, len(shares) + 1, first_at_least=0)
+    check_rewind(rewind, ends)
     loop = Loop(fn, inputs, key, make_train_step, batch_fn, planner, rewind, evaluate, variables or _params)
-    return loop.run(state, shares, ends, folder, progress)
+    return loop.run(state, shares, list(ends), folder, progress)
 
 
 def _params(state: Any) -> PyTree:

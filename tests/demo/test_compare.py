@@ -20,6 +20,7 @@ from jaxprune.experiments.classification import classification
 from jaxprune.experiments.compare import experiment
 from jaxprune.experiments.compare.programs import keys
 from jaxprune.experiments.compare.settings import CompareSettings
+from jaxprune.training import round_keys
 
 TINY = CompareSettings(recipes=("imp", "gmp"), sparsities=(0.9, 0.99), steps=10, seeds=2, batch_size=8)
 QUIET = Console(quiet=True)
@@ -45,15 +46,16 @@ def assert_same(one, other):
 @pytest.mark.slow
 def test_a_run_leaves_its_results_and_nothing_else(finished):
     assert sorted(p.name for p in finished.iterdir()) == [
-        "plot.png", "results.csv", "results.json", "settings.json",
+        "curves.png", "plot.png", "results.csv", "results.json", "settings.json", "times.json",
     ]  # fmt: skip
-    assert (finished / "plot.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("curves.png", "plot.png"):
+        assert (finished / name).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
 def test_records_have_every_recipe_at_every_sparsity_with_its_exact_count(finished):
     records = json.loads((finished / "results.json").read_text())["records"]
-    assert [(r["recipe"], r["sparsity"]) for r in records] == [
+    assert [(r["method"], r["sparsity"]) for r in records] == [
         ("dense", 0.0), ("imp", 0.9), ("imp", 0.99), ("gmp", 0.9), ("gmp", 0.99),
     ]  # fmt: skip
     for r in records:
@@ -62,7 +64,12 @@ def test_records_have_every_recipe_at_every_sparsity_with_its_exact_count(finish
         layers = np.asarray([r["kept_by_layer"][path] for path in SIZES])
         assert layers.sum(axis=0).tolist() == r["kept"] and layers.min(axis=0).tolist() == r["smallest_layer"]
         assert all(0 < accuracy < 1 for accuracy in r["test_accuracy"])
-        assert "scheduling" in r["choices"] or r["recipe"] == "dense"
+        assert "scheduling" in r["choices"] or r["method"] == "dense"
+        of_imp = r["method"] == "imp"
+        assert r["trainings"]["steps"] == ([2] * 5 if of_imp else [10])
+        assert np.shape(r["trainings"]["test_accuracy"]) == (2, 5 if of_imp else 1)
+        assert r["curve"]["steps"] == list(range(1, 11))  # one evaluation a step
+        assert [curve[-1] for curve in r["curve"]["test_loss"]] == r["test_loss"]
     with open(finished / "results.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5 * 2
@@ -84,7 +91,7 @@ def test_a_record_is_what_a_plain_loop_gives(finished):
     state = TrainState.create(apply_fn=None, params=params, tx=tx)
     step = jax.jit(task.train_step)
     for t in range(TINY.steps):
-        state, _ = step(state, task.batch_fn(of_seed.batches, t))
+        state, _ = step(state, task.batch_fn(round_keys(of_seed.training, 0).batches, t))
     masks = jp.get_masks(state.opt_state)
     assert jp.sparsity(state.params, masks) == 0.9
     expected = float(task.evaluate(state)["test_loss"])
@@ -161,7 +168,14 @@ def test_resuming_a_finished_run_shows_its_tables(finished, capsys):
         (["--sparsities", "0.9", "0.9"], "--sparsities must not repeat a value, got 0.9 0.9."),
         (["--sparsities", "nan"], "--sparsities must be between 0 and 1, got nan."),
         (["--sparsities"], "--sparsities must have at least one value."),
-        (["--recipes"], "--recipes must have at least one value."),
+        (["--scope", "global", "global"], "--scope must not repeat a value, got global global."),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0."),
+        (["--evaluations", "0"], "--evaluations must be at least 1, got 0."),
+        (["--rewind-step", "3"], "--rewind-step is for --initialization lr or rewind only."),
+        (
+            ["--scheduling", "gradual", "--initialization", "rewind"],
+            "no combination of the choices has a meaning; gradual: Rewind(step=0) has no meaning with Gradual(cubic",
+        ),
         (["--seeds", "1000000000"], "--seeds must be at most 1000"),
         (["--batch-size", "5000"], "--batch-size must be at most 1078"),
         (["--recipes", "gmp", "gmp"], "--recipes must not repeat a value, got gmp gmp."),

@@ -1,128 +1,105 @@
-"""One compiled program for each recipe at a sparsity: all seeds, one after the other, all steps.
-
-The programs that all recipes share, for the initial parameters and for evaluating the final ones, compile once.
-"""
+"""One compiled program for each method: all seeds, one after the other, all steps, at any sparsity."""
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from flax.training.train_state import TrainState
 
 import jaxprune as jp
 from jaxprune.experiments.classification import Classification
+from jaxprune.experiments.compare.combinations import Method, leaves_to_prune
+from jaxprune.experiments.compare.outcome import Trained
+from jaxprune.experiments.compare.removal import run_removal
 from jaxprune.experiments.compare.settings import CompareSettings
+from jaxprune.experiments.compare.start import SCORED_IMAGES, Keys, first_state, keys
 from jaxprune.masking.share import kept_per_leaf
 from jaxprune.params import PyTree, flatten_with_paths
-from jaxprune.recipes import Recipe
-
-_SCORED_IMAGES = 500  # for scores from gradients at initialization
 
 
-Program = Callable[["Keys", PyTree], tuple[PyTree, dict[str, jax.Array]]]
+class Program(NamedTuple):
+    """A compiled method: run(sparsity, keys, parameters) -> Trained; seconds: of compilation."""
+
+    run: Callable[[float, Keys, PyTree], Trained]
+    seconds: float
 
 
-class Keys(NamedTuple):
-    """Typed keys of one seed, or (seeds,): one stream for each use, the same for all recipes."""
-
-    weights: jax.Array
-    batches: jax.Array
-    scores: jax.Array
-    recipe: jax.Array
-
-
-def keys(settings: CompareSettings) -> Keys:
-    """The key streams of each seed; those of the first n seeds don't depend on the number of seeds."""
-    root = jax.random.key(settings.seed)
-    of_seed = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i), len(Keys._fields)))
-    return Keys(*of_seed(jnp.arange(settings.seeds)).T)
+def curve_steps(settings: CompareSettings, recipe: jp.Recipe) -> tuple[int, ...]:
+    """The steps of all trainings at which the learning curve is evaluated, counted through; -1 for none."""
+    trainings = recipe.trainings(settings.steps)
+    if recipe.removes:  # only at the end of each training
+        return tuple(itertools.accumulate(trainings))
+    every, found, before = _every(settings, trainings), [], 0
+    for steps in trainings:
+        longest = max(trainings)
+        found += [before + s if s <= steps else -1 for s in range(every, longest + 1, every)]
+        before += steps
+    return tuple(found)
 
 
-def fresh_params(task: Classification, of_seeds: Keys) -> PyTree:
-    """The initial parameters of every recipe, with a leading axis of seeds."""
-    return jax.jit(lambda of_each: jax.lax.map(task.init_fn, of_each))(of_seeds.weights)
+def compile_program(settings: CompareSettings, task: Classification, method: Method) -> Program:
+    """The program of a method.
 
-
-def measure(task: Classification) -> Callable[[PyTree], dict[str, jax.Array]]:
-    """Parameters with a leading axis of seeds -> loss and accuracy of each."""
-    return jax.jit(lambda params: jax.lax.map(task.measure, params))
-
-
-def compile_program(settings: CompareSettings, task: Classification, recipe: Recipe | None) -> Program:
-    """The program of a recipe: (keys, parameters) -> (trained parameters, number of kept weights of each layer).
-
-    All arguments and results have a leading axis of seeds. The seeds run one after the other, not under `vmap`,
-    which would turn every `lax.cond` into a select, so that masks would be remade at every step. The recipe None
-    is the dense network.
+    It is compiled once for all sparsities where the method takes a traced one, else once for each of them. The
+    seeds run one after the other, not under `vmap`, which would turn every `lax.cond` into a select, so that masks
+    would be remade at every step. A method that removes units is a loop on the host, and compiles as it runs.
     """
 
-    def train(of_seed: Keys, params: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
-        where = _where(recipe, params)
-        if recipe is not None and len(trainings := recipe.trainings(settings.steps)) > 1:
-            tx = jp.masked(_optimizer(settings, trainings[0]))
-            experiment = recipe.experiment(task.train_step, task.batch_fn, steps=settings.steps, where=where)
-            state, _ = experiment.run(of_seed.batches, _state(params, tx))
-        else:
-            state = jax.lax.fori_loop(
-                0,
-                settings.steps,
-                lambda step, state: task.train_step(state, task.batch_fn(of_seed.batches, step))[0],
-                _state(params, _transform(settings, task, recipe, of_seed, params, where)),
-            )
-        return state.params, _kept(state.params, jp.get_masks(state.opt_state))
+    if method.recipe(method.sparsities[0]).removes:
+        return Program(lambda *of: run_removal(settings, task, method.recipe, *of), 0.0)
+
+    def train(sparsity: Any, of_seed: Keys, params: PyTree) -> Trained:
+        recipe = method.recipe(sparsity)
+        trainings = recipe.trainings(settings.steps)
+        experiment = recipe.experiment(
+            task.train_step,
+            task.batch_fn,
+            steps=settings.steps,
+            where=leaves_to_prune(recipe.structure, params),
+            evaluate=task.evaluate,
+            every=_every(settings, trainings),
+            params=params,
+            loss_fn=task.loss_fn,
+            batches=[task.draw(of_seed.scores, SCORED_IMAGES)],
+            fn=task.logits,
+            inputs=(task.train.images[:1],),
+        )
+        whole = settings.steps if recipe.continues else trainings[0]
+        state, history = experiment.run(of_seed.training, first_state(settings, params, whole))
+        masks = jp.get_masks(state.opt_state)
+        return Trained(state.params, masks, _kept(state.params, masks), history.evaluation, history.curve)
+
+    def of_all(sparsity: Any, of_seeds: Keys, params: PyTree) -> Trained:
+        made = jax.lax.map(lambda of_each: train(sparsity, *of_each), (of_seeds, params))
+        params, masks = jax.tree.map(lambda x: x[0], (made.params, made.pruned))
+        return made._replace(params=params, pruned=masks)
 
     of_seeds = jax.eval_shape(lambda: keys(settings))
     params = jax.eval_shape(jax.vmap(task.init_fn), of_seeds.weights)
-    program = jax.jit(lambda *of_all: jax.lax.map(lambda of_each: train(*of_each), of_all))
-    return program.lower(of_seeds, params).compile()
+    begun = time.perf_counter()
+    if len(method.sparsities) > 1:
+        try:
+            lowered = jax.jit(of_all).lower(jax.ShapeDtypeStruct((), jnp.float32), of_seeds, params)
+        except (TypeError, ValueError):
+            pass  # the method needs a known sparsity
+        else:
+            whole = lowered.compile()
+            return Program(
+                lambda s, *rest: whole(jnp.asarray(s, jnp.float32), *rest), time.perf_counter() - begun
+            )
+    of_each = {
+        s: jax.jit(lambda *rest, s=s: of_all(s, *rest)).lower(of_seeds, params).compile()
+        for s in method.sparsities
+    }
+    return Program(lambda s, *rest: of_each[s](*rest), time.perf_counter() - begun)
 
 
-def _transform(
-    settings: CompareSettings,
-    task: Classification,
-    recipe: Recipe | None,
-    of_seed: Keys,
-    params: PyTree,
-    where: PyTree | None,
-) -> optax.GradientTransformationExtraArgs:
-    inner = _optimizer(settings, settings.steps)
-    if recipe is None:
-        chosen = jp.prunable(params)
-        return jp.masked(
-            inner, jax.tree.map(lambda w, at: jnp.ones(w.shape, bool) if at else True, params, chosen)
-        )
-    return recipe.transform(
-        inner,
-        params,
-        steps=settings.steps,
-        key=of_seed.recipe,
-        loss_fn=task.loss_fn,
-        batches=[task.draw(of_seed.scores, _SCORED_IMAGES)],
-        fn=task.logits,
-        inputs=(task.train.images[:1],),
-        where=where,
-    )
-
-
-def _optimizer(settings: CompareSettings, steps: int) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_decay_schedule(settings.learning_rate, steps))
-
-
-def _state(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
-    state: Any = TrainState.create(apply_fn=None, params=params, tx=tx)
-    return state.replace(step=jnp.zeros([], jnp.int32))
-
-
-def _where(recipe: Recipe | None, params: PyTree) -> PyTree | None:
-    """The leaves to prune; None for the default. Units are not pruned in the output layer: there they are classes."""
-    if recipe is None or recipe.structure == jp.Unstructured():
-        return None
-    last = [path for path in flatten_with_paths(params)[0] if path.endswith("/kernel")][-1]
-    return jp.prunable(params, exclude=(last,))
+def _every(settings: CompareSettings, trainings: tuple[int, ...]) -> int:
+    return max(min(settings.steps // settings.evaluations, *trainings), 1)
 
 
 def _kept(params: PyTree, masks: PyTree) -> dict[str, jax.Array]:

@@ -1,7 +1,9 @@
-"""The trainings of `jaxprune compare`: every recipe at every sparsity."""
+"""The trainings of `jaxprune compare`: every method at every sparsity."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,14 +14,16 @@ from rich.console import Console
 from jaxprune.commands.run_folder import RunFolder
 from jaxprune.experiments.classification import Classification, classification
 from jaxprune.experiments.compare import results
-from jaxprune.experiments.compare.chosen import MAKE
-from jaxprune.experiments.compare.programs import compile_program, fresh_params, keys, measure
-from jaxprune.experiments.compare.results import DENSE
+from jaxprune.experiments.compare.combinations import Method, methods
+from jaxprune.experiments.compare.programs import compile_program, curve_steps
+from jaxprune.experiments.compare.removed import LARGE_BATCH, measure_removal
+from jaxprune.experiments.compare.results import DENSE, key_of
 from jaxprune.experiments.compare.settings import CompareSettings
+from jaxprune.experiments.compare.start import fresh_params, keys
 from jaxprune.experiments.data import Data
-from jaxprune.experiments.results import Record, write_csv
+from jaxprune.experiments.results import Record, percent, write_csv
 from jaxprune.params import flatten_with_paths
-from jaxprune.plots import plot_accuracy
+from jaxprune.plots import plot_accuracy, plot_curves, plot_latency
 from jaxprune.progress import progress_bar
 
 
@@ -29,82 +33,154 @@ def train(settings: CompareSettings, data: Data, folder: RunFolder, console: Con
     Raises:
       ValueError: before anything is compiled, if a recipe rejects the settings or the folder is damaged.
     """
-    chosen = _chosen(settings)
-    folder.begin(settings, data.fingerprint())
-    for at in chosen:
-        if folder.has_training(_file(*at)):
-            folder.load_training(_file(*at))  # a damaged file is reported now
     task = classification(settings.model, data, settings.batch_size)
-    _write(settings, folder, _records(settings, task, chosen, folder, console))
+    chosen, left_out = methods(settings, task)
+    folder.begin(settings, data.fingerprint())
+    check_files(chosen, folder)
+    records, times = trained(settings, task, chosen, folder, console)
+    _write(settings, folder, records, times, left_out)
 
 
-def _chosen(settings: CompareSettings) -> dict[tuple[str, float], Any]:
-    """(name, sparsity) -> recipe; None for the dense network."""
-    chosen: dict[tuple[str, float], Any] = {(DENSE, 0.0): None}
-    for name in settings.recipes:
-        for sparsity in settings.sparsities:
-            try:
-                recipe = MAKE[name](sparsity)
-                recipe.trainings(settings.steps)  # raises for too few steps
-            except ValueError as error:
-                raise ValueError(
-                    f"--recipes {name} at --sparsities {sparsity:g} and --steps {settings.steps}: {error}"
-                ) from None
-            chosen[name, sparsity] = recipe
-    return chosen
-
-
-def _file(name: str, sparsity: float) -> str:
-    return f"{name}-{sparsity!r}.json"
-
-
-def _records(
+def trained(
     settings: CompareSettings,
     task: Classification,
-    chosen: dict[tuple[str, float], Any],
+    chosen: list[Method],
     folder: RunFolder,
     console: Console,
-) -> list[Record]:
-    """The records of all recipes, in their order; each is on disk before the next recipe trains."""
+    part: str = "",
+    measure: Callable[..., dict[str, Any]] = measure_removal,
+) -> tuple[list[Record], dict[str, Any]]:
+    """The records of all methods, in their order, and their times; each is on disk before the next trains.
+
+    Args:
+      settings, task: what to train.
+      chosen: the methods.
+      folder: has the records of an interrupted run.
+      console: shows the progress.
+      part: the name of this comparison in a command that makes several.
+      measure: (task, recipe, parameters, masks or plan, initial parameters) of the first seed -> what is added to
+        the times.
+    """
+    places = [(method, sparsity) for method in chosen for sparsity in method.sparsities]
+    is_done = {(method.name, s): folder.has_training(_file(part, method.name, s)) for method, s in places}
+    left = [method for method in chosen if not all(is_done[method.name, s] for s in method.sparsities)]
+    streams = keys(settings)
     params = jax.eval_shape(task.init_fn, jax.random.key(0))
     sizes = dict(zip(*flatten_with_paths(jax.tree.map(lambda w: w.size, params))[:2], strict=True))
-    streams, measured = keys(settings), measure(task)
-    first = fresh_params(task, streams)
-    left = [at for at in chosen if not folder.has_training(_file(*at))]
+    first = fresh_params(task, streams) if left else None
     # The next programs compile while one runs.
     pool = ThreadPoolExecutor(2)
-    programs = pool.map(lambda at: compile_program(settings, task, chosen[at]), left)
+    programs = pool.map(lambda method: compile_program(settings, task, method), left)
     try:
         with progress_bar(console) as progress:
-            done = len(chosen) - len(left)
-            bar = progress.add_task("recipes", total=len(chosen), completed=done, note="")
-            for at, program in zip(left, programs, strict=True):
-                trained, kept = program(streams, first)
-                made = results.record(*at, str(chosen[at] or DENSE), kept, measured(trained), sizes)
-                folder.save_training(_file(*at), made)
-                progress.update(bar, advance=1, note=_note(made))
+            bar = progress.add_task(
+                part or "methods", total=len(places), completed=sum(is_done.values()), note=""
+            )
+            for method, program in zip(left, programs, strict=True):
+                for sparsity in method.sparsities:
+                    if is_done[method.name, sparsity]:
+                        continue
+                    begun = time.perf_counter()
+                    found = jax.block_until_ready(program.run(sparsity, streams, first))
+                    seconds = time.perf_counter() - begun
+                    recipe = method.recipe(sparsity)
+                    made = results.record(
+                        method.name,
+                        sparsity,
+                        DENSE if method.name == DENSE else str(recipe),
+                        recipe.trainings(settings.steps),
+                        curve_steps(settings, recipe),
+                        found.kept,
+                        found.rounds,
+                        found.curve,
+                        sizes,
+                    )
+                    of_first = found.params, found.pruned, jax.tree.map(lambda x: x[0], first)
+                    times = {
+                        "seconds": seconds,
+                        "compiling": program.seconds,
+                        **measure(task, recipe, *of_first),
+                    }
+                    folder.save_training(_file(part, method.name, sparsity), {"record": made, "times": times})
+                    progress.update(bar, advance=1, note=_note(made))
     finally:
         pool.shutdown(cancel_futures=True)
-    return [folder.load_training(_file(*at)) for at in chosen]
+    stored = [folder.load_training(_file(part, method.name, s)) for method, s in places]
+    of_all = {key_of(at["record"]["method"], at["record"]["sparsity"]): at["times"] for at in stored}
+    return [at["record"] for at in stored], of_all
 
 
-def _write(settings: CompareSettings, folder: RunFolder, records: list[Record]) -> None:
-    folder.write("results.csv", lambda path: write_csv(path, records, ("recipe", "sparsity")))
+def lines_of(records: list[Record]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Method -> (percent of the weights kept, accuracies in percent (sparsities, seeds))."""
     lines = {}
-    for name in settings.recipes:
-        of = [r for r in records if r["recipe"] == name]
+    for name in dict.fromkeys(r["method"] for r in records if r["method"] != DENSE):
+        of = [r for r in records if r["method"] == name]
         kept = np.asarray([100 * np.mean(r["kept_fraction"]) for r in of])
         lines[name] = kept, np.asarray([100 * np.asarray(r["test_accuracy"]) for r in of])
+    return lines
+
+
+def check_files(chosen: list[Method], folder: RunFolder, part: str = "") -> None:
+    """Raises ValueError for a damaged file of an interrupted run."""
+    for method in chosen:
+        for sparsity in method.sparsities:
+            if folder.has_training(_file(part, method.name, sparsity)):
+                folder.load_training(_file(part, method.name, sparsity))
+
+
+def _file(part: str, name: str, sparsity: float) -> str:
+    words = "_".join([*part.split(), *name.replace(":", "of").split()])
+    return f"{words}-{sparsity!r}.json"
+
+
+def _write(
+    settings: CompareSettings,
+    folder: RunFolder,
+    records: list[Record],
+    times: dict[str, Any],
+    left_out: dict[str, str],
+) -> None:
+    folder.write("results.csv", lambda path: write_csv(path, records, ("method", "sparsity")))
+    title = f"{settings.model} on {settings.data}, {settings.steps} steps in all, {settings.seeds} seeds"
     dense = 100 * float(np.mean(records[0]["test_accuracy"]))
-    figure = plot_accuracy(
-        lines,
-        level=("dense", dense),
-        title=f"{settings.model} on {settings.data}, {settings.steps} steps in all, {settings.seeds} seeds",
-    )
-    folder.write("plot.png", lambda path: figure.savefig(path, format="png"))
-    folder.finish({"settings": settings.of_the_result(), "records": records})
+    pictures = {"plot.png": plot_accuracy(lines_of(records), level=("dense", dense), title=title)}
+    pictures["curves.png"] = plot_curves(_curves(records), title=title)
+    fast = [r for r in records if "latency" in times[key_of(r["method"], r["sparsity"])]]
+    if fast:
+        pictures["latency.png"] = plot_latency(
+            _speeds(fast, times), level=("dense", dense), title=f"{title}, batches of {LARGE_BATCH}"
+        )
+    for name, figure in pictures.items():
+        folder.write(name, lambda path, figure=figure: figure.savefig(path, format="png"))
+    folder.write_times(times)
+    folder.finish({"settings": settings.of_the_result(), "records": records, "left_out": left_out})
+
+
+def _curves(records: list[Record]) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Sparsity -> method -> (steps, accuracies in percent (steps, seeds)); the dense network is in all."""
+
+    def curve(r: Record) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(r["curve"]["steps"]), np.asarray(
+            [percent(of_seed) for of_seed in r["curve"]["test_accuracy"]]
+        ).T
+
+    sparsities = list(dict.fromkeys(r["sparsity"] for r in records if r["method"] != DENSE))
+    return {
+        f"sparsity {100 * s:g} %": {r["method"]: curve(r) for r in records if r["sparsity"] in (0.0, s)}
+        for s in sparsities
+    }
+
+
+def _speeds(records: list[Record], times: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Method -> (latencies of the large batch, accuracies in percent (sparsities, seeds))."""
+    found = {}
+    for name in dict.fromkeys(r["method"] for r in records):
+        of = [r for r in records if r["method"] == name]
+        shares = [times[key_of(name, r["sparsity"])]["latency"][LARGE_BATCH] for r in of]
+        found[name] = np.asarray(shares), np.asarray([100 * np.asarray(r["test_accuracy"]) for r in of])
+    return found
 
 
 def _note(made: Record) -> str:
     accuracy = 100 * float(np.mean(made["test_accuracy"]))
-    return f"{made['recipe']} at {100 * made['sparsity']:g} %: accuracy {accuracy:.2f} %"
+    return f"{made['method']} at {100 * made['sparsity']:g} %: accuracy {accuracy:.2f} %"

@@ -1,0 +1,1 @@
+"""The experiment of `jaxprune claims`: what pruning articles say, point by point."""
