@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from imp_task import X, Y, batch_fn, evaluate, experiment, loss_fn, params_of, state_of, train_step
 
 import jaxprune as jp
@@ -239,3 +240,58 @@ def test_sanity_checks_train_every_variant_in_one_program():
     assert len(traces) == 1 and len(found) == 6
     _, row = jax.jit(made.train)(jax.random.key(3), start, masks)
     np.testing.assert_allclose(found["ticket"], row.evaluation["loss"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_statistics_of_an_nnx_model_are_interpolated_with_its_weights():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.up, self.norm = nnx.Linear(6, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs)
+            self.down = nnx.Linear(8, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.down(nnx.relu(self.norm(self.up(x))))
+
+    def of_model(model, batch):
+        return jnp.mean((model(batch[0]) - batch[1]) ** 2)
+
+    training = jp.nnx_state(
+        Net(nnx.Rngs(0)), jp.masked(optax.adam(0.02)), of_model, lambda model: of_model(model, (X, Y))
+    )
+    masks = jp.make_masks(jp.scores.magnitude(training.state.params), 0.5)
+    made = jp.instability(training.train_step, batch_fn, training.evaluate, steps=3, splits=(1,), points=3)
+    key = jax.random.key(0)
+    rows = jax.jit(made.run)(key, training.state, masks)
+    step = jax.jit(training.train_step)
+    start, _ = step(training.state, batch_fn(jax.random.split(jax.random.fold_in(key, 0), 3)[0], 0))
+    start = start.replace(
+        params=jp.apply_masks(start.params, masks), opt_state=jp.replace_masks(start.opt_state, masks)
+    )
+    ends = []
+    for copy_key in jax.random.split(jax.random.fold_in(key, 2**32 - 1), 2):
+        state = start
+        for number in (1, 2):
+            state, _ = step(state, batch_fn(copy_key, number))
+        ends.append(state)
+    middle = jax.tree.map(lambda a, b: (a + b) / 2 if jnp.issubdtype(a.dtype, jnp.floating) else a, *ends)
+    expected = [training.evaluate(state) for state in (ends[0], middle, ends[1])]
+    np.testing.assert_allclose(rows.values[0], expected, rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_a_control_of_a_rewound_ticket_continues_at_its_step():
+    made = experiment(rounds=1, rate=0.5, steps=5, rewind=jp.Rewind(2))
+    carry, _ = jax.jit(made.step)(made.init(jax.random.key(0), state_of()))
+    masks = jp.make_masks(jp.scores.magnitude(carry.snapshot.params), 0.5)
+    key = jax.random.key(7)
+    found, _ = jax.jit(made.train, static_argnums=3)(key, carry.snapshot, masks, 2)
+    start = carry.snapshot.replace(
+        params=jp.apply_masks(carry.snapshot.params, masks),
+        opt_state=jp.replace_masks(carry.snapshot.opt_state, masks),
+    )
+    state = trained(jax.random.split(key, 3)[0], start, 2, 5)
+    assert int(found.step) == int(state.step) == 5
+    for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+    with pytest.raises(ValueError, match="`start` must be below the 5 steps of a training, got 5"):
+        made.train(key, carry.snapshot, masks, start=5)
