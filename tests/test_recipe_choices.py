@@ -338,6 +338,69 @@ def test_curves_that_are_none_are_errors_in_every_scheduling(scheduling, more, m
         jp.Recipe(0.5, scheduling=scheduling).experiment(train_step, batch_fn, steps=8, **more)
 
 
+def noisy(loss_fn, params, batch, *, key):
+    """SNIP with noise: a score of the loss that draws."""
+    noise = jax.random.uniform(key, params["up"]["kernel"].shape)
+    return {"up": {"kernel": noise, "bias": params["up"]["bias"]}, "down": params["down"]}
+
+
+@pytest.mark.slow_beyond(1)
+@pytest.mark.parametrize(
+    "scheduling", [jp.BeforeTraining(), jp.BeforeTraining(2), jp.Gradual(), jp.Recursive(1)]
+)
+def test_a_score_of_the_loss_may_draw_random_numbers(scheduling):
+    recipe = jp.Recipe(0.5, scoring=jp.Scoring(noisy, "local"), scheduling=scheduling)
+    assert recipe.needs() == ("loss_fn", "batches", "key")
+    masks = [run(recipe, key)[0].params["up"]["kernel"] != 0 for key in (0, 1)]
+    assert [int(mask.sum()) for mask in masks] == [96, 96] and not np.array_equal(*masks)
+
+
+@pytest.mark.parametrize(
+    "scheduling", [jp.BeforeTraining(), jp.BeforeTraining(2), jp.Moving(), jp.Gradual(), jp.Recursive(1)]
+)
+@pytest.mark.parametrize(
+    ("score", "error", "message"),
+    [
+        (
+            lambda params: params["up"],
+            ValueError,
+            "`score` must return a tree like the parameters, got 2 leaves for 3",
+        ),
+        (jp.scores.wanda, TypeError, r"`score` must take \(params\) or .* Bind its other arguments"),
+    ],
+)
+def test_a_score_of_another_tree_or_of_statistics_is_named(scheduling, score, error, message):
+    recipe = jp.Recipe(0.5, scoring=jp.Scoring(score, "local"), scheduling=scheduling)
+    made = recipe.experiment(train_step, batch_fn, steps=STEPS)
+    with pytest.raises(error, match=message):
+        jax.eval_shape(made.run, jax.random.key(0), state_of())
+
+
+def test_a_minimum_of_the_mean_needs_a_known_sparsity():
+    def kept(sparsity):
+        recipe = jp.Recipe(sparsity, scoring=jp.Scoring(minimum=jp.recipes.OfMeanKept(0.5)))
+        return recipe.experiment(train_step, batch_fn, steps=4).run(jax.random.key(0), state_of())[1].kept
+
+    with pytest.raises(ValueError, match=r"`sparsity` must be a known number with OfMeanKept\(share=0.5\)"):
+        jax.eval_shape(kept, 0.5)
+
+
+def test_the_last_of_given_sparsities_is_that_of_the_recipe_up_to_rounding():
+    def made(sparsity, sparsities, rounds=4):
+        return jp.Recipe(sparsity, scheduling=jp.Recursive(rounds, sparsities=sparsities)).scheduling
+
+    assert made(0.3, (0.1, 0.1 + 0.2)).after(0.3) == (0.1, 0.1 + 0.2)
+    assert made(0.3, np.array([0.1, 0.3], np.float32)).rounds == 2
+    assert made(0.3, jp.schedules.linear(0.3, begin=0, end=3), rounds=3).sparsities == (0.1, 0.2, 0.3)
+    for wrong in (
+        lambda sparsity: made(sparsity, (0.1, 0.3)),
+        lambda sparsity: made(0.3, (0.1, sparsity)),
+        lambda _: made(0.3, (0.1, 0.301)),
+    ):
+        with pytest.raises(ValueError, match="the last of the `sparsities` must be the recipe's sparsity"):
+            jax.eval_shape(lambda sparsity, wrong=wrong: wrong(sparsity) and 0, 0.3)
+
+
 def test_the_spacing_of_rounds():
     assert jp.Recursive(3, "equal").after(0.75) == pytest.approx((0.25, 0.5, 0.75))
     assert jp.Recursive(2).after(0.75) == pytest.approx((0.5, 0.75))

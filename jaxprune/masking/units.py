@@ -147,11 +147,7 @@ class Units:
         self, scores: PyTree, counts: Any, prior: PyTree | None, check: bool
     ) -> tuple[PyTree, list[jax.Array]]:
         weights = weights_of(self.params)
-        found = jax.tree.leaves(weights_of(scores))
-        if len(found) != len(self.leaves):
-            raise ValueError(
-                f"`score` must return a tree like the parameters, got {len(found)} leaves for {len(self.leaves)}."
-            )
+        found = self.of_scores(scores)
         held = [True] * len(found) if prior is None else mask_leaves(weights, weights_of(prior), "prior")
         held = [True if is_kept_whole(mask) else mask for mask in held]
         masks, fine = program.keep_masks(
@@ -163,6 +159,19 @@ class Units:
             check,
         )
         return self.tree(masks, held), fine
+
+    def of_scores(self, scores: PyTree) -> list[Any]:
+        """The leaves of scores; for lookahead's pair those of the fast weights.
+
+        Raises:
+          ValueError: another number of leaves than the parameters have.
+        """
+        found = jax.tree.leaves(weights_of(scores))
+        if len(found) != len(self.leaves):
+            raise ValueError(
+                f"`score` must return a tree like the parameters, got {len(found)} leaves for {len(self.leaves)}."
+            )
+        return found
 
     def next_masks(self, scores: PyTree, counts: Any, masks: PyTree) -> PyTree:
         """The masks after `masks`, whose pruned units remain pruned: arrays in their tree, as a loop carries them."""

@@ -10,7 +10,7 @@ import optax
 from jaxprune import sparse_training
 from jaxprune.allocation import check_fraction
 from jaxprune.at_init import prune_at_init
-from jaxprune.masking import make_masks
+from jaxprune.masking import Criterion, make_masks
 from jaxprune.params import PyTree
 from jaxprune.recipes._allocation import allocated
 from jaxprune.recipes._choices import Choices
@@ -70,7 +70,9 @@ class BeforeTraining:
         least = scoring.least(recipe.sparsity, params, recipe.structure, where)
         choice = {"scope": scoring.scope, "structure": recipe.structure, "where": where, "minimum": least}
         if self.rounds == 1:
-            return make_masks(score(params, task.key), final, **choice)
+            scores = score(params, task.key)
+            Criterion(**choice).units(params).of_scores(scores)  # raises for another tree
+            return make_masks(scores, final, **choice)
         return prune_at_init(score, params, final, self.rounds, key=task.key, **choice)
 
 

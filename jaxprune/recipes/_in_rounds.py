@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 import optax
+from jax.core import Tracer
 
 from jaxprune.allocation import check_fraction
 from jaxprune.recipes._choices import Choices
@@ -25,7 +26,8 @@ class Recursive:
       rounds: number of prunings.
       spacing: "geometric" prunes the same share of the remaining units in each round, "equal" as many units in
         each, such as 10 % + 10 % + 10 %.
-      sparsities: instead of both, the sparsity after each round; the last one must be the recipe's.
+      sparsities: instead of both, the sparsity after each round; the last one must be the recipe's. Or, with
+        `rounds`, a schedule of the number of rounds, as for `jp.imp`.
 
     Example:
       >>> import jaxprune as jp
@@ -46,7 +48,8 @@ class Recursive:
 
     def __post_init__(self):
         if self.sparsities is not None:
-            object.__setattr__(self, "sparsities", given_sparsities(self.sparsities, None))
+            rounds = self.rounds if callable(self.sparsities) else None
+            object.__setattr__(self, "sparsities", given_sparsities(self.sparsities, rounds))
             for sparsity in self.sparsities:
                 check_fraction("sparsities", sparsity)
             object.__setattr__(self, "rounds", len(self.sparsities))
@@ -61,10 +64,19 @@ class Recursive:
 
     def check(self, recipe: Choices) -> None:
         check_rounds(recipe)
-        if self.sparsities is not None and recipe.is_known and self.sparsities[-1] != recipe.sparsity:
+        if self.sparsities is None:
+            return
+        last, is_known = self.sparsities[-1], not isinstance(self.sparsities[-1], Tracer)
+        # The rounding of 0.1 + 0.2, or of a float32, makes no other sparsity.
+        same = (
+            abs(last - recipe.sparsity) < 1e-6
+            if is_known and recipe.is_known
+            else is_known == recipe.is_known
+        )
+        if not same:
             raise ValueError(
-                f"the last of the `sparsities` must be the recipe's sparsity {recipe.sparsity:g}, got "
-                f"{self.sparsities[-1]:g}."
+                f"the last of the `sparsities` must be the recipe's sparsity {_text(recipe.sparsity)}, got "
+                f"{_text(last)}."
             )
 
     def rounds_of(self, recipe: Choices, steps: int) -> Rounds:
@@ -88,3 +100,7 @@ class Recursive:
         self, recipe: Choices, inner: optax.GradientTransformation, task: Task
     ) -> optax.GradientTransformationExtraArgs:
         raise NotImplementedError  # the recipe never asks
+
+
+def _text(sparsity: Any) -> str:
+    return "(traced)" if isinstance(sparsity, Tracer) else f"{float(sparsity):g}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
 import jax
 import optax
+from jax.core import Tracer
 
 from jaxprune.allocation import Scope, check_minimum, check_scope
 from jaxprune.masking import Criterion
@@ -55,6 +57,8 @@ class OfMeanKept:
 
     def minimum(self, sparsity: float, params: PyTree, structure: Structure, where: PyTree | None) -> int:
         """The number of units."""
+        if isinstance(sparsity, Tracer):
+            raise ValueError(f"`sparsity` must be a known number with {self}, got a traced one.")
         numbers = Criterion(structure, where=where).units(params).numbers
         return int(self.share * (1 - sparsity) * sum(numbers) / len(numbers))
 
@@ -72,9 +76,9 @@ class Scoring:
 
     Args:
       score: one of `jp.scores`, or a function of your own. It is called by the names of its arguments: (params),
-        (params, key), (loss_fn, params, *batch) or (fn, params, *inputs); what it needs beside the parameters is
-        given to `Recipe.transform` or `Recipe.experiment`. If it has an argument `structure`, it is given that
-        of the recipe. See below for units and layers that are removed.
+        (params, key), (loss_fn, params, *batch) or (fn, params, *inputs), the last two with a `key` too; what it
+        needs beside the parameters is given to `Recipe.transform` or `Recipe.experiment`. If it has an argument
+        `structure`, it is given that of the recipe. See below for units and layers that are removed.
       scope: "global" compares the units of all layers, "local" those of each layer.
       allocation: a sparsity for each layer instead of `scope`: a tree whose total is the recipe's sparsity, a
         function (params, sparsity, where=) -> tree such as `jp.allocate.erk`, or its name, "erk" or "uniform".
@@ -140,8 +144,12 @@ class Scoring:
 
     @property
     def needs_key(self) -> bool:
-        """Whether the score draws random numbers."""
-        return bool({"key", "rng"} & {*parameters_of(self.score)})
+        """Whether the score can't do without a key."""
+        return any(p.default is p.empty for p in self._keys)
+
+    @property
+    def _keys(self) -> list[inspect.Parameter]:
+        return [p for name, p in parameters_of(self.score).items() if name in ("key", "rng")]
 
     def of_task(self, task: Any, structure: Structure) -> Callable[..., PyTree]:
         """The function (params, key) -> scores: the score with all else that it needs bound to it.
@@ -155,10 +163,11 @@ class Scoring:
             more["structure"] = structure
 
         def scored(params: PyTree, key: jax.Array | None = None) -> PyTree:
+            drawn = {p.name: key for p in self._keys if key is not None}
             if first_of(self.score) == "loss_fn":
-                scores = self.score(task.loss_fn, params, *task.batches, **more)
+                scores = self.score(task.loss_fn, params, *task.batches, **drawn, **more)
             elif first_of(self.score) == "fn":
-                scores = self.score(task.fn, params, *task.inputs, **more)
+                scores = self.score(task.fn, params, *task.inputs, **drawn, **more)
             else:
                 scores = call_score(functools.partial(self.score, **more), params, key)
             return scores if self.normalize is None else normalize(scores, self.normalize)

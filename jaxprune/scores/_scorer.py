@@ -48,7 +48,7 @@ def call_score(score: Callable[..., PyTree], params: PyTree, key: jax.Array | No
         return score(params, **{by_keyword[0]: _given(key)})
     if _takes(signature, params):
         return score(params)
-    if _takes(signature, params, key):
+    if _takes(signature, params, key) and list(signature.parameters)[1] != "stats":  # wanda's are no key
         return score(params, _given(key))
     raise TypeError(
         f"`score` must take (params) or (params, key), got a function that takes {signature}. Bind its other "

@@ -100,7 +100,8 @@ def dynamic(
             sizes = call_score(
                 score, weights, None if key is None else jax.random.fold_in(jax.random.fold_in(key, step), 1)
             )
-            masks, sizes, growth = map(units.at_chosen, (old, sizes, grow(updates, weights, step)))
+            sizes = [units.of_scores(sizes)[i] for i in units.chosen]
+            masks, growth = map(units.at_chosen, (old, grow(updates, weights, step)))
             moved = _moved(units.cut, masks, sizes, growth, share)
             return weights_of(units.tree(moved, jax.tree.leaves(old)))
 
