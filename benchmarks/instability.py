@@ -3,11 +3,11 @@
     python benchmarks/instability.py lenet --data-dir DIR       # LeNet-300-100 on full MNIST
     python benchmarks/instability.py resnet --data-dir DIR      # ResNet-8 with BatchNorm on MNIST, averaged to 8 x 8
     python benchmarks/instability.py checks --data-dir DIR      # the sanity checks of both
-    python benchmarks/instability.py figures                    # tables and docs/tickets_*.png from the results
 
-The first three write `runs/tickets/NAME.json`. DIR holds the four files of MNIST. In `lenet` and `resnet` one program
-has all seeds and split steps: the tickets of iterative pruning rewound to every step k, and for the dense network, for
-tickets of two sparsities and for shuffled masks the error along the line between two copies that part at k.
+Each writes results to `runs/tickets`, from which `instability_figures.py` makes tables and figures. DIR holds the four
+files of MNIST. In `lenet` and `resnet` one program has all seeds and split steps: the tickets of iterative pruning
+rewound to every step k, and for the dense network, for tickets of two sparsities and for shuffled masks the error
+along the line between two copies that part at k.
 """
 
 from __future__ import annotations
@@ -252,15 +252,15 @@ def save(name: str, result: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["lenet", "resnet", "checks", "figures"])
-    parser.add_argument("--data-dir", metavar="DIR")
+    parser.add_argument("what", choices=[*TASKS, "checks"])
+    parser.add_argument("--data-dir", metavar="DIR", required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--points", type=int, default=7)
     options = parser.parse_args()
     if options.what in TASKS:
         task = TASKS[options.what](options.data_dir)
         save(options.what, instabilities(task, options.seeds, options.points))
-    elif options.what == "checks":
+    else:
         for name, step in CHECKED:
             save(f"checks-{name}-{step}", checks(TASKS[name](options.data_dir), options.seeds, step))
 

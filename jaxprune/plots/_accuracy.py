@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxprune.plots._drawing import draw, kept_axis, new_figure
+from jaxprune.plots._drawing import draw, kept_axis, legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ def plot_accuracy(
     if level is not None:
         axes.axhline(level[1], color="black", linestyle="--", linewidth=1, label=level[0])
     kept_axis(axes, np.concatenate([kept for kept, _ in lines.values()]), "test accuracy (%)")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend(axes)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxprune.plots._drawing import bare, draw, new_figure, numbers, panels
+from jaxprune.plots._drawing import bare, draw, legend, new_figure, numbers, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ def plot_connectivity(lines: Mapping[str, Any], title: str = "", metric: str | N
       ['two seeds']
     """
     found = numbers({name: line.values for name, line in lines.items()}, metric, "lines")
-    figure = new_figure(6 * len(found), 4.2)
+    figure = new_figure(7.6 * len(found), 4.2)
     for label, axes in panels(figure, list(found)).items():
         for i, (name, values) in enumerate(found[label].items()):
             alpha = np.atleast_2d(np.asarray(lines[name].alpha))[0]
@@ -46,7 +46,7 @@ def plot_connectivity(lines: Mapping[str, Any], title: str = "", metric: str | N
         axes.set_xlabel("position between the networks")
         axes.set_ylabel("loss" if label == "value" else label)
         bare(axes)
-        axes.legend(frameon=False)
+        legend(axes)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

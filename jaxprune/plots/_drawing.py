@@ -65,12 +65,18 @@ def step_axis(axes: Any, steps: Sequence[int], label: str, name: str) -> None:
     positive = [step for step in steps if step > 0]
     if len(positive) > 1:
         axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+        axes.set_xlim(min(steps) - 0.15 * positive[0], max(steps) * 1.15)
     axes.xaxis.set_major_locator(FixedLocator(list(steps)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel(label)
     axes.set_ylabel(name)
     bare(axes)
+
+
+def legend(axes: Any) -> None:
+    """The names of the lines, to the right of them."""
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def bare(axes: Any) -> None:

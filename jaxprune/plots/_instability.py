@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxprune.plots._drawing import draw, new_figure, numbers, panels, step_axis
+from jaxprune.plots._drawing import draw, legend, new_figure, numbers, panels, step_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def plot_instability(
       ['barrier of error']
     """
     found = numbers({name: line.barrier for name, line in lines.items()}, metric, "lines")
-    figure = new_figure(6 * len(found), 4.2)
+    figure = new_figure(7.6 * len(found), 4.2)
     for label, axes in panels(figure, list(found)).items():
         steps: set[int] = set()
         for i, (name, values) in enumerate(found[label].items()):
@@ -59,7 +59,7 @@ def plot_instability(
         step_axis(
             axes, sorted(steps), "step of the split", "barrier" if label == "value" else f"barrier of {label}"
         )
-        axes.legend(frameon=False)
+        legend(axes)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

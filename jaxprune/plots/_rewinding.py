@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxprune.plots._drawing import draw, new_figure, numbers, panels, step_axis
+from jaxprune.plots._drawing import draw, legend, new_figure, numbers, panels, step_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def plot_rewinding(
     if not rounds or any(not 0 < r < number for r in rounds):
         raise ValueError(f"`rounds` must be among 1 to {number - 1}, got {tuple(rounds)}.")
     found = numbers({"": history.evaluation}, metric, "history")
-    figure = new_figure(6 * len(found), 4.2)
+    figure = new_figure(7.6 * len(found), 4.2)
     for label, axes in panels(figure, list(found)).items():
         values = found[label][""].reshape(sparsity.shape)
         for i, r in enumerate(rounds):
@@ -73,7 +73,7 @@ def plot_rewinding(
         step_axis(
             axes, steps, "step to which the ticket is rewound", "evaluation" if label == "value" else label
         )
-        axes.legend(frameon=False)
+        legend(axes)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
