@@ -1,0 +1,41 @@
+"""Runs the exported model of this folder on its example: `python load.py [onnx | stablehlo | weights]`.
+
+It needs NumPy, and onnxruntime (for model.onnx) or JAX (for model.stablehlo) to run the model.
+"""
+
+import json
+import math
+import pathlib
+import sys
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).resolve().parent
+DTYPES = {"BOOL": "?", "BF16": "<u2", "C64": "<c8", **{f"F{8 * n}": f"<f{n}" for n in (2, 4, 8)}}
+DTYPES.update({f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)})
+
+
+def read(path):
+    """The arrays of a safetensors file, packed or not; bfloat16 becomes float32, which holds it exactly."""
+    raw = pathlib.Path(path).read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header, arrays = json.loads(raw[8:start]), {}
+    packed = json.loads(header.pop("__metadata__", {}).get("packed", "{}"))
+    for name, x in header.items():
+        place = start + x["data_offsets"][0]
+        array = np.frombuffer(raw, DTYPES[x["dtype"]], math.prod(x["shape"]), place).reshape(x["shape"])
+        is_bf16 = x["dtype"] == "BF16"
+        arrays[name] = (array.astype("<u4") << 16).view("<f4") if is_bf16 else array
+    for name, (shape, axis, n, m) in packed.items():
+        values, bits = arrays.pop(name + ".values"), np.unpackbits(arrays.pop(name + ".where"), bitorder="little")
+        kept, width = np.zeros((math.prod(shape) // (m or 1), m or 1), bool), max(m - 1, 0).bit_length()
+        if m:  # n of every m entries along the axis: the place of each in its group
+            places = bits[: len(kept) * n * width].reshape(-1, n, width) @ (1 << np.arange(width))
+            np.put_along_axis(kept, places, True, axis=1)
+        else:
+            kept[:, 0] = bits[: len(kept)]
+        flat = np.zeros(kept.size, values.dtype)
+        flat[kept.ravel()] = values
+        shape.append(shape.pop(axis))
+        arrays[name] = np.moveaxis(flat.reshape(shape), -1, axis)
+    return arrays
