@@ -45,7 +45,8 @@ def find_activations(jaxpr: Jaxpr, inlined: Inlined) -> dict[Any, Activation]:
         if str(aval) not in gelus:
             spec = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
             gelus[str(aval)] = [
-                (flag, inlined(Activation("gelu", {"approximate": flag}, None).call, spec)) for flag in (False, True)
+                (flag, inlined(Activation("gelu", {"approximate": flag}, None).call, spec))
+                for flag in (False, True)
             ]
         for flag, pattern in gelus[str(aval)]:
             operand = _operand(pattern, eqn.outvars[0], makers)
@@ -76,7 +77,12 @@ def _softmax(eqn: JaxprEqn, makers: Makers) -> Activation | None:
     if any(isinstance(atom, Literal) for atom in eqn.invars):
         return None
     ratio, exp, sums = eqn.invars[0], makers.get(eqn.invars[0]), makers.get(eqn.invars[1])
-    if sums is None or exp is None or exp.primitive.name != "exp" or sums.primitive.name != "broadcast_in_dim":
+    if (
+        sums is None
+        or exp is None
+        or exp.primitive.name != "exp"
+        or sums.primitive.name != "broadcast_in_dim"
+    ):
         return None
     if isinstance(sums.invars[0], Literal) or isinstance(exp.invars[0], Literal):
         return None
@@ -124,4 +130,8 @@ def _operand(pattern: Jaxpr, result: Any, makers: Makers) -> Any:
 
 
 def _alike(a: JaxprEqn, b: JaxprEqn) -> bool:
-    return a.primitive.name == b.primitive.name and str(a.params) == str(b.params) and len(a.invars) == len(b.invars)
+    return (
+        a.primitive.name == b.primitive.name
+        and str(a.params) == str(b.params)
+        and len(a.invars) == len(b.invars)
+    )

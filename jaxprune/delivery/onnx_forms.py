@@ -50,7 +50,11 @@ def in_onnx_forms(fn: Callable[..., Any], specs: Sequence[jax.ShapeDtypeStruct])
 
         for eqn in (eqn for eqn in plain.jaxpr.eqns if id(eqn) in needed):
             activation = activations.get(eqn.outvars[0])
-            outs = bind(eqn, list(map(read, eqn.invars))) if activation is None else [activation.call(known[activation.operand])]
+            outs = (
+                bind(eqn, list(map(read, eqn.invars)))
+                if activation is None
+                else [activation.call(known[activation.operand])]
+            )
             known.update(zip(eqn.outvars, outs, strict=True))
         return list(map(read, plain.jaxpr.outvars))
 
@@ -100,7 +104,8 @@ def _dot_general(eqn: JaxprEqn, left: Any, right: Any) -> Any:
     wide = jnp.promote_types(jnp.promote_types(left.dtype, right.dtype), out.dtype)
     left, right = (x if x.dtype == wide else lax.convert_element_type(x, wide) for x in (left, right))
     free = [
-        [dim for dim in range(x.ndim) if dim not in (*contract[i], *batch[i])] for i, x in enumerate((left, right))
+        [dim for dim in range(x.ndim) if dim not in (*contract[i], *batch[i])]
+        for i, x in enumerate((left, right))
     ]
     orders = [
         (((*batch[0], *free[0], *contract[0]), left), ((*batch[1], *contract[1], *free[1]), right)),

@@ -87,7 +87,7 @@ def unpack(packed: Packed) -> np.ndarray:
 
 
 def _check(packed: Packed, size: int) -> None:
-    """Raises ValueError unless the sizes fit. What is stored bounds the size of the array: nothing else is allocated."""
+    """Raises ValueError unless the sizes fit: what is stored bounds what is allocated."""
     if packed.values.ndim != 1 or packed.where.ndim != 1 or packed.where.dtype != np.uint8:
         raise ValueError("its values or its bits are not in one row")
     if not 0 <= packed.axis < len(packed.shape):
@@ -134,6 +134,8 @@ def _bits(array: np.ndarray) -> Any:
     """The bits of each entry, as integers; a complex number has two, joined by or."""
     array = np.ascontiguousarray(array)
     if array.dtype.kind == "c":
-        real, imaginary = np.moveaxis(array.view(f"u{array.dtype.itemsize // 2}").reshape(*array.shape, 2), -1, 0)
+        real, imaginary = np.moveaxis(
+            array.view(f"u{array.dtype.itemsize // 2}").reshape(*array.shape, 2), -1, 0
+        )
         return real | imaginary
     return array.view(f"u{array.dtype.itemsize}")

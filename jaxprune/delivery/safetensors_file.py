@@ -86,7 +86,7 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
             file.seek(8 + length + begin)
             content = bytearray(file.read(end - begin))
             array = np.frombuffer(content, dtype).reshape(shape)
-            if dtype == bool and array.view(np.uint8).max(initial=0) > 1:
+            if dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
                 raise ValueError(f"{name!r} has bytes that are not bools")
             arrays[name] = array
         return arrays, metadata

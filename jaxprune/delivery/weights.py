@@ -164,7 +164,9 @@ def _as_tree(path: str, arrays: dict[str, np.ndarray], like: PyTree) -> PyTree:
     wanted = {name for name, leaf in zip(names, leaves, strict=True) if is_array_leaf(leaf)}
     for name in sorted(wanted ^ arrays.keys()):
         has = ("`like`", "the file") if name in wanted else ("the file", "`like`")
-        raise ValueError(f"{path!r} is not the file of these parameters: {has[0]} has {name!r}, {has[1]} lacks it.")
+        raise ValueError(
+            f"{path!r} is not the file of these parameters: {has[0]} has {name!r}, {has[1]} lacks it."
+        )
     return jax.tree.unflatten(
         treedef,
         [
