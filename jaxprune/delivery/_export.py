@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.delivery import onnx_model, standalone
+from jaxprune.delivery import onnx_model, stablehlo, standalone
 from jaxprune.delivery.comparison import Errors, default_tolerance, largest_errors
 from jaxprune.delivery.flat_model import FlatModel, flat_model, size_of
 from jaxprune.delivery.measuring import latencies
 from jaxprune.delivery.report import FORMAT, Exported, as_json, as_page, changed_shapes
 from jaxprune.delivery.safetensors_file import write_arrays
-from jaxprune.delivery.stablehlo import from_stablehlo, to_stablehlo
 from jaxprune.delivery.weights import load_weights, save_weights
 from jaxprune.files import check_new_folder, write_whole_folder
 from jaxprune.jaxprs import is_array_leaf
@@ -55,7 +54,7 @@ def export(
 
     The folder has `weights.safetensors` (named by canonical paths), `model.stablehlo` (of `jax.export`; it takes the
     weights in the order of their names, then the inputs), `model.onnx`, `example.safetensors` (the inputs and
-    outputs), `load.py` (`python load.py` runs the model with NumPy and onnxruntime or JAX alone), the plan, and
+    outputs), `load.py` (`python load.py` runs the model with NumPy and either onnxruntime, or JAX and flatbuffers), the plan, and
     `report.json` and `report.md`: parameters, bytes, FLOPs, latencies, the largest error of each format, and what was
     removed. The folder is complete or not there, also if the process is killed.
 
@@ -66,7 +65,7 @@ def export(
         already the small ones, of which `fn` is then the small function.
       *inputs: example inputs, pytrees of arrays.
       batch: name of the leading axis of every input, whose size may then vary; None for the sizes of the example.
-      formats: of "stablehlo", "onnx" (needs the extra `jaxprune[export]`) and "safetensors".
+      formats: some of "stablehlo", "onnx" (both need the extra `jaxprune[export]`) and "safetensors".
       masks: masks of the parameters, for the report. Where they prune, the weights must be zero.
       plan: the `Plan` or `LayerPlan` by which the model was made small.
       packed: whether `weights.safetensors` leaves out zeros, as `save_weights` does.
@@ -86,7 +85,7 @@ def export(
       FileExistsError: if the folder exists and is not empty.
       ValueError: if a format can't express the function (the message says why), if its outputs are further from the
         function's than `tolerance`, if a pruned weight is not zero, or if arguments do not fit each other.
-      ImportError: if jax2onnx or onnxruntime is missing and "onnx" is among the formats.
+      ImportError: if jax2onnx or onnxruntime is missing for "onnx", or flatbuffers for "stablehlo".
 
     Example:
       >>> import os, tempfile, jax, jax.numpy as jnp
@@ -94,17 +93,18 @@ def export(
       >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
       >>> fn = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
       >>> folder = tempfile.mkdtemp() + "/model"
-      >>> done = jp.export(folder, fn, params, jnp.ones((4, 3)), formats=("stablehlo", "safetensors"),
-      ...                  latency_batches=())
+      >>> done = jp.export(folder, fn, params, jnp.ones((4, 3)), formats=("safetensors",), latency_batches=())
       >>> sorted(os.listdir(folder))
-      ['example.safetensors', 'load.py', 'model.stablehlo', 'report.json', 'report.md', 'weights.safetensors']
-      >>> done.report["errors"]["stablehlo"]["absolute"]
+      ['example.safetensors', 'load.py', 'report.json', 'report.md', 'weights.safetensors']
+      >>> done.report["errors"]["safetensors"]["absolute"]
       0.0
     """
     _check_formats(formats, packed, constants)
     check_new_folder(folder)
     if "onnx" in formats:
         onnx_model.check_installed()
+    if "stablehlo" in formats:
+        stablehlo.check_installed()
     if plan is not None and _is_full(plan, params):
         reference = reference or (fn, params)
         fn, params, masks = (
@@ -176,13 +176,13 @@ class _Files:
 
     def stablehlo(self, constants: bool, platforms: Sequence[str] | None) -> None:
         path = self.place / "model.stablehlo"
-        path.write_bytes(to_stablehlo(self.model, constants, platforms))
+        path.write_bytes(stablehlo.to_stablehlo(self.model, constants, platforms))
         if platforms is not None and jax.default_backend() not in platforms:
             raise ValueError(
                 f"`platforms` must include {jax.default_backend()!r}, where the file is checked, got {platforms}."
             )
         given = [] if constants else list(self.model.weights.values())
-        self._check("stablehlo", from_stablehlo(path.read_bytes(), given))
+        self._check("stablehlo", stablehlo.from_stablehlo(path.read_bytes(), given))
 
     def onnx(self) -> None:
         path = self.place / "model.onnx"
@@ -230,6 +230,7 @@ class _Files:
             raise ValueError(
                 f"the outputs of the {name!r} file differ from those of `fn` by {errors.relative:.1e} of the largest "
                 f"output, more than {self.tolerance:.1e}. Leave it out from `formats`, or pass a larger `tolerance`."
+                f"{stablehlo.remedy(self.model)}"
             )
         self.errors[name] = errors
 

@@ -181,6 +181,15 @@ def _window(eqn: JaxprEqn, operand: Any) -> Any:
     return lax.transpose(whole, back)
 
 
+def _smallest(eqn: JaxprEqn, operand: Any) -> Any:
+    """The minimum over windows as a maximum: ONNX has no pooling by minima."""
+    params = {key: value for key, value in eqn.params.items() if key != "out_sharding"}
+    if not jnp.issubdtype(operand.dtype, jnp.floating):
+        return bind(eqn, [operand])[0]
+    pooled = jax.make_jaxpr(lambda x: lax.reduce_window_max_p.bind(x, **params))(lax.neg(operand))
+    return lax.neg(_window(pooled.jaxpr.eqns[0], lax.neg(operand)))
+
+
 def _product(sizes: Any) -> Any:
     """The product of sizes, which may be symbolic."""
     return math.prod(sizes)
@@ -190,6 +199,6 @@ FORMS: dict[str, Callable] = {
     "dot_general": _dot_general,
     "select_n": _select_n,
     "reduce_window_max": _window,
-    "reduce_window_min": _window,
+    "reduce_window_min": _smallest,
     "reduce_window_sum": _window,
 }

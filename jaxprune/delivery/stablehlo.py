@@ -11,6 +11,17 @@ from jax import export
 from jaxprune.delivery.flat_model import FlatModel
 
 
+def check_installed() -> None:
+    """Raises ImportError, with what to install, if flatbuffers is missing."""
+    try:
+        import flatbuffers  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'the format "stablehlo" needs flatbuffers, with which JAX writes and reads it: pip install flatbuffers, or '
+            "pip install 'jaxprune[export]'."
+        ) from error
+
+
 def to_stablehlo(model: FlatModel, constants: bool, platforms: Sequence[str] | None) -> bytes:
     """Serializes the function of (weights in the order of their names, inputs), or of the inputs alone.
 

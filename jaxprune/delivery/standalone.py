@@ -1,6 +1,6 @@
 """Runs the exported model of this folder on its example: `python load.py [onnx | stablehlo | weights]`.
 
-It needs NumPy, and onnxruntime (for model.onnx) or JAX (for model.stablehlo) to run the model.
+It needs NumPy, and to run the model onnxruntime (for model.onnx) or JAX and flatbuffers (for model.stablehlo).
 """
 
 import importlib.util
