@@ -1,10 +1,12 @@
-"""Files that are complete or not there: written beside their place, then renamed."""
+"""Files and folders that are complete or not there: written beside their place, then renamed."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any
 
 
@@ -24,3 +26,30 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any])
     finally:
         if os.path.exists(partial):
             os.remove(partial)
+
+
+def write_whole_folder(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a new folder, which then becomes `path`; a failure leaves nothing at `path`.
+
+    Raises:
+      FileExistsError: if `path` exists and is not an empty folder.
+    """
+    place = Path(os.path.realpath(path))
+    check_new_folder(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.parent / f".{place.name[:100]}.{uuid.uuid4().hex}.partial"
+    partial.mkdir()
+    try:
+        write(partial)
+        os.replace(partial, place)  # in one step; an empty folder is replaced
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_new_folder(path: str | os.PathLike[str]) -> None:
+    """Raises FileExistsError if a path exists and is not an empty folder."""
+    if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        raise FileExistsError(
+            f"the folder must be new, but {os.fspath(path)} exists: remove it or choose another."
+        )

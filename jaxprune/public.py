@@ -15,6 +15,7 @@ from jaxprune.calibration import (
     reconstruct,
     swap_refine,
 )
+from jaxprune.delivery import export, load_weights, save_weights
 from jaxprune.masking import apply_masks, count_zeros, make_masks, shuffle_masks, sparsity, summary
 from jaxprune.nnx_training import nnx_state
 from jaxprune.params import prunable
@@ -88,6 +89,7 @@ __all__ = [
     "calibrate",
     "compensate",
     "count_zeros",
+    "export",
     "find_branches",
     "find_groups",
     "get_masks",
@@ -97,6 +99,7 @@ __all__ = [
     "instability",
     "late_rewinding",
     "linear_connectivity",
+    "load_weights",
     "make_masks",
     "masked",
     "masked_fn",
@@ -113,6 +116,7 @@ __all__ = [
     "replace_layers",
     "replace_masks",
     "sanity_checks",
+    "save_weights",
     "schedules",
     "scores",
     "sensitivity",

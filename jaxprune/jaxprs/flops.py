@@ -69,6 +69,17 @@ def call_flops(eqn: JaxprEqn, bodies: Sequence[Sequence[N]]) -> list[N]:
     return [sum(of_one) * eqn.params.get("length", 1) for of_one in zip(*bodies, strict=True)]
 
 
+def total_flops(jaxpr: Jaxpr) -> int:
+    """FLOPs of all products of a jaxpr, those of the functions that it calls included."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in PRODUCTS:
+            total += product_flops(eqn, *map(shape_of, (*eqn.invars[:2], eqn.outvars[0])))
+        elif bodies := bodies_of(eqn):
+            total += call_flops(eqn, [[total_flops(body.jaxpr)] for body in bodies])[0]
+    return total
+
+
 def flops_by_parameter(traced: Traced) -> list[float]:
     """FLOPs of the products that each parameter of a function takes part in.
 
