@@ -15,6 +15,7 @@ from jaxprune.calibration import (
     reconstruct,
     swap_refine,
 )
+from jaxprune.healing import distill, reestimate_statistics
 from jaxprune.masking import apply_masks, count_zeros, make_masks, shuffle_masks, sparsity, summary
 from jaxprune.nnx_training import nnx_state
 from jaxprune.params import prunable
@@ -88,6 +89,7 @@ __all__ = [
     "calibrate",
     "compensate",
     "count_zeros",
+    "distill",
     "find_branches",
     "find_groups",
     "get_masks",
@@ -110,6 +112,7 @@ __all__ = [
     "prune_at_init",
     "recipes",
     "reconstruct",
+    "reestimate_statistics",
     "replace_layers",
     "replace_masks",
     "sanity_checks",
