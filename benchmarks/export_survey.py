@@ -50,7 +50,11 @@ def attempt(make: models.Make, name: str, formats: tuple[str, ...]) -> tuple[str
 def reason(error: Exception) -> str:
     """What is lacking, in few words."""
     text = str(error).replace("|", "/").replace("\n", " ")
-    for before in ("can't be exported by jax.export: ", "can't be written as ONNX: ", "can't run the model: "):
+    for before in (
+        "can't be exported by jax.export: ",
+        "can't be written as ONNX: ",
+        "can't run the model: ",
+    ):
         text = text.split(before)[-1]
     for after in (" If it is the sizes", " Otherwise leave out", " Leave ", " This error arises"):
         text = text.split(after)[0]

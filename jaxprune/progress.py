@@ -25,18 +25,21 @@ def progress_bar(console: Console) -> Progress:
 
 
 @contextlib.contextmanager
-def steps_bar(description: str, total: int, shown: bool) -> Iterator[Callable[[Any], None]]:
-    """A function to call after each step with arrays that it computes, which advances a bar on the terminal."""
+def steps_bar(description: str, total: int, shown: bool) -> Iterator[Callable[..., None]]:
+    """A function to call after each step with arrays that it computes, which advances a bar on the terminal.
+
+    A second argument is the number of steps, if there were several.
+    """
     if not shown:
-        yield lambda arrays: None
+        yield lambda arrays, steps=1: None
         return
     last, waiting = time.monotonic(), 0
     with progress_bar(Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total, note="")
 
-        def advance(arrays: Any) -> None:
+        def advance(arrays: Any, steps: int = 1) -> None:
             nonlocal last, waiting
-            waiting += 1
+            waiting += steps
             if time.monotonic() - last > 0.2:
                 jax.block_until_ready(arrays)  # steps run after the host has asked for them
                 bar.advance(task, waiting)

@@ -16,6 +16,7 @@ from jaxprune.calibration import (
     swap_refine,
 )
 from jaxprune.delivery import export, load_weights, save_weights
+from jaxprune.healing import distill, reestimate_statistics
 from jaxprune.masking import apply_masks, count_zeros, make_masks, shuffle_masks, sparsity, summary
 from jaxprune.nnx_training import nnx_state
 from jaxprune.params import prunable
@@ -89,6 +90,7 @@ __all__ = [
     "calibrate",
     "compensate",
     "count_zeros",
+    "distill",
     "export",
     "find_branches",
     "find_groups",
@@ -113,6 +115,7 @@ __all__ = [
     "prune_at_init",
     "recipes",
     "reconstruct",
+    "reestimate_statistics",
     "replace_layers",
     "replace_masks",
     "sanity_checks",

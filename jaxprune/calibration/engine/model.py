@@ -68,13 +68,8 @@ def open_model(
     tracked = prunable_leaves(params, where)
     arrays = [i for i, leaf in enumerate(leaves) if is_array_leaf(leaf)]
     position = {leaf: n for n, leaf in enumerate(arrays)}
-    inputs = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
-    if not inputs:
-        raise ValueError(
-            "`batches` must have at least one batch. A batch is a tuple of inputs, or one input."
-        )
+    inputs = inputs_of(batches)
     flat = [jax.tree.leaves(batch) for batch in inputs]
-    _check_batches(inputs, flat)
     traced = trace(fn, params, inputs[0])
     program = flatten(traced, {position[i] for i in tracked if leaves[i].size})
     found = {use.leaf for use in program.uses}
@@ -95,6 +90,17 @@ def open_model(
         weights,
         lost,
     )
+
+
+def inputs_of(batches: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """The inputs of each batch, once it is checked that there are some, and that all have the same shapes."""
+    inputs = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
+    if not inputs:
+        raise ValueError(
+            "`batches` must have at least one batch. A batch is a tuple of inputs, or one input."
+        )
+    _check_batches(inputs, [jax.tree.leaves(batch) for batch in inputs])
+    return inputs
 
 
 def shared_moments(model: CalibrationModel) -> dict[tuple[int, Matrix], Moments]:
