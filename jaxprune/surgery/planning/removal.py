@@ -15,6 +15,7 @@ from jaxprune.surgery.inference.kept import Keep
 from jaxprune.surgery.inference.model import OUTPUT_STATE
 from jaxprune.surgery.planning.alike import Alike, alike_sets
 from jaxprune.surgery.planning.budget import Budget, count, first_level
+from jaxprune.surgery.planning.dimensions import factors_of
 from jaxprune.surgery.planning.plan import Plan
 from jaxprune.surgery.scores import Score, l2_scores, unit_scores
 
@@ -264,4 +265,4 @@ def _plan(groups: Groups, keep: Keep) -> Plan:
         masks = [keep.mask(axis) for axis in axes]
         kept[path] = tuple(None if mask.all() else mask for mask in masks)
         shapes[path] = tuple(aval.shape)
-    return Plan(shapes, kept, groups.state, groups.model.inputs)
+    return Plan(shapes, kept, groups.state, groups.model.inputs, factors_of(groups))
