@@ -125,9 +125,7 @@ def test_layers_of_a_transformer():
     free = jp.plan_removal(groups, params, 0.4, "global", exclude="embedding", budget="flops")
     plan = jp.plan_removal(groups, params, 0.4, "global", exclude="embedding", budget="flops", alike=True)
     for name, axis in (("attn/q", 1), ("attn/v", 1), ("mlp/up", 1)):
-        numbers = [
-            [p.small_shapes[f"layers/{i}/{name}"][axis] for i in range(3)] for p in (free, plan)
-        ]
+        numbers = [[p.small_shapes[f"layers/{i}/{name}"][axis] for i in range(3)] for p in (free, plan)]
         assert len(set(numbers[0])) > 1 and len(set(numbers[1])) == 1
     # Queries and values are tied too where one pattern names both.
     both = (("layers/*/attn/q[1]", "layers/*/attn/v[1]"), "layers/*/mlp/up[1]")
@@ -156,9 +154,17 @@ def test_overrides_of_all_alike_groups(three):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"alike": ".*"}, ValueError, r"different sizes.*8 units in layers/\*/down\[0\] x 3; 4 units in other"),
+        (
+            {"alike": ".*"},
+            ValueError,
+            r"different sizes.*8 units in layers/\*/down\[0\] x 3; 4 units in other",
+        ),
         ({"alike": "layer"}, ValueError, "`alike` pattern 'layer' matched no group"),
-        ({"alike": True, "exclude": "layers/1"}, ValueError, r"different numbers.*0 .*for layers/1/down\[0\]"),
+        (
+            {"alike": True, "exclude": "layers/1"},
+            ValueError,
+            r"different numbers.*0 .*for layers/1/down\[0\]",
+        ),
         ({"alike": ["layers"], "only": ["layers/0"]}, ValueError, "what the budget asks for layers/0"),
         ({"alike": "layers", "overrides": {"layers/0": 0.5}}, ValueError, "0.5 .*for layers/0"),
         ({"alike": 3}, TypeError, "`alike` must be True, or names"),
@@ -176,7 +182,9 @@ def test_says_what_is_wrong(three, arguments, error, message):
             jp.RemoveUnits(**arguments)
 
 
-@pytest.mark.parametrize("pattern", ["layers/*/up[1]", "layers/*/down[0]", "layers/*/up", "layers/*", "*/*/up"])
+@pytest.mark.parametrize(
+    "pattern", ["layers/*/up[1]", "layers/*/down[0]", "layers/*/up", "layers/*", "*/*/up"]
+)
 def test_patterns_as_tables_print_them(three, pattern):
     groups, _ = three
     assert groups.named(pattern, "only") == [f"layers/{i}/down[0]" for i in range(3)]
@@ -185,7 +193,10 @@ def test_patterns_as_tables_print_them(three, pattern):
 def test_a_set_keeps_what_the_routers_of_all_its_groups_choose():
     """Two mixtures of experts of which the routers choose one and two."""
     params = {
-        "layers": [{"router": r["router"], "w": r["w"]} for r in (weights(s, router=(3, 4), w=(4, 3, 3)) for s in (0, 1))]
+        "layers": [
+            {"router": r["router"], "w": r["w"]}
+            for r in (weights(s, router=(3, 4), w=(4, 3, 3)) for s in (0, 1))
+        ]
     }
 
     def fn(p, x):

@@ -60,11 +60,17 @@ class NnxTransformer(nnx.Module):
         return self.head(x)
 
 
+def filled(tree):
+    """Random arrays in place of abstract ones."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.4, x.dtype), tree)
+
+
 def linen():
     def build(**sizes):
         return jax.jit(LinenTransformer(**sizes).apply)
 
-    params = LinenTransformer().init(jax.random.key(0), data(1, 2, WIDTH))
+    params = filled(jax.eval_shape(LinenTransformer().init, jax.random.key(0), data(1, 2, WIDTH)))
     return build, params, "attention_*/{}/kernel", "up_*/kernel"
 
 
@@ -73,7 +79,7 @@ def in_nnx():
         graph = nnx.graphdef(nnx.eval_shape(lambda: NnxTransformer(**sizes)))
         return jax.jit(lambda state, x: nnx.merge(graph, state)(x))
 
-    params = nnx.state(NnxTransformer())
+    params = filled(nnx.state(nnx.eval_shape(NnxTransformer)))
     return build, params, "layers/*/attention/{}/kernel", "layers/*/up/kernel"
 
 
@@ -128,8 +134,8 @@ def test_fewer_layers_and_units(first):
     small = plan.shrink(params)
     rebuilt = build(num_layers=2, mlp_dim=MLP // 2)
     left = nnx.to_pure_dict(small)
-    state = nnx.state(NnxTransformer(num_layers=2, mlp_dim=MLP // 2))
-    kept = {i: layer for i, layer in enumerate(left["layers"][n] for n in (0, 2))}
+    state = nnx.state(nnx.eval_shape(lambda: NnxTransformer(num_layers=2, mlp_dim=MLP // 2)))
+    kept = dict(enumerate(left["layers"][n] for n in (0, 2)))
     nnx.replace_by_pure_dict(state, {**left, "layers": kept})
     assert difference(rebuilt(state, x), jax.jit(plan.compact(fn))(small, x)) < 1e-6
 

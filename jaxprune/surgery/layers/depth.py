@@ -17,14 +17,14 @@ _NUMBERED = re.compile(r"(.*?)(\d+)")
 def layers_left(
     shapes: Mapping[str, tuple[int, ...]], kept: KeptAxes, gone: Collection[str], removed: Sequence[str]
 ) -> dict[str, tuple[int, ...]]:
-    """Stack of layers -> the numbers of those that are left, of stacks that lose a whole layer, as `depths` has them."""
+    """Stack of layers -> the numbers of those that are left, of the stacks that `depths` has."""
     return {stack: left for stack, (_, left) in depths(shapes, kept, gone, removed).items()}
 
 
 def depths(
     shapes: Mapping[str, tuple[int, ...]], kept: KeptAxes, gone: Collection[str], removed: Sequence[str]
 ) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Stack of layers -> how many there were and the numbers of those that are left, of stacks that lose a layer.
+    """Stack of layers -> how many there were and the numbers of those that are left, if it loses a whole layer.
 
     A stack is a module whose name ends in a number, with `*` for it, or the module that holds stacked leaves.
 

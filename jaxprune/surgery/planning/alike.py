@@ -40,7 +40,9 @@ def checked_alike(alike: Alike) -> Alike:
         return alike
     sets: tuple = ((None,),)
     if isinstance(alike, Iterable):
-        sets = tuple(tuple(one) if isinstance(one, Iterable) and not isinstance(one, str) else one for one in alike)
+        sets = tuple(
+            tuple(one) if isinstance(one, Iterable) and not isinstance(one, str) else one for one in alike
+        )
     if not all(isinstance(name, str) for one in sets for name in (one if isinstance(one, tuple) else (one,))):
         raise TypeError(
             "`alike` must be True, or names or path patterns of groups (a tuple of several stands for one set), as "

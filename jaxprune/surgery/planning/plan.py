@@ -51,11 +51,14 @@ class Plan:
     def dimensions(self) -> Dimensions:
         """The sizes before and after, for the configuration of a model that is built anew.
 
-        Each axis that units can be removed from has its size as a product, in the order of its entries: the axis of
-        12 heads of 64 is `(12, 64)`. What follows from the function alone is told; which name a configuration has
-        for a size (`num_heads`, `mlp_dim`) is not. A plan that was read from a file knows the sizes of the axes that
-        lose units, but not their factors. Where repeated layers keep different numbers, no configuration has one
-        for them: plan with `alike`.
+        An axis that units can be removed from has its size as a product, in the order of its entries: 12 heads of 64
+        are `(12, 64)`. All of it follows from the function; which name a configuration has for a size (`num_heads`,
+        `mlp_dim`) does not. Where repeated layers keep different numbers, no configuration has one number for them:
+        plan with `alike`. A plan that was read from a file only tells the axes that lose units, without factors.
+
+        A rebuilt model gives the same outputs if it has these parameters and no other use of the sizes. An attention
+        that divides by its head size, or a LayerNorm that divides by its width, has one: leave such groups out with
+        `only` or `exclude`.
 
         Returns:
           The dimensions. Printing them shows a table in which repeated layers have one row.
