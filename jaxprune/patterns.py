@@ -55,11 +55,13 @@ def matches(argument: str, pattern: Any, leaves: list[Leaf]) -> list[int]:
 def names_of(
     argument: str, patterns: Iterable[str], paths: Mapping[str, Iterable[str]], what: str
 ) -> list[str]:
-    """The names that patterns select: names as they are, or regular expressions for the paths that belong to a name.
+    """The names that patterns select: names as they are, or patterns of the paths that belong to a name.
 
     Args:
       argument: name of the argument that the patterns were passed as, for error messages.
-      patterns: an expression must match a whole path, or a leading part of it that ends before a slash.
+      patterns: names; or regular expressions, which must match a whole path, or a leading part of it that ends
+        before a slash; or, where these match nothing, names and leading parts of paths as tables print them, with
+        `*` for any text without a slash.
       paths: name -> its paths.
       what: that which has the names, for error messages.
 
@@ -70,8 +72,7 @@ def names_of(
     for pattern in patterns:
         found = [name for name in paths if name == pattern]
         if not found:
-            expression = _compiled(argument, pattern, "/")
-            found = [name for name in paths if any(map(expression.fullmatch, paths[name]))]
+            found = _matched(argument, pattern, paths)
         if not found:
             there = ", ".join(map(repr, list(paths)[:20]))
             raise ValueError(
@@ -79,6 +80,30 @@ def names_of(
             )
         names += found
     return list(dict.fromkeys(names))
+
+
+def _matched(argument: str, pattern: str, paths: Mapping[str, Iterable[str]]) -> list[str]:
+    """The names of the paths that a regular expression matches, else those of a pattern as tables print it."""
+    whole = starred_name(pattern)
+    below = re.compile(rf"(?:{whole.pattern})(?:/.*)?", re.DOTALL)
+    printed = [name for name in paths if whole.fullmatch(name)]
+    printed = printed or [name for name in paths if any(map(below.fullmatch, paths[name]))]
+    try:
+        expression = _compiled(argument, pattern, "/")
+    except ValueError:
+        if printed:
+            return printed
+        raise
+    return [name for name in paths if any(map(expression.fullmatch, paths[name]))] or printed
+
+
+def starred_name(pattern: str) -> re.Pattern[str]:
+    """The expression for names in which each `*` of a pattern is some text without a slash.
+
+    >>> bool(starred_name("layers/*/up[1]").fullmatch("layers/12/up[1]"))
+    True
+    """
+    return re.compile("[^/]*".join(map(re.escape, pattern.split("*"))))
 
 
 def _expression(argument: str, pattern: str) -> Callable[[Leaf], bool]:

@@ -43,19 +43,31 @@ def folded(rows: Iterable[Row]) -> list[tuple[Row, int]]:
     >>> folded([Row((f"layers/{i}/up",), ("8x32",)) for i in range(12)])
     [(Row(paths=('layers/*/up',), cells=('8x32',), source=''), 12)]
     """
-    out = [(row, 1) for row in rows]
+    return [(row, len(places)) for row, places in folded_places(rows)]
+
+
+def folded_places(rows: Iterable[Row], repeats: int = _REPEATS) -> list[tuple[Row, tuple[int, ...]]]:
+    """The rows as `folded` gives them, and the places of those that each stands for.
+
+    Args:
+      rows: the rows.
+      repeats: as many rows that are alike become one.
+    """
+    out = [(row, (i,)) for i, row in enumerate(rows)]
     depth = max((path.count("/") + 1 for row, _ in out for path in row.paths), default=0)
     for at in range(depth):
         alike: dict[tuple[Row, int], list[int]] = {}
-        for i, (row, count) in enumerate(out):
+        for i, (row, places) in enumerate(out):
             starred = _starred(row, at)
             if starred is not None:
-                alike.setdefault((starred, count), []).append(i)
-        replaced = {members[0]: key for key, members in alike.items() if len(members) >= _REPEATS}
+                alike.setdefault((starred, len(places)), []).append(i)
+        replaced = {members[0]: key for key, members in alike.items() if len(members) >= repeats}
         dropped = {i for first in replaced for i in alike[replaced[first]]}
         out = [
-            (replaced[i][0], replaced[i][1] * len(alike[replaced[i]])) if i in replaced else counted
-            for i, counted in enumerate(out)
+            (replaced[i][0], tuple(place for j in alike[replaced[i]] for place in out[j][1]))
+            if i in replaced
+            else placed
+            for i, placed in enumerate(out)
             if i in replaced or i not in dropped
         ]
     return out

@@ -17,7 +17,9 @@ from jaxprune.surgery import LayerPlan, Plan, cost, find_branches, find_groups, 
 from jaxprune.surgery.groups import Groups
 from jaxprune.surgery.inference.kept import Keep
 from jaxprune.surgery.inference.model import analyse
+from jaxprune.surgery.planning.alike import Alike, checked_alike
 from jaxprune.surgery.planning.budget import Budget, count
+from jaxprune.surgery.planning.removal import excluded
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ class RemoveUnits:
     Args:
       score: (groups, params) -> scores: one of `jp.surgery.l2_scores` (default) and its siblings, or a function
         that calls one. `groups.fn` is the function at the present size.
-      scope, round_to, minimum, budget, normalize, exclude: as for `plan_removal`.
+      scope, round_to, minimum, budget, normalize, exclude, only, alike: as for `plan_removal`.
 
     Example:
       >>> import jaxprune as jp
@@ -91,9 +93,13 @@ class RemoveUnits:
     budget: Literal["params", "flops", "units"] = "params"
     normalize: Literal["mean", "max"] | None = "mean"
     exclude: str | Iterable[str] = ()
+    only: str | Iterable[str] | None = None
+    alike: Alike = ()
 
     def __post_init__(self):
         object.__setattr__(self, "exclude", _listed(self.exclude))
+        object.__setattr__(self, "only", None if self.only is None else _listed(self.only))
+        object.__setattr__(self, "alike", checked_alike(self.alike))
 
     def __repr__(self) -> str:
         return _text(self)
@@ -110,12 +116,12 @@ class RemoveUnits:
             whole, left = (Budget(groups, self.budget).whole for groups in (full, now))
             share = share_left(stage.sparsity, whole, left)
             return self._plan(now, stage, share, self._scored(now, stage, share > 0))
-        excluded = set(now.named(self.exclude, "exclude"))
+        without = set(excluded(now, self.exclude, self.only))
         overrides = {}
         for group in now:
             size = full[group.name].size if group.name in full else group.size
             wanted = count(float(stage.sparsity), size) - (size - group.size)
-            if group.name not in excluded:
+            if group.name not in without:
                 overrides[group.name] = min(max(wanted, 0), group.size - 1) / group.size
         score = self._scored(now, stage, any(overrides.values()))
         return self._plan(now, stage, 0.0, score, overrides)
@@ -137,6 +143,8 @@ class RemoveUnits:
             self.normalize,
             overrides,
             self.exclude,
+            self.only,
+            self.alike,
         )
 
 

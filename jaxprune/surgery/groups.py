@@ -132,14 +132,15 @@ class Groups:
 
         Args:
           patterns: names of groups, or regular expressions. An expression must match a whole path, or a leading
-            part of it that ends before a slash.
+            part of it that ends before a slash. Names, members (`layers/3/up[1]`) and leading parts of paths may
+            have `*` for any text without a slash, as the printed table has them.
           argument: name of the argument that the patterns were passed as, for error messages.
 
         Raises:
           ValueError: if a pattern matches no group, or is not a regular expression.
         """
         given = (patterns,) if isinstance(patterns, str) else patterns
-        paths = {group.name: [member.path for member in group.members] for group in self}
+        paths = {group.name: [*_paths(group)] for group in self}
         return names_of(argument, given, paths, "group")
 
     def __str__(self) -> str:
@@ -158,6 +159,11 @@ class Groups:
 
 
 Mapping.register(Groups)  # type: ignore[attr-defined]
+
+
+def _paths(group: Group) -> Iterator[str]:
+    for member in group.members:
+        yield from (member.path, f"{member.path}[{member.axis}]")
 
 
 def _row(group: Group) -> Row:

@@ -14,6 +14,7 @@ from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.inference.kept import composed_mask
 from jaxprune.surgery.inference.model import KeptAxes
+from jaxprune.surgery.planning.dimensions import Dimensions, joined
 
 
 class _Plan(Protocol):
@@ -25,6 +26,7 @@ class _Plan(Protocol):
     def kept(self) -> KeptAxes: ...
     @property
     def small_shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def dimensions(self) -> Dimensions: ...
     def shrink(self, params: PyTree) -> PyTree: ...
     def masks(self, params: PyTree) -> PyTree: ...
     def compact(self, fn: Callable) -> Callable: ...
@@ -76,6 +78,10 @@ class ComposedPlan:
             later = self.later.kept.get(path, (None,) * len(masks))
             kept[path] = tuple(composed_mask(a, b) for a, b in zip(masks, later, strict=True))
         return kept
+
+    def dimensions(self) -> Dimensions:
+        """The sizes and numbers of layers before and after both plans, as `Plan.dimensions` gives them."""
+        return joined(self.first.dimensions(), self.later.dimensions(), self.small_shapes)
 
     def shrink(self, params: PyTree) -> PyTree:
         """Removes what both plans remove from a tree like the full parameters."""

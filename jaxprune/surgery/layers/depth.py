@@ -17,7 +17,14 @@ _NUMBERED = re.compile(r"(.*?)(\d+)")
 def layers_left(
     shapes: Mapping[str, tuple[int, ...]], kept: KeptAxes, gone: Collection[str], removed: Sequence[str]
 ) -> dict[str, tuple[int, ...]]:
-    """Stack of layers -> the numbers of those that are left, of stacks that lose a whole layer.
+    """Stack of layers -> the numbers of those that are left, of the stacks that `depths` has."""
+    return {stack: left for stack, (_, left) in depths(shapes, kept, gone, removed).items()}
+
+
+def depths(
+    shapes: Mapping[str, tuple[int, ...]], kept: KeptAxes, gone: Collection[str], removed: Sequence[str]
+) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Stack of layers -> how many there were and the numbers of those that are left, if it loses a whole layer.
 
     A stack is a module whose name ends in a number, with `*` for it, or the module that holds stacked leaves.
 
@@ -39,11 +46,15 @@ def layers_left(
                 module = "/".join(names[: depth + 1])
                 if path not in gone or not any(is_below(name, module) for name in removed):
                     left.setdefault(stack, set()).add(int(found[2]))
-    out = {s: tuple(sorted(left.get(s, ()))) for s, numbers in full.items() if left.get(s) != numbers}
+    out = {
+        s: (len(numbers), tuple(sorted(left.get(s, ()))))
+        for s, numbers in full.items()
+        if left.get(s) != numbers
+    }
     of_mask: dict[tuple[int, ...], list[str]] = {}
     for path, masks in kept.items():
         if masks and masks[0] is not None:
             of_mask.setdefault(tuple(np.flatnonzero(masks[0]).tolist()), []).append(path)
     for numbers, paths in of_mask.items():
-        out[os.path.commonpath(paths) or paths[0]] = numbers
+        out[os.path.commonpath(paths) or paths[0]] = shapes[paths[0]][0], numbers
     return out

@@ -21,8 +21,9 @@ from jaxprune.surgery.inference.kept import small_shape
 from jaxprune.surgery.inference.model import KeptAxes
 from jaxprune.surgery.layers.bypass import LayerVerification, bypass, masked_error
 from jaxprune.surgery.layers.composed import ComposedPlan, composed
-from jaxprune.surgery.layers.depth import layers_left
+from jaxprune.surgery.layers.depth import depths, layers_left
 from jaxprune.surgery.layers.removed_leaves import without_leaves
+from jaxprune.surgery.planning.dimensions import Dimension, Dimensions
 from jaxprune.surgery.planning.full_tree import check_paths, check_tree, mask_tree, removed_text, shrink_tree
 from jaxprune.surgery.planning.optimizer import shrink_opt_state
 from jaxprune.tables import shape_text, table_text
@@ -68,6 +69,11 @@ class LayerPlan:
         be built anew, and filled with the parameters of these.
         """
         return layers_left(self.shapes, self.kept, self.gone, self.removed)
+
+    def dimensions(self) -> Dimensions:
+        """The number of layers before and after, of each stack in `small_depth`, as `Plan.dimensions` has sizes."""
+        found = depths(self.shapes, self.kept, self.gone, self.removed)
+        return Dimensions({}, {stack: Dimension((n,), (len(left),)) for stack, (n, left) in found.items()})
 
     def shrink(self, params: PyTree) -> PyTree:
         """Removes the layers from a tree like the parameters: values, gradients, averages, masks or scores.

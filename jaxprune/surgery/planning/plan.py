@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxprune.surgery.evaluation.folding import fold_constants
 from jaxprune.surgery.evaluation.verify import Verification, verify
 from jaxprune.surgery.inference.kept import composed_mask, small_shape
 from jaxprune.surgery.inference.model import KeptAxes, State
+from jaxprune.surgery.planning.dimensions import Dimensions, Factors, dimensions_of
 from jaxprune.surgery.planning.full_tree import check_tree, mask_tree, removed_text, shrink_tree
 from jaxprune.surgery.planning.optimizer import shrink_opt_state
 from jaxprune.surgery.planning.plan_file import read_plan, write_plan
@@ -33,17 +34,50 @@ class Plan:
       kept: path -> a mask for each axis (bool, True = keep), or None for an axis that keeps all its units.
       state: the `state` argument of `find_groups` for a recurrent state; not part of the saved file.
       inputs: shapes of the inputs that `find_groups` was given; not part of the saved file.
+      factors: path -> for each axis the factors that it is made of; not part of the saved file.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     kept: KeptAxes = field(repr=False)
     state: State | None = field(default=None, repr=False)
     inputs: tuple[Any, ...] | None = field(default=None, repr=False)
+    factors: Mapping[str, Sequence[Factors | None]] | None = field(default=None, repr=False)
 
     @property
     def small_shapes(self) -> dict[str, tuple[int, ...]]:
         """Path -> shape of the small parameter, for building the small model."""
         return {path: small_shape(shape, self.kept[path]) for path, shape in self.shapes.items()}
+
+    def dimensions(self) -> Dimensions:
+        """The sizes before and after, for the configuration of a model that is built anew.
+
+        An axis that units can be removed from has its size as a product, in the order of its entries: 12 heads of 64
+        are `(12, 64)`. All of it follows from the function; which name a configuration has for a size (`num_heads`,
+        `mlp_dim`) does not. Where repeated layers keep different numbers, no configuration has one number for them:
+        plan with `alike`. A plan that was read from a file only tells the axes that lose units, without factors.
+
+        A rebuilt model gives the same outputs if it has these parameters and no other use of the sizes. An attention
+        that divides by its head size, or a LayerNorm that divides by its width, has one: leave such groups out with
+        `only` or `exclude`.
+
+        Returns:
+          The dimensions. Printing them shows a table in which repeated layers have one row.
+
+        Example:
+          >>> import jax, jax.numpy as jnp
+          >>> import jaxprune as jp
+          >>> params = {"up": jnp.array([[3.0, 1.0, 2.0]]), "down": jnp.array([[1.0], [1.0], [1.0]])}
+          >>> mlp = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
+          >>> groups = jp.find_groups(mlp, params, jnp.ones((1, 1)))
+          >>> dimensions = jp.plan_removal(groups, params, 0.3, budget="units").dimensions()
+          >>> dimensions
+          axis      before   after   the same in
+          ───────────────────────────────────────
+          down[0]        3       2   up[1]
+          >>> dimensions["up[1]"].new
+          2
+        """
+        return dimensions_of(self.shapes, self.kept, self.factors)
 
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
@@ -219,7 +253,7 @@ class Plan:
             path: tuple(composed_mask(a, b) for a, b in zip(masks, later.kept[path], strict=True))
             for path, masks in self.kept.items()
         }
-        return Plan(self.shapes, kept, self.state, self.inputs)
+        return Plan(self.shapes, kept, self.state, self.inputs, self.factors)
 
     def check(self, params: PyTree) -> None:
         """Raises a ValueError if the paths or shapes of the parameters differ from the plan."""

@@ -13,7 +13,9 @@ from jaxprune.params import PyTree
 from jaxprune.surgery.groups import Group, Groups
 from jaxprune.surgery.inference.kept import Keep
 from jaxprune.surgery.inference.model import OUTPUT_STATE
+from jaxprune.surgery.planning.alike import Alike, alike_sets
 from jaxprune.surgery.planning.budget import Budget, count, first_level
+from jaxprune.surgery.planning.dimensions import factors_of
 from jaxprune.surgery.planning.plan import Plan
 from jaxprune.surgery.scores import Score, l2_scores, unit_scores
 
@@ -30,6 +32,8 @@ def plan_removal(
     normalize: Literal["mean", "max"] | None = "mean",
     overrides: Mapping[str, float] | None = None,
     exclude: str | Iterable[str] = (),
+    only: str | Iterable[str] | None = None,
+    alike: Alike = (),
 ) -> Plan:
     """Chooses the units to remove.
 
@@ -54,15 +58,23 @@ def plan_removal(
       normalize: unit scores are divided by the "mean" or "max" of their group; None leaves them unchanged.
       overrides: mapping from groups to the fraction of their units to remove, independent of the budget. A key is
         the name of a group, or a regular expression that matches a whole path of one of its members (or a
-        leading part of the path that ends before a slash).
+        leading part of the path that ends before a slash). Names, members and leading parts of paths may also be
+        written as the printed groups have them, with `*` for any text without a slash: `"layers/*/up[1]"`.
       exclude: names or path patterns, as in `overrides`, of groups that lose no units.
+      only: names or path patterns of the only groups that may lose units; all others are excluded.
+      alike: groups that must lose the same number of units each, so that one number of a model's configuration fits
+        all layers. Each pattern (as in `overrides`) stands for one set of groups; several patterns in a tuple
+        stand for one set together. True makes those alike whose names, and those of their members, differ in a
+        layer's number alone. With scope="global" the units of a set are removed together, one of each group: their
+        score is the mean over the groups.
 
     Returns:
       The plan.
 
     Raises:
       ValueError: if an argument is out of range, if a pattern matches no group, if a group that may lose units has
-        no score, or if the budget can't be reached.
+        no score, if groups that must be alike differ in size or in what is excluded or overridden, or if the budget
+        can't be reached.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -83,13 +95,14 @@ def plan_removal(
         warn_renamed("`normalize='none'`", "`normalize=None`")
         normalize = None
     _check(sparsity, scope, round_to, minimum, budget, normalize)
-    fixed = {**dict.fromkeys(groups.named(exclude, "exclude"), 0.0)}
+    fixed = {**dict.fromkeys(excluded(groups, exclude, only), 0.0)}
     for pattern, share in (overrides or {}).items():
         if not 0 <= share < 1:
             raise ValueError(
                 f"`overrides` must be in [0, 1), got {share!r} at {pattern!r}. It is a fraction."
             )
         fixed.update(dict.fromkeys(groups.named((pattern,), "overrides"), float(share)))
+    set_of = alike_sets(groups, alike, fixed)
     scores = unit_scores(groups, params, l2_scores(groups, params) if score is None else score)
     order = {name: _normalized(s, normalize) for name, s in scores.by_group.items()}
     unscored = [g.name for g in groups if g.name not in order and fixed.get(g.name) != 0]
@@ -100,7 +113,8 @@ def plan_removal(
         )
 
     def removable(group: Group, number: int) -> int:
-        kept = max(min(minimum, group.size), group.minimum, group.size - number)
+        least = max(by_name[name].minimum for name in set_of[group.name])
+        kept = max(min(minimum, group.size), least, group.size - number)
         return group.size - min(group.size, -(-kept // round_to) * round_to)
 
     by_name = {group.name: group for group in groups}
@@ -109,7 +123,7 @@ def plan_removal(
         for name, share in fixed.items()
     }
     free = [group for group in groups if group.name not in fixed]
-    ranks = _ranks(free, order) if scope == "global" else {}
+    ranks = _ranks(free, order, set_of) if scope == "global" else {}
 
     def keep_for(level: Any) -> Keep:
         numbers = dict(lost)
@@ -141,6 +155,15 @@ def plan_removal(
             + (f" Axes of an output are frozen.{OUTPUT_STATE}" if of_outputs else "")
         )
     return _plan(groups, keep_for(first_level(levels, lambda i: counted.removed(keep_for(i)) >= target)))
+
+
+def excluded(groups: Groups, exclude: str | Iterable[str], only: str | Iterable[str] | None) -> list[str]:
+    """Names of the groups that lose no units: those of `exclude`, and all but those of `only`."""
+    names = groups.named(exclude, "exclude")
+    if only is not None:
+        free = set(groups.named(only, "only"))
+        names += [group.name for group in groups if group.name not in free]
+    return names
 
 
 def _routed(groups: Sequence[Group]) -> str:
@@ -200,13 +223,23 @@ def _normalized(scores: np.ndarray, how: str | None) -> np.ndarray:
     return scores / by if by > 0 else scores
 
 
-def _ranks(groups: Sequence[Group], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """For each group the sorted ranks of its units among all units; rank 0 is the lowest score."""
+def _ranks(
+    groups: Sequence[Group], scores: Mapping[str, np.ndarray], set_of: Mapping[str, Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """For each group the sorted ranks of its units among all units; rank 0 is the lowest score.
+
+    A set of alike groups is ranked as one: the n-th lowest units of its groups have the mean of their scores.
+    """
     if not groups:
         return {}
-    owner = np.concatenate([np.full(g.size, i) for i, g in enumerate(groups)])
-    order = np.argsort(np.concatenate([scores[g.name] for g in groups]), kind="stable")
-    return {g.name: np.flatnonzero(owner[order] == i) for i, g in enumerate(groups)}
+    sets = list(dict.fromkeys(tuple(set_of[g.name]) for g in groups))
+    means = [
+        scores[names[0]] if len(names) == 1 else np.mean([np.sort(scores[name]) for name in names], axis=0)
+        for names in sets
+    ]
+    owner = np.concatenate([np.full(len(mean), i) for i, mean in enumerate(means)])
+    order = np.argsort(np.concatenate(means), kind="stable")
+    return {name: np.flatnonzero(owner[order] == i) for i, names in enumerate(sets) for name in names}
 
 
 def _check(sparsity: Any, scope: str, round_to: int, minimum: int, budget: str, normalize: Any) -> None:
@@ -232,4 +265,4 @@ def _plan(groups: Groups, keep: Keep) -> Plan:
         masks = [keep.mask(axis) for axis in axes]
         kept[path] = tuple(None if mask.all() else mask for mask in masks)
         shapes[path] = tuple(aval.shape)
-    return Plan(shapes, kept, groups.state, groups.model.inputs)
+    return Plan(shapes, kept, groups.state, groups.model.inputs, factors_of(groups))
