@@ -128,7 +128,7 @@ def _initialization(settings: ClaimsSettings, task: Callable[[str], Classificati
 
 
 def _structure(settings: ClaimsSettings, task: Callable[[str], Classification]) -> Comparison:
-    of = settings.comparison("cnn", _ROUNDS + 1, (0.5, 0.75, 0.9, 0.95), _ROUNDS + 1)
+    of = settings.comparison("cnn", _ROUNDS + 1, (0.5, 0.75, 0.9, 0.95), 1)
     made = task("cnn")
     params = jax.eval_shape(made.init_fn, jax.random.key(0))
     groups = jp.find_groups(made.logits, params, made.train.images[:1])
