@@ -267,6 +267,16 @@ def test_plain_and_masked_optimizers_are_the_same_experiment(name):
     assert all(jp.has_masks(state.opt_state) for state, _ in runs)
 
 
+@pytest.mark.parametrize("name", ["gmp", "rigl"])
+def test_masks_inside_an_optimizer_are_refused_where_the_recipe_makes_its_own(name):
+    made = getattr(jp.recipes, name)(0.75).experiment(train_step, batch_fn, steps=4)
+    inside = optax.chain(optax.clip_by_global_norm(1.0), jp.masked(optax.sgd(0.1)))
+    with pytest.raises(ValueError, match=r"has jp.masked inside its optimizer.* put it outermost"):
+        jax.eval_shape(made.run, jax.random.key(0), state_of(inside))
+    outside = jp.masked(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)))
+    assert jax.eval_shape(made.run, jax.random.key(0), state_of(outside))[1].kept.shape == (1,)
+
+
 def test_pruning_before_training_takes_any_state():
     made = jp.recipes.snip(0.75).experiment(train_step, batch_fn, steps=2, loss_fn=loss_fn)
     kept = [
