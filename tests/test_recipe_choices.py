@@ -297,6 +297,7 @@ def test_pruning_before_training_takes_any_state():
             | {"scheduling": jp.Moving()},
             "Moving.* no meaning with NM",
         ),
+        ({"structure": jp.Layers(), "scheduling": jp.Moving()}, r"no meaning with Layers\(\): masks move within"),
         ({"structure": jp.NM(2, 4)}, "`sparsity` must be 0.5 for NM"),
         ({"scoring": jp.Scoring(minimum=2), "scheduling": jp.Alternating()}, "takes no `minimum`"),
         ({"scoring": jp.Scoring(group_lasso=0.1), "scheduling": jp.Recursive()}, "Add the penalty to the loss"),
@@ -320,6 +321,14 @@ def test_what_has_no_meaning_together_says_why(choices, message):
 def test_what_is_no_choice_is_a_type_error(choices, message):
     with pytest.raises(TypeError, match=message):
         jp.Recipe(0.9, **choices)
+
+
+@pytest.mark.parametrize(
+    "schedule", [3, jp.schedules.one_shot, jp.schedules.linear(0.5, 0, 3), lambda final: None]
+)
+def test_what_makes_no_schedule_of_a_span_is_a_type_error(schedule):
+    with pytest.raises(TypeError, match=r"`schedule` must be a function \(final, begin, end, every\)"):
+        jp.Gradual(schedule)
 
 
 def test_what_an_experiment_needs_is_named():
