@@ -345,6 +345,17 @@ def test_float64_scores_and_float8_parameters():
     assert jp.make_masks(jp.scores.magnitude(tiny), 0.5)["w"].tolist() == [[False, False], [True, True]]
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, np.float64])
+def test_numbers_too_small_for_xla_are_no_zeros(dtype):
+    least = float(jnp.finfo(dtype).smallest_subnormal)
+    tree = {"w": np.array([[0.0, -0.0, least, -least, np.nan]], dtype)}
+    assert jp.count_zeros(tree).zeros == 2
+    if dtype != np.float64:
+        assert jp.count_zeros(jax.tree.map(jnp.asarray, tree)).zeros == 2
+    with pytest.raises(TypeError, match="must hold known arrays, got a traced one at 'w'"):
+        jax.jit(lambda tree: jp.count_zeros(tree).zeros)(tree)
+
+
 def test_zeros_of_a_tree_without_masks_are_counted_exactly():
     tree = {"a": {"kernel": jnp.eye(3)}, "b": {"kernel": jnp.array([[-0.0, jnp.nan]]), "bias": jnp.zeros(2)}}
     found = jp.count_zeros(tree)

@@ -1,5 +1,6 @@
 """What the plots of the ticket laboratory draw: the numbers that they are given."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -90,3 +91,13 @@ def test_connectivity_has_a_panel_for_each_number():
 def test_what_cannot_be_plotted_is_an_error(plot, message):
     with pytest.raises(ValueError, match=message):
         plot()
+
+
+def test_a_history_may_end_with_nothing_kept_and_hold_what_is_no_number():
+    keys = jax.random.split(jax.random.key(0), 3)
+    rows = Round(None, np.array([0, 0.5, 1.0]), None, {}, {"loss": np.arange(3.0), "key": keys}, (), ())
+    (axes,) = jp.plots.history(rows).axes
+    np.testing.assert_array_equal(drawn(axes)["loss"], [0, 1, 2])
+    left, right = axes.get_xlim()
+    assert 100 < left < 110 and 40 < right < 50
+    assert jp.plots.history(rows._replace(sparsity=np.ones(3))).axes

@@ -267,6 +267,16 @@ def test_plain_and_masked_optimizers_are_the_same_experiment(name):
     assert all(jp.has_masks(state.opt_state) for state, _ in runs)
 
 
+@pytest.mark.parametrize("name", ["gmp", "rigl"])
+def test_masks_inside_an_optimizer_are_refused_where_the_recipe_makes_its_own(name):
+    made = getattr(jp.recipes, name)(0.75).experiment(train_step, batch_fn, steps=4)
+    inside = optax.chain(optax.clip_by_global_norm(1.0), jp.masked(optax.sgd(0.1)))
+    with pytest.raises(ValueError, match=r"has jp.masked inside its optimizer.* put it outermost"):
+        jax.eval_shape(made.run, jax.random.key(0), state_of(inside))
+    outside = jp.masked(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)))
+    assert jax.eval_shape(made.run, jax.random.key(0), state_of(outside))[1].kept.shape == (1,)
+
+
 def test_pruning_before_training_takes_any_state():
     made = jp.recipes.snip(0.75).experiment(train_step, batch_fn, steps=2, loss_fn=loss_fn)
     kept = [
@@ -287,6 +297,7 @@ def test_pruning_before_training_takes_any_state():
             | {"scheduling": jp.Moving()},
             "Moving.* no meaning with NM",
         ),
+        ({"structure": jp.Layers(), "scheduling": jp.Moving()}, r"no meaning with Layers\(\): masks move within"),
         ({"structure": jp.NM(2, 4)}, "`sparsity` must be 0.5 for NM"),
         ({"scoring": jp.Scoring(minimum=2), "scheduling": jp.Alternating()}, "takes no `minimum`"),
         ({"scoring": jp.Scoring(group_lasso=0.1), "scheduling": jp.Recursive()}, "Add the penalty to the loss"),
@@ -310,6 +321,14 @@ def test_what_has_no_meaning_together_says_why(choices, message):
 def test_what_is_no_choice_is_a_type_error(choices, message):
     with pytest.raises(TypeError, match=message):
         jp.Recipe(0.9, **choices)
+
+
+@pytest.mark.parametrize(
+    "schedule", [3, jp.schedules.one_shot, jp.schedules.linear(0.5, 0, 3), lambda final: None]
+)
+def test_what_makes_no_schedule_of_a_span_is_a_type_error(schedule):
+    with pytest.raises(TypeError, match=r"`schedule` must be a function \(final, begin, end, every\)"):
+        jp.Gradual(schedule)
 
 
 def test_what_an_experiment_needs_is_named():

@@ -222,6 +222,35 @@ def test_variants_of_channels_are_whole_channels():
         )
 
 
+def test_variants_of_coupled_units_are_whole_units():
+    def fn(params, x):
+        return jnp.tanh(x @ params["up"] + params["bias"]) @ params["down"]
+
+    params = {"up": jnp.arange(12.0).reshape(2, 6), "bias": jnp.ones(6), "down": jnp.ones((6, 3))}
+    structure = jp.Coupled(jp.find_groups(fn, params, jnp.ones((1, 2))))
+    masks = jp.make_masks(params, 0.5, structure=structure)
+    for values, held in jp.ticket_variants(
+        params, masks, key=jax.random.key(1), structure=structure
+    ).values():
+        units = np.asarray(held["bias"])
+        assert units.sum() == 3 and {k: m.shape for k, m in held.items()} == {
+            k: w.shape for k, w in values.items()
+        }
+        np.testing.assert_array_equal(held["up"], np.broadcast_to(units, (2, 6)))
+        np.testing.assert_array_equal(held["down"], np.broadcast_to(units[:, None], (6, 3)))
+
+
+def test_masks_that_prune_what_is_left_out_of_where_are_an_error():
+    params = {"w": jnp.arange(8.0).reshape(2, 4), "b": jnp.ones(4)}
+    masks = {"w": params["w"] > 3, "b": jnp.array([True, True, True, False])}
+    with pytest.raises(ValueError, match="`masks` prunes 'b', which `where` leaves out"):
+        jp.ticket_variants(params, masks, key=jax.random.key(0))
+    made = jp.ticket_variants(
+        params, masks, key=jax.random.key(0), where=lambda params: {"w": True, "b": True}
+    )
+    assert {int(held["w"].sum() + held["b"].sum()) for _, held in made.values()} == {7}
+
+
 @pytest.mark.slow
 def test_sanity_checks_train_every_variant_in_one_program():
     made = experiment(rounds=1, rate=0.5, steps=4)

@@ -26,7 +26,8 @@ def shuffle_masks(masks: PyTree, structure: Structure = Unstructured(), *, key: 
 
     Args:
       masks: tree of bool arrays; scalars remain as they are.
-      structure: the structure that the masks were made with; its units are shuffled.
+      structure: the structure that the masks were made with; its units are shuffled. With `Coupled` the masks must
+        have the shapes of the parameters.
       key: a `jax.random.key`.
 
     Returns:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.params import PyTree, flatten_with_paths, is_float_array, prunable_leaves
 from jaxprune.tables import table_text
@@ -50,6 +52,7 @@ def count_zeros(tree: PyTree, where: Any = None) -> Zeros:
 
     Raises:
       ValueError: if `where` does not match, or there is no leaf to count.
+      TypeError: under `jit`, where no array is known.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,12 +66,27 @@ def count_zeros(tree: PyTree, where: Any = None) -> Zeros:
     for i in prunable_leaves(tree, where):
         if not is_float_array(leaves[i]):
             raise ValueError(f"`where` must choose float arrays, got {paths[i]!r} besides.")
-        x = jnp.asarray(leaves[i])
+        if isinstance(leaves[i], Tracer):
+            raise TypeError(
+                f"`tree` must hold known arrays, got a traced one at {paths[i]!r}: count outside of jit."
+            )
+        zero = _is_zero(leaves[i])
         # A row's count fits 32 bits; their sum is taken on the host.
-        rows = jnp.sum(x == 0, axis=-1, dtype=jnp.int32) if x.ndim else (x == 0).astype(jnp.int32)
-        counts[paths[i]] = int(np.asarray(rows).sum(dtype=np.int64)), x.size
+        rows = zero.sum(axis=-1, dtype=np.int32) if zero.ndim else zero.astype(np.int32)
+        counts[paths[i]] = int(np.asarray(rows).sum(dtype=np.int64)), zero.size
     zeros, size = (sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0)
     return Zeros(zeros, size, counts)
+
+
+def _is_zero(x: Any) -> Any:
+    """Which entries are 0 or -0: by NumPy, or from their bits, since XLA's comparison takes denormals for 0."""
+    bits = jnp.finfo(x.dtype).bits
+    if isinstance(x, np.ndarray) or bits not in (8, 16, 32, 64):
+        return x == 0
+    unsigned = f"uint{bits}"
+    found = jax.lax.bitcast_convert_type(x, unsigned)
+    zeros = [np.array(sign * 0.0, x.dtype).view(unsigned)[()] for sign in (1, -1)]
+    return (found == zeros[0]) | (found == zeros[1])
 
 
 def _percent(part: int, whole: int) -> str:

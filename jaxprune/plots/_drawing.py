@@ -45,10 +45,13 @@ def kept_axis(axes: Any, kept: np.ndarray, label: str) -> None:
     """Makes the horizontal axis the percentage of kept weights, logarithmic and descending to the right."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+    positive = kept[kept > 0]  # 0 has no place on a logarithmic axis
+    if positive.size:
+        axes.set_xscale("log")
+    kept = positive if positive.size else np.array([100.0])
     ticks = [
         t for t in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if kept.min() * 0.95 <= t <= kept.max() * 1.05
     ]
-    axes.set_xscale("log")
     axes.set_xlim(kept.max() * 1.08, kept.min() / 1.08)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())

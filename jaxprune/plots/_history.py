@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.params import flatten_with_paths
@@ -45,7 +46,7 @@ def history(history: Any, title: str = "") -> Figure:
     found = {
         path or "evaluation": np.reshape(np.asarray(values, float), sparsity.shape)
         for path, values in zip(paths, leaves, strict=True)
-        if np.size(values) == sparsity.size
+        if np.size(values) == sparsity.size and _is_real(values)
     }
     if not found:
         raise ValueError("`history` holds no numbers to plot: give the experiment `evaluate`.")
@@ -57,3 +58,9 @@ def history(history: Any, title: str = "") -> Figure:
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _is_real(values: Any) -> bool:
+    return any(
+        jnp.issubdtype(jnp.result_type(values), kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)
+    )

@@ -24,7 +24,7 @@ from jaxprune.round_history import Round, row_of
 from jaxprune.training import Training, impose_masks, round_keys
 from jaxprune.transforms import get_masks, has_masks, masked
 from jaxprune.transforms._masked import MaskedState, unwrapped
-from jaxprune.transforms._masks_in_state import stored_masks
+from jaxprune.transforms._masks_in_state import holds_masks, stored_masks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -185,8 +185,16 @@ class SingleTraining:
         batch_key, recipe_key, _ = round_keys(key, 0)
         if isinstance(self.recipe.scheduling, BeforeTraining):
             return self._trained(batch_key, *self._pruned(batch_key, recipe_key, state))
-        if has_masks(state.opt_state) and not isinstance(state.opt_state, MaskedState):
+        wrappers = [
+            node for node in jax.tree.leaves(state.opt_state, is_leaf=holds_masks) if holds_masks(node)
+        ]
+        if not all(isinstance(node, MaskedState) for node in wrappers):
             return self._trained(batch_key, state, ())  # an optimizer of the recipe
+        if wrappers and not isinstance(state.opt_state, MaskedState):
+            raise ValueError(
+                f"`state` has jp.masked inside its optimizer, where {self.recipe.name} can't prune: put it outermost, "
+                "as in jp.masked(optax.chain(...)), or leave it out."
+            )
         if not hasattr(state, "tx"):
             raise ValueError(
                 f"`state` must have its optimizer as `.tx`, as flax's TrainState, got {type(state).__name__} without "

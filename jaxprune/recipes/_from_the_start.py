@@ -16,6 +16,7 @@ from jaxprune.recipes._allocation import allocated
 from jaxprune.recipes._choices import Choices
 from jaxprune.recipes._scheduling import Rounds, check_continues, check_single
 from jaxprune.recipes._scoring import Task
+from jaxprune.structures import Layers
 from jaxprune.transforms import masked
 from jaxprune.whole_numbers import check_whole
 
@@ -120,6 +121,10 @@ class Moving:
             raise ValueError(
                 f"{self} has no meaning with {recipe.structure}: masks move to any unit of a layer, and the pattern "
                 "leaves no choice of units."
+            )
+        if isinstance(recipe.structure, Layers):
+            raise ValueError(
+                f"{self} has no meaning with {recipe.structure}: masks move within a layer, which is a single unit."
             )
         if recipe.scoring.scope == "global" and recipe.scoring.allocation is None:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -96,9 +97,10 @@ class Gradual:
     needs_key = False
 
     def __post_init__(self):
-        if not callable(self.schedule):
+        if not _makes_schedules(self.schedule):
             raise TypeError(
-                f"`schedule` must be a function such as jp.schedules.cubic, got {self.schedule!r}."
+                "`schedule` must be a function (final, begin, end, every) -> schedule, such as jp.schedules.cubic, "
+                f"linear, cosine or exponential, got {self.schedule!r}."
             )
         check_span(self.begin, self.until)
         check_whole(updates=self.updates)
@@ -178,6 +180,17 @@ class Alternating:
             structure=recipe.structure,
             where=task.where,
         )
+
+
+def _makes_schedules(function: Any) -> bool:
+    """Whether it can be called with the arguments of `jp.schedules.cubic`, as far as it tells."""
+    try:
+        inspect.signature(function).bind(0.5, begin=0, end=1, every=1)
+    except TypeError:
+        return False
+    except ValueError:  # some builtins and compiled callables tell nothing of themselves
+        return True
+    return True
 
 
 def _gradual(

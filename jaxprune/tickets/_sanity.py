@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxprune.masking import Criterion, apply_masks, shuffle_masks
 from jaxprune.masking.units import Units, as_arrays
@@ -52,7 +53,8 @@ def ticket_variants(
       Name -> (parameters with pruned weights at zero, masks as bool arrays), all trees alike.
 
     Raises:
-      ValueError: trees that don't match; a name of `others` that is one of the above.
+      ValueError: trees that don't match; masks that prune what `where` leaves out; a name of `others` that is one
+        of the above.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -74,12 +76,13 @@ def ticket_variants(
     """
     kept = as_arrays(mask_leaves(params, masks), params)
     units = Criterion(structure, where=where).units(params)
+    _check_others(units, kept)
     shuffle_key, random_key, init_key = jax.random.split(key, 3)
     pruned = [jnp.sum(gone, dtype=jnp.int32) for gone in units.pruned(kept)]
     own = magnitude if score is None else score
     made = {
         "ticket": (params, kept),
-        "shuffled": (params, shuffle_masks(kept, structure, key=shuffle_key)),
+        "shuffled": (params, shuffle_masks(_full(params, kept, jnp.ndim), structure, key=shuffle_key)),
         "random": (params, _random(units, params, pruned, random_key)),
         "inverted": (params, _inverted(units, own(params), pruned)),
         "signs": (_signs(params), kept),
@@ -143,5 +146,15 @@ def _signs(params: PyTree) -> PyTree:
     return jax.tree.map(one, params)
 
 
-def _full(params: PyTree, masks: PyTree) -> PyTree:
-    return jax.tree.map(lambda w, mask: jnp.broadcast_to(mask, jnp.shape(w)), params, masks)
+def _check_others(units: Units, masks: PyTree) -> None:
+    """Raises ValueError for known masks that prune a leaf that is not among those to prune."""
+    for i, (leaf, mask) in enumerate(zip(units.leaves, jax.tree.leaves(masks), strict=True)):
+        if i not in units.chosen and not isinstance(mask, Tracer) and not bool(jnp.all(mask)):
+            raise ValueError(
+                f"`masks` prunes {leaf.path!r}, which `where` leaves out: pass the `where` with which they were made."
+            )
+
+
+def _full(params: PyTree, masks: PyTree, of: Callable[[Any], Any] = lambda mask: True) -> PyTree:
+    """Those masks for which `of` holds in the shapes of the parameters."""
+    return jax.tree.map(lambda w, m: jnp.broadcast_to(m, jnp.shape(w)) if of(m) else m, params, masks)
