@@ -11,8 +11,7 @@ from flax import nnx
 from plain_layers import data, weights
 
 import jaxprune as jp
-from jaxprune.surgery import LayerPlan, plan_units
-from jaxprune.surgery.planning.dimensions import Dimension
+from jaxprune.surgery import Dimension, LayerPlan, plan_units
 
 WIDTH, DEPTH, HEADS, HEAD, MLP = 12, 3, 4, 3, 10
 
@@ -180,6 +179,8 @@ def test_a_later_plan_and_a_file(tmp_path):
     masks = {group: np.arange(group.size) > 0 for group in groups}
     both = plan.then(plan_units(groups, masks))
     assert inner and both.dimensions()["out[0]"] == Dimension((4, 3), (2, 2))
+    whole = jp.Plan(plan.shapes, {path: (None,) * len(shape) for path, shape in plan.shapes.items()})
+    assert whole.then(plan).dimensions()["out[0]"] == Dimension((4, 3), (3, 3))
     both.save(tmp_path / "plan.npz")
     loaded = jp.Plan.load(tmp_path / "plan.npz").dimensions()
     assert loaded["out[0]"] == Dimension((12,), (4,)) and set(loaded) == {"out[0]", "qkv[1]"}
