@@ -130,6 +130,9 @@ def test_fewer_layers_and_units(first):
     assert "layers/1/up/kernel[1]" not in dimensions and f"{up}[1]" in dimensions
     assert dimensions[f"{up}[1]"] == Dimension((MLP,), (MLP // 2,)) == dimensions["layers/2/down/kernel[0]"]
     assert dimensions[f"{attention.format('query')}[1]"] == Dimension((HEADS,), (HEADS,))
+    assert (
+        len(dimensions) == 5
+    )  # layers, heads, sizes of queries and values, FFN units; the stream is the input's
     small = plan.shrink(params)
     rebuilt = build(num_layers=2, mlp_dim=MLP // 2)
     left = nnx.to_pure_dict(small)
@@ -216,4 +219,6 @@ def test_stacked_layers():
 
 def test_nothing_to_tell():
     plan = jp.Plan({"s": (), "w": (2, 0)}, {"s": (), "w": (None, None)})
-    assert dict(plan.dimensions()) == {} and "axis" in str(plan.dimensions())
+    assert dict(plan.dimensions()) == {} == dict(plan.then(plan).dimensions()) and "axis" in str(
+        plan.dimensions()
+    )

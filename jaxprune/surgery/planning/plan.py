@@ -72,7 +72,7 @@ class Plan:
           >>> dimensions = jp.plan_removal(groups, params, 0.3, budget="units").dimensions()
           >>> dimensions
           axis      before   after   the same in
-          ───────────────────────────────────────
+          ...
           down[0]        3       2   up[1]
           >>> dimensions["up[1]"].new
           2
