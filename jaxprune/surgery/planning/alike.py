@@ -21,7 +21,7 @@ def alike_sets(groups: Groups, alike: Alike, fixed: Mapping[str, float]) -> dict
     Raises:
       ValueError: if a pattern matches no group, or groups of a set have different sizes or shares.
     """
-    set_of = {group.name: (group.name,) for group in groups}
+    set_of: dict[str, tuple[str, ...]] = {group.name: (group.name,) for group in groups}
     for what, names in _given(groups, alike):
         together = {name for first in names for name in set_of[first]}
         joined = tuple(group.name for group in groups if group.name in together)
