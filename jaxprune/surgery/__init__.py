@@ -25,6 +25,7 @@ from jaxprune.surgery.layers import (
 )
 from jaxprune.surgery.masked_function import masked_fn
 from jaxprune.surgery.nnx_modules import shrink_module
+from jaxprune.surgery.planning.dimensions import Dimension, Dimensions
 from jaxprune.surgery.planning.from_masks import plan_from_masks
 from jaxprune.surgery.planning.plan import Plan
 from jaxprune.surgery.planning.removal import plan_removal, plan_units
@@ -47,6 +48,8 @@ __all__ = [
     "ComposedPlan",
     "ComposedVerification",
     "Coupled",
+    "Dimension",
+    "Dimensions",
     "Frozen",
     "Group",
     "Groups",

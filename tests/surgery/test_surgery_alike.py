@@ -62,6 +62,7 @@ def test_hand_worked(three):
         for alike in (True, "layers/*/up[1]", "layers/.*", [("layers/0", "layers/2"), ("layers/[12]",)]):
             assert left(plan(number, alike), range(3)) == ([layers] * 3, other), (number, alike)
     assert left(plan(3, ()), range(3)) == ([7, 8, 6], 4)
+    assert left(plan(3, [[group for group in groups if group.size == 8]]), range(3)) == ([7] * 3, 4)
     kept = plan(8, True).kept
     assert np.flatnonzero(~kept["layers/0/up"][1]).tolist() == [0, 1]
     assert np.flatnonzero(~kept["layers/1/up"][1]).tolist() == [6, 7]

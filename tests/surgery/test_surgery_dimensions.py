@@ -11,8 +11,7 @@ from flax import nnx
 from plain_layers import data, weights
 
 import jaxprune as jp
-from jaxprune.surgery import LayerPlan, plan_units
-from jaxprune.surgery.planning.dimensions import Dimension
+from jaxprune.surgery import Dimension, LayerPlan, plan_units
 
 WIDTH, DEPTH, HEADS, HEAD, MLP = 12, 3, 4, 3, 10
 
@@ -131,6 +130,9 @@ def test_fewer_layers_and_units(first):
     assert "layers/1/up/kernel[1]" not in dimensions and f"{up}[1]" in dimensions
     assert dimensions[f"{up}[1]"] == Dimension((MLP,), (MLP // 2,)) == dimensions["layers/2/down/kernel[0]"]
     assert dimensions[f"{attention.format('query')}[1]"] == Dimension((HEADS,), (HEADS,))
+    assert (
+        len(dimensions) == 5
+    )  # layers, heads, sizes of queries and values, FFN units; the stream is the input's
     small = plan.shrink(params)
     rebuilt = build(num_layers=2, mlp_dim=MLP // 2)
     left = nnx.to_pure_dict(small)
@@ -180,6 +182,8 @@ def test_a_later_plan_and_a_file(tmp_path):
     masks = {group: np.arange(group.size) > 0 for group in groups}
     both = plan.then(plan_units(groups, masks))
     assert inner and both.dimensions()["out[0]"] == Dimension((4, 3), (2, 2))
+    whole = jp.Plan(plan.shapes, {path: (None,) * len(shape) for path, shape in plan.shapes.items()})
+    assert whole.then(plan).dimensions()["out[0]"] == Dimension((4, 3), (3, 3))
     both.save(tmp_path / "plan.npz")
     loaded = jp.Plan.load(tmp_path / "plan.npz").dimensions()
     assert loaded["out[0]"] == Dimension((12,), (4,)) and set(loaded) == {"out[0]", "qkv[1]"}
@@ -215,4 +219,6 @@ def test_stacked_layers():
 
 def test_nothing_to_tell():
     plan = jp.Plan({"s": (), "w": (2, 0)}, {"s": (), "w": (None, None)})
-    assert dict(plan.dimensions()) == {} and "axis" in str(plan.dimensions())
+    assert dict(plan.dimensions()) == {} == dict(plan.then(plan).dimensions()) and "axis" in str(
+        plan.dimensions()
+    )

@@ -21,7 +21,7 @@ def alike_sets(groups: Groups, alike: Alike, fixed: Mapping[str, float]) -> dict
     Raises:
       ValueError: if a pattern matches no group, or groups of a set have different sizes or shares.
     """
-    set_of = {group.name: (group.name,) for group in groups}
+    set_of: dict[str, tuple[str, ...]] = {group.name: (group.name,) for group in groups}
     for what, names in _given(groups, alike):
         together = {name for first in names for name in set_of[first]}
         joined = tuple(group.name for group in groups if group.name in together)
@@ -38,17 +38,23 @@ def checked_alike(alike: Alike) -> Alike:
     """
     if isinstance(alike, bool | str):
         return alike
-    sets: tuple = ((None,),)
+    sets: tuple = (None,)
     if isinstance(alike, Iterable):
-        sets = tuple(
-            tuple(one) if isinstance(one, Iterable) and not isinstance(one, str) else one for one in alike
-        )
+        sets = tuple(_named(one) if isinstance(one, str | Group) else _all(one) for one in alike)
     if not all(isinstance(name, str) for one in sets for name in (one if isinstance(one, tuple) else (one,))):
         raise TypeError(
             "`alike` must be True, or names or path patterns of groups (a tuple of several stands for one set), as "
             f"in ('layers/*/up[1]', ('layers/*/q[1]', 'layers/*/v[1]')), got {alike!r}."
         )
     return sets
+
+
+def _named(one: object) -> object:
+    return one.name if isinstance(one, Group) else one
+
+
+def _all(one: object) -> object:
+    return tuple(map(_named, one)) if isinstance(one, Iterable) else one
 
 
 def _given(groups: Groups, alike: Alike) -> list[tuple[str, list[str]]]:

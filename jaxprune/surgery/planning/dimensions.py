@@ -53,11 +53,12 @@ class Dimensions(Mapping):
     Attributes:
       axes: "path[axis]" -> its dimension.
       layers: stack of layers -> their number, of stacks that lose layers.
+      together: "path[axis]" -> a value that is equal for axes with the same units, which have one row.
     """
 
     axes: Mapping[str, Dimension]
     layers: Mapping[str, Dimension] = field(default_factory=dict)
-    together: Mapping[str, Any] = field(default_factory=dict)  # axes with an equal value have the same units
+    together: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Dimension:
         for known in (self.axes, self.layers):
@@ -138,7 +139,6 @@ def dimensions_of(
                 axes[name], together[name] = Dimension(known.sizes, left), known.units
             elif mask is not None and not mask.all():
                 axes[name] = Dimension((size,), (int(mask.sum()),))
-                together[name] = mask.tobytes()
     return Dimensions(axes, {}, together)
 
 
@@ -163,7 +163,11 @@ def joined(first: Dimensions, later: Dimensions, small: Mapping[str, tuple[int, 
     numbers = {**first.layers, **later.layers}
     for stack in first.layers.keys() & later.layers.keys():
         numbers[stack] = Dimension(first.layers[stack].before, later.layers[stack].after)
-    together = {name: (first.together.get(name), later.together.get(name), axes[name]) for name in axes}
+    together = {
+        name: (axes[name], *known)
+        for name in axes
+        if (known := [of.together[name] for of in (first, later) if name in of.together])
+    }
     return Dimensions(axes, numbers, together)
 
 

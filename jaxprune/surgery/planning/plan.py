@@ -72,7 +72,7 @@ class Plan:
           >>> dimensions = jp.plan_removal(groups, params, 0.3, budget="units").dimensions()
           >>> dimensions
           axis      before   after   the same in
-          ───────────────────────────────────────
+          ...
           down[0]        3       2   up[1]
           >>> dimensions["up[1]"].new
           2
@@ -253,7 +253,8 @@ class Plan:
             path: tuple(composed_mask(a, b) for a, b in zip(masks, later.kept[path], strict=True))
             for path, masks in self.kept.items()
         }
-        return Plan(self.shapes, kept, self.state, self.inputs, self.factors)
+        same = self.factors is None and dict(later.shapes) == dict(self.shapes)
+        return Plan(self.shapes, kept, self.state, self.inputs, later.factors if same else self.factors)
 
     def check(self, params: PyTree) -> None:
         """Raises a ValueError if the paths or shapes of the parameters differ from the plan."""
