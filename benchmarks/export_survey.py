@@ -1,7 +1,7 @@
 """Which architectures go through jax.export and ONNX Runtime, and what the others lack?
 
-Each model of `surgery_survey.py` is exported with a symbolic batch; where that is refused, with the batch of the example
-("fixed"). The errors are the largest ones relative to the largest output, also at another batch size.
+Each model of `surgery_survey.py` is exported with a symbolic batch; where that is refused, with the batch of the
+example ("fixed"). The errors are the largest ones relative to the largest output, also at another batch size.
 
     python benchmarks/export_survey.py --from own haiku flaxmodels equimo transformers --markdown benchmarks/export.md
 """
