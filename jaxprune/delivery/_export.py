@@ -55,8 +55,8 @@ def export(
     The folder has `weights.safetensors` (named by canonical paths), `model.stablehlo` (of `jax.export`; it takes the
     weights in the order of their names, then the inputs), `model.onnx`, `example.safetensors` (the inputs and
     outputs), `load.py` (`python load.py` runs the model with NumPy and either onnxruntime, or JAX and flatbuffers), the
-    plan, and `report.json` and `report.md`: parameters, bytes, FLOPs, latencies, the largest error of each format, and what was
-    removed. The folder is complete or not there, also if the process is killed.
+    plan, and `report.json` and `report.md`: parameters, bytes, FLOPs, latencies, the largest error of each format, and
+    what was removed. The folder is complete or not there, also if the process is killed.
 
     Args:
       folder: a new folder, or an empty one.
