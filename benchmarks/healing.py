@@ -1,7 +1,8 @@
 """Does a pruned model recover without labels: MiniLM by distillation, a residual CNN by new BatchNorm statistics?
 
 python benchmarks/healing.py minilm --data DATA
-python benchmarks/healing.py cnn
+python benchmarks/healing.py digits
+python benchmarks/healing.py mnist --data DATA
 
 MiniLM loses half of its heads and FFN units by structured OBS and is refitted by `compensate`, then distilled toward
 the dense model's sentence embeddings on unlabelled train sentences of STS-B; Spearman's correlation on dev is
@@ -25,6 +26,7 @@ import optax
 import jaxprune as jp
 
 SHARE = 0.5
+IMAGES = 2048  # in a batch that estimates statistics
 
 
 def minilm(folder: Path, steps: int, rate: float, batch: int, length: int, sentences: int) -> None:
@@ -74,13 +76,13 @@ def minilm(folder: Path, steps: int, rate: float, batch: int, length: int, sente
     )
 
 
-def cnn(steps: int | None) -> None:
+def cnn(name: Any, folder: Path | None) -> None:
     from models.resnet import ResNet
     from surgery_accuracy import SETTINGS, share_right, train
 
     from jaxprune.experiments import data
 
-    sets, setting = data.load("digits", None), SETTINGS["digits"]
+    sets, setting = data.load(name, folder and str(folder)), SETTINGS[name]
     shape: dict[str, Any] = {"classes": 10, "pool": False, **setting.model}
     testing, training = ResNet(**shape), ResNet(train=True, **shape)
     example = jnp.asarray(sets.train.images[:1])
@@ -89,7 +91,7 @@ def cnn(steps: int | None) -> None:
         return training.apply(variables, x, mutable=["batch_stats"])
 
     dense: Any = testing.init(jax.random.key(0), example)
-    dense = train(train_fn, dense, sets.train, setting.batch, steps or setting.steps, 3e-3)
+    dense = train(train_fn, dense, sets.train, setting.batch, setting.steps, 3e-3)
     print(f"dense {share_right(testing.apply, dense, sets.test):.2%}", flush=True)
     groups = jp.find_groups(testing.apply, dense, example)
     plan = jp.plan_removal(groups, dense, SHARE, budget="units")
@@ -101,12 +103,16 @@ def cnn(steps: int | None) -> None:
 
     small_train_fn = dataclasses.replace(plan, state=state).compact(train_fn)
     images = sets.train.images
-    batches = [jnp.asarray(images[at : at + 128]) for at in range(0, len(images) - 127, 128)]
+    size = min(len(images), IMAGES)
+    batches = [
+        jnp.asarray(images[at : at + size]) for at in range(0, min(len(images), 4 * size) - size + 1, size)
+    ]
     small = jp.reestimate_statistics(small_train_fn, small, batches)
     print(f"statistics estimated anew {share_right(small_fn, small, sets.test):.2%}", flush=True)
+    few = [jnp.asarray(images[at : at + 64]) for at in range(0, min(len(images), 4096) - 63, 64)]
     start = time.process_time()
     healed = jp.distill(
-        small_fn, small, testing.apply, dense, batches, optax.adam(1e-3), steps=150, key=jax.random.key(1)
+        small_fn, small, testing.apply, dense, few, optax.adam(1e-3), steps=150, key=jax.random.key(1)
     )
     again = jp.reestimate_statistics(small_train_fn, healed.params, batches)
     print(f"distilled {share_right(small_fn, healed.params, sets.test):.2%}", end=", ")
@@ -118,16 +124,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=("minilm", "cnn"))
+    parser.add_argument("model", choices=("minilm", "digits", "mnist"))
     parser.add_argument("--data", type=Path, default=os.environ.get("JAXPRUNE_DATA"), help="data folder")
-    parser.add_argument("--steps", type=int, help="steps of distillation (minilm) or of dense training (cnn)")
+    parser.add_argument("--steps", type=int, help="steps of distillation of MiniLM")
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=24)
     parser.add_argument("--sentences", type=int, default=100_000)
     options = parser.parse_args()
-    if options.model == "cnn":
-        return cnn(options.steps)
+    if options.model != "minilm":
+        return cnn(options.model, options.data)
     if options.data is None:
         parser.error("--data (or the environment variable JAXPRUNE_DATA) must name the data folder.")
     minilm(

@@ -214,7 +214,7 @@ def test_a_small_model_has_the_statistics_of_its_own_activations():
 
 def test_mistakes_are_named():
     train_fn, variables = linen()
-    with pytest.raises(ValueError, match="'batch_stats/BatchNorm_0/mean'.*weight 1"):
+    with pytest.raises(ValueError, match=r"'batch_stats/BatchNorm_0/mean'.*weight 1"):
         jp.reestimate_statistics(
             lambda v, x: Net(False).apply(v, x, mutable=["batch_stats"]), variables, BATCHES
         )
