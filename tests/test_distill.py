@@ -43,8 +43,9 @@ def test_two_steps_worked_by_hand():
     assert float(healed.params) == 0.75 + 2.25
 
 
+@pytest.mark.slow_beyond(2)
+@pytest.mark.parametrize("progress", [False, True])
 @pytest.mark.parametrize("cache_bytes", [0, 2**20])
-@pytest.mark.parametrize("progress", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_is_the_plain_loop(cache_bytes, progress, capsys):
     small_fn, small = small_mlp()
     tx = optax.adamw(0.01)
@@ -93,7 +94,7 @@ def test_pruned_weights_stay_zero_and_the_loss_falls(name):
     healed = jp.distill(mlp, DENSE, mlp, DENSE, BATCHES, adamw_like(name), steps=60, masks=masks)
     for leaf, mask in zip(jax.tree.leaves(healed.params), jax.tree.leaves(masks), strict=True):
         assert (leaf[~mask] == 0).all() and (leaf[mask] != 0).all()
-    assert healed.losses[-3:].mean() < 0.7 * healed.losses[:3].mean()
+    assert healed.losses[-3:].mean() < 0.8 * healed.losses[:3].mean()
 
 
 def test_kl_is_that_of_softened_classes():
@@ -181,6 +182,7 @@ def test_statistics_and_integers_of_linen_are_left_alone():
     assert healed.params["count"] == 6 and healed.losses[-1] < healed.losses[0]
 
 
+@pytest.mark.slow
 def test_nnx_states_and_equinox_modules():
     class Model(nnx.Module):
         def __init__(self, rngs):

@@ -58,7 +58,8 @@ def two_layers(dense, norm):
     return first, second
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.999])
+@pytest.mark.slow_beyond(1)
+@pytest.mark.parametrize("momentum", [0.9, 0.0, 0.999])
 def test_linen_equals_float64_whatever_the_momentum_and_the_old_values(momentum):
     train_fn, variables = linen(momentum)
     old = jax.tree.map(lambda x: x + 17, variables["batch_stats"])
@@ -133,6 +134,7 @@ def apply_equinox(params, x):
     return jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("mode", ["batch", "ema"])
 @pytest.mark.parametrize("trained_before", [False, True])
 def test_equinox_in_evaluation_normalises_by_the_new_statistics(mode, trained_before):
@@ -148,6 +150,7 @@ def test_equinox_in_evaluation_normalises_by_the_new_statistics(mode, trained_be
     np.testing.assert_allclose(got, (h - mean2) / np.sqrt(var2 + 1e-5), atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["batch", "ema"])
 def test_training_of_equinox_goes_on_from_the_new_statistics(mode):
     model, state = equinox_net(mode)
@@ -158,6 +161,7 @@ def test_training_of_equinox_goes_on_from_the_new_statistics(mode):
     np.testing.assert_allclose(after, before, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_state_alone_is_paired_by_what_it_holds():
     model, state = equinox_net("batch")
     alone = jp.reestimate_statistics(lambda state, x: apply_equinox((model, state), x), state, BATCHES)
@@ -166,6 +170,7 @@ def test_a_state_alone_is_paired_by_what_it_holds():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_haiku_has_its_averages_and_their_corrections():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
