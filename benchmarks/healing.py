@@ -82,7 +82,7 @@ def cnn(name: Any, folder: Path | None) -> None:
 
     from jaxprune.experiments import data
 
-    sets, setting = data.load(name, folder and str(folder)), SETTINGS[name]
+    sets, setting = data.load(name, folder and str(folder / "mnist")), SETTINGS[name]
     shape: dict[str, Any] = {"classes": 10, "pool": False, **setting.model}
     testing, training = ResNet(**shape), ResNet(train=True, **shape)
     example = jnp.asarray(sets.train.images[:1])

@@ -87,7 +87,9 @@ def test_two_batches_worked_by_hand():
 class Module(nnx.Module):
     def __init__(self, rngs, dtype=jnp.float32):
         self.up = nnx.Linear(4, 6, rngs=rngs)
-        self.norm = nnx.BatchNorm(6, rngs=rngs, param_dtype=dtype)
+        self.norm = nnx.BatchNorm(6, rngs=rngs)
+        self.norm.mean = nnx.BatchStat(jnp.zeros(6, dtype))
+        self.norm.var = nnx.BatchStat(jnp.ones(6, dtype))
         self.drop = nnx.Dropout(0.5, rngs=rngs)
 
     def __call__(self, x):

@@ -48,7 +48,7 @@ def _momentum(path: str, start: np.ndarray, one: np.ndarray, other: np.ndarray, 
         return 0.0
     check_finite(start, path)
     alike = np.concatenate([np.ravel(one), np.ravel(other)])
-    if not np.allclose(alike, alike[0], rtol=0, atol=1e-5):
+    if not np.isfinite(alike).all() or not np.allclose(alike, alike[0], rtol=0, atol=1e-5):
         raise ValueError(
             f"the new value of {path!r} is no moving average: it depends on other statistics too. {_REMEDY}"
         )
