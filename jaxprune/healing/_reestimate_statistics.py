@@ -113,6 +113,7 @@ def _reestimated(
             )
     counters = counters_of(params)
 
+    @jax.jit
     def update(olds: list[Any], arrays: list[Any], inputs: list[Any]) -> list[Any]:
         """The statistics after one batch, from these before it."""
         full = jax.tree.leaves(join(arrays))
@@ -125,18 +126,16 @@ def _reestimated(
         return [_wide(outputs[pairs[stat.place]]) for stat in found]
 
     nothing = [jnp.zeros(leaves[stat.place].shape, stat.dtype) for stat in found]
-    weights = momenta(lambda olds: update(olds, arrays, first), nothing, found)
+    scales = [1 / (1 - m) for m in momenta(lambda olds: update(olds, arrays, first), nothing, found)]
 
     @jax.jit
-    def add(pool: Pool, weights: list[Any], arrays: list[Any], inputs: list[Any]) -> Pool:
-        news = update(nothing, arrays, inputs)
-        return pool.add([new * weight for new, weight in zip(news, weights, strict=True)])
+    def add(pool: Pool, news: list[Any]) -> Pool:
+        return pool.add([new * scale for new, scale in zip(news, scales, strict=True)])
 
     pool = Pool.empty(nothing)
-    scales = [1 / (1 - weight) for weight in weights]
     with steps_bar("statistics", len(batches), progress) as advance:
         for batch in batches:
-            pool = add(pool, scales, arrays, split(batch)[0])
+            pool = add(pool, update(nothing, arrays, split(batch)[0]))
             advance(pool.means)
     for stat, value in zip(found, pooled(pool, found), strict=True):
         for place in stat.places:

@@ -1,4 +1,4 @@
-"""Momenta of moving averages, found by the derivative of the new averages by the old ones."""
+"""Momenta of moving averages, found by setting the old averages to values so large that the batch does not count."""
 
 from __future__ import annotations
 
@@ -19,32 +19,36 @@ def momenta(
 ) -> list[float]:
     r"""The m of each average in $new = m \cdot old + (1 - m) \cdot batch$.
 
-    update: old averages -> new ones, on one batch.
-    Raises ValueError where an average is no such thing: m would be 1, or depends on other averages.
+    (A derivative does not tell: NNX stops gradients there.)
+
+    Args:
+      update: old averages -> new ones, on one batch.
+      olds: zeros of the types of the old averages.
+      stats: what they are.
+
+    Raises:
+      ValueError: where a value is no such average: m would be 1, or it depends on other averages.
     """
-
-    @jax.jit
-    def derivatives(olds: list[Any]) -> list[list[Any]]:
-        # Powers of two, so that dividing by them is exact; other averages have other ones.
-        ways = [[1.0] * len(olds), [2.0 ** (i % 7) for i in range(len(olds))]]
-        found = []
-        for way in ways:
-            tangents = [jnp.full_like(old, t) for old, t in zip(olds, way, strict=True)]
-            _, slopes = jax.jvp(update, (olds,), (tangents,))
-            found.append([slope / t for slope, t in zip(slopes, way, strict=True)])
-        return found
-
-    one, other = jax.device_get(derivatives(olds))
+    found = [jax.device_get(update(olds))]
+    for spread in (1, 7):  # first alike for all averages, then different ones
+        large = [
+            2.0 ** (np.log2(float(jnp.finfo(old.dtype).max)) * 3 // 4 - i % spread)
+            for i, old in enumerate(olds)
+        ]
+        news = update([jnp.full_like(old, a) for old, a in zip(olds, large, strict=True)])
+        found.append([np.asarray(new, np.float64) / a for new, a in zip(news, large, strict=True)])
     return [
-        _momentum(stat.path, a, b, old.dtype) for stat, a, b, old in zip(stats, one, other, olds, strict=True)
+        _momentum(stat.path, *values, old.dtype)
+        for stat, old, *values in zip(stats, olds, *found, strict=True)
     ]
 
 
-def _momentum(path: str, one: np.ndarray, other: np.ndarray, dtype: Any) -> float:
+def _momentum(path: str, start: np.ndarray, one: np.ndarray, other: np.ndarray, dtype: Any) -> float:
     if not one.size:
         return 0.0
+    check_finite(start, path)
     alike = np.concatenate([np.ravel(one), np.ravel(other)])
-    if not np.allclose(alike, alike[0], rtol=0, atol=1e-5):
+    if not np.isfinite(alike).all() or not np.allclose(alike, alike[0], rtol=0, atol=1e-5):
         raise ValueError(
             f"the new value of {path!r} is no moving average: it depends on other statistics too. {_REMEDY}"
         )
@@ -55,6 +59,12 @@ def _momentum(path: str, one: np.ndarray, other: np.ndarray, dtype: Any) -> floa
             f"but the old value enters the new one with weight {momentum:g}. {_REMEDY}"
         )
     return momentum
+
+
+def check_finite(values: Any, path: str) -> None:
+    """Raises ValueError if statistics are NaN or infinite."""
+    if not np.isfinite(np.asarray(values)).all():
+        raise ValueError(f"`batches` must give finite statistics, got NaN or infinity at {path!r}.")
 
 
 def _shortest(number: Any, dtype: Any) -> float:
@@ -70,4 +80,4 @@ def _shortest(number: Any, dtype: Any) -> float:
         short = round(float(number), digits)
         if np.asarray(short, dtype) == np.asarray(number, dtype):
             return short
-    return float(number)
+    return max(float(number), 0.0) if abs(number) < 1e-9 else float(number)

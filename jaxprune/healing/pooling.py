@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxprune.healing.momentum import check_finite
 from jaxprune.healing.running_statistics import Statistic
 
 
@@ -47,7 +47,6 @@ def pooled(pool: Pool, stats: Sequence[Statistic]) -> list[jax.Array]:
         value = pool.means[i]
         if stat.mean in number:
             value = value + pool.squares[number[stat.mean]] / pool.count
-        if not np.isfinite(np.asarray(value)).all():
-            raise ValueError(f"`batches` must give finite statistics, got NaN or infinity at {stat.path!r}.")
+        check_finite(value, stat.path)
         values.append(value)
     return values
