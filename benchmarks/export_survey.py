@@ -1,7 +1,7 @@
 """Which architectures go through jax.export and ONNX Runtime, and what the others lack?
 
-Each model of `surgery_survey.py` is exported with a symbolic batch; where that is refused, with the batch of the example
-("fixed"). The errors are the largest ones relative to the largest output, also at another batch size.
+Each model of `surgery_survey.py` is exported with a symbolic batch; where that is refused, with the batch of the
+example ("fixed"). The errors are the largest ones relative to the largest output, also at another batch size.
 
     python benchmarks/export_survey.py --from own haiku flaxmodels equimo transformers --markdown benchmarks/export.md
 """
@@ -50,7 +50,11 @@ def attempt(make: models.Make, name: str, formats: tuple[str, ...]) -> tuple[str
 def reason(error: Exception) -> str:
     """What is lacking, in few words."""
     text = str(error).replace("|", "/").replace("\n", " ")
-    for before in ("can't be exported by jax.export: ", "can't be written as ONNX: ", "can't run the model: "):
+    for before in (
+        "can't be exported by jax.export: ",
+        "can't be written as ONNX: ",
+        "can't run the model: ",
+    ):
         text = text.split(before)[-1]
     for after in (" If it is the sizes", " Otherwise leave out", " Leave ", " This error arises"):
         text = text.split(after)[0]
