@@ -109,7 +109,9 @@ def flat_model(
 
     for i, name in zip(places, names, strict=True):
         if jnp.issubdtype(getattr(leaves[i], "dtype", np.float32), jax.dtypes.prng_key):
-            raise TypeError(f"{name!r} is a typed PRNG key, which no file holds: let `fn` make it of its data.")
+            raise TypeError(
+                f"{name!r} is a typed PRNG key, which no file holds: let `fn` make it of its data."
+            )
     examples = tuple(np.asarray(jnp.asarray(leaves[i])) for i in places)
     outs = (
         jax.eval_shape(lambda p, x: fn(p, *x), params, inputs)
