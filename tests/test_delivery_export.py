@@ -134,6 +134,7 @@ def test_sizes_other_than_the_batch_may_vary(tmp_path):
     long = jnp.arange(35).reshape(5, 7) % 11
     (found,) = exported.call(table, long, jnp.ones((5, 7)))
     np.testing.assert_allclose(found, fn({"table": table}, long, jnp.ones((5, 7))), rtol=1e-6)
+    jp.export(tmp_path / "three", fn, {"table": table}, tokens, mask, constants=True, **PLAIN)
     jp.export(
         tmp_path / "two",
         fn,

@@ -54,9 +54,9 @@ def export(
 
     The folder has `weights.safetensors` (named by canonical paths), `model.stablehlo` (of `jax.export`; it takes the
     weights in the order of their names, then the inputs), `model.onnx`, `example.safetensors` (the inputs and
-    outputs), `load.py` (`python load.py` runs the model with NumPy and either onnxruntime, or JAX and flatbuffers), the
-    plan, and `report.json` and `report.md`: parameters, bytes, FLOPs, latencies, the largest error of each format, and
-    what was removed. The folder is complete or not there, also if the process is killed.
+    outputs), `load.py` (`python load.py` runs the model with NumPy and either onnxruntime, or JAX and flatbuffers),
+    the plan, and `report.json` and `report.md`: parameters, bytes, FLOPs, latencies, the largest error of each
+    format, and what was removed. The folder is complete or not there, also if the process is killed.
 
     Args:
       folder: a new folder, or an empty one.
@@ -163,7 +163,15 @@ class _Files:
         run = jax.jit(model.call)
         weights = [jnp.asarray(w) for w in model.weights.values()]
         other = model.elsewhere()
-        self.cases = [(x, run(weights, x)) for x in (model.inputs, *(() if other is None else (other,)))]
+        self.cases = [(model.inputs, run(weights, model.inputs))]
+        if other is not None:
+            try:
+                self.cases.append((other, run(weights, other)))
+            except Exception as error:
+                raise ValueError(
+                    f"`fn` can't run at inputs of the shapes {[x.shape for x in other]}: "
+                    f"{stablehlo.first_lines(error)}.{stablehlo.remedy(model)}"
+                ) from error
         arrays = [*model.weights.values(), *model.inputs, *self.cases[0][1]]
         self.tolerance = default_tolerance(arrays) if tolerance is None else tolerance
 

@@ -101,12 +101,17 @@ def flat_model(
     def call(weights: Sequence[Any], arrays: Sequence[Any]) -> tuple[Any, ...]:
         full = list(leaves)
         for (_, i), array in zip(named, weights, strict=True):
-            full[i] = array
+            full[i] = jnp.asarray(array)  # a NumPy array can't be indexed by a traced one
         for i, array in zip(places, arrays, strict=True):
             full[i] = array
         params, inputs = jax.tree.unflatten(treedef, full)
         return tuple(jax.tree.leaves(fn(params, *inputs)))
 
+    for i, name in zip(places, names, strict=True):
+        if jnp.issubdtype(getattr(leaves[i], "dtype", np.float32), jax.dtypes.prng_key):
+            raise TypeError(
+                f"{name!r} is a typed PRNG key, which no file holds: let `fn` make it of its data."
+            )
     examples = tuple(np.asarray(jnp.asarray(leaves[i])) for i in places)
     outs = (
         jax.eval_shape(lambda p, x: fn(p, *x), params, inputs)
