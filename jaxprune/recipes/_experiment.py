@@ -71,8 +71,8 @@ class SeveralTrainings(IMP):
     def init(self, key: jax.Array, state: Any) -> Carry:
         return super().init(key, under_masks(state))
 
-    def train(self, key: jax.Array, state: Any, masks: PyTree) -> tuple[Any, Round]:
-        return super().train(key, under_masks(state), masks)
+    def train(self, key: jax.Array, state: Any, masks: PyTree, start: int = 0) -> tuple[Any, Round]:
+        return super().train(key, under_masks(state), masks, start)
 
 
 def several_trainings(
