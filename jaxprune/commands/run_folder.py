@@ -174,6 +174,14 @@ class RunFolder:
             partial.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(path)) from None
 
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file."""
+
+        def write(path: Path) -> None:
+            path.write_text(text, encoding="utf-8")
+
+        self.write(name, write)
+
     def write_times(self, times: dict[str, Any]) -> None:
         """Writes what was measured with a clock, apart from results.json, which is the same in every run."""
         self.write(_TIMES, lambda path: _write_json(path, times))

@@ -111,11 +111,11 @@ def distill(
         raise TypeError(f"`optimizer` must be an optax optimizer, got {optimizer!r}.")
     compare = loss_function(loss, temperature)
     given = stacked(batches, None if key is not None else steps)
-    if masks is not None:
-        held = mask_leaves(small, masks)
+    held = None if masks is None else mask_leaves(small, masks)
+    if held is not None:
         small = apply_masks(small, jax.tree.unflatten(jax.tree.structure(small), held))
     parts = trained(small, where)
-    if masks is not None:
+    if held is not None:
         optimizer = masked(optimizer, parts.part(held))
     dense, join = split(params)
     teacher_shapes = _outputs(lambda dense, *inputs: fn(join(dense), *inputs), dense, given)
@@ -132,10 +132,10 @@ def distill(
         return jax.tree.map(lambda x: x[number], kept)
 
     teach, taught = teach_anew, dense
-    if _bytes(teacher_shapes) * given.count <= cache_bytes:
+    if _bytes(teacher_shapes) * given.number <= cache_bytes:
         teach, taught = look_up, _answers(teach_anew, dense, given)
     student = Student(small_fn, parts, compare, optimizer)
-    numbers = order(given.count, steps, key)
+    numbers = order(given.number, steps, key)
     return Distilled(*train(student, teach, taught, given, numbers, progress))
 
 
@@ -149,7 +149,7 @@ def _answers(teach: Callable[..., Any], dense: Any, batches: Stacked) -> Any:
 
     @jax.jit
     def answers(dense: Any, arrays: Any) -> Any:
-        numbers = jnp.arange(batches.count)
+        numbers = jnp.arange(batches.number)
         return jax.lax.map(lambda number: teach(dense, number, batches.pick(arrays, number)), numbers)
 
     return answers(dense, batches.arrays)

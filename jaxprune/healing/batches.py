@@ -13,11 +13,11 @@ from jaxprune.healing.arrays import split
 
 
 class Stacked(NamedTuple):
-    """arrays: each with a leading axis of batches; pick: (arrays, number) -> the inputs of a batch; count: batches."""
+    """arrays: each with a leading axis of batches; pick: (arrays, number) -> the inputs of a batch; number: of batches."""
 
     arrays: list[Any]
     pick: Callable[[list[Any], Any], tuple[Any, ...]]
-    count: int
+    number: int
 
 
 def stacked(batches: Iterable[Any], most: int | None = None) -> Stacked:

@@ -38,8 +38,8 @@ def momenta(
         news = update([jnp.full_like(old, a) for old, a in zip(olds, large, strict=True)])
         found.append([np.asarray(new, np.float64) / a for new, a in zip(news, large, strict=True)])
     return [
-        _momentum(stat.path, *values, old.dtype)
-        for stat, old, *values in zip(stats, olds, *found, strict=True)
+        _momentum(stat.path, start, one, other, old.dtype)
+        for stat, old, start, one, other in zip(stats, olds, *found, strict=True)
     ]
 
 

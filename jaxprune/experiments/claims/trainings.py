@@ -82,6 +82,6 @@ def _write(
     for name, figure in pictures.items():
         folder.write(f"{name}.png", lambda path, figure=figure: figure.savefig(path, format="png"))
     page = report.markdown({**results, "times": times})
-    folder.write("claims.md", lambda path: path.write_text(page, encoding="utf-8"))
+    folder.write_text("claims.md", page)
     folder.write_times(times)
     folder.finish(results)

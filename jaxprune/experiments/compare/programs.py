@@ -55,7 +55,7 @@ def compile_program(settings: CompareSettings, task: Classification, method: Met
     def train(sparsity: Any, of_seed: Keys, params: PyTree) -> Trained:
         recipe = method.recipe(sparsity)
         trainings = recipe.trainings(settings.steps)
-        experiment = recipe.experiment(
+        experiment: Any = recipe.experiment(
             task.train_step,
             task.batch_fn,
             steps=settings.steps,

@@ -75,7 +75,8 @@ def _latency(task: Classification, fn: Any, params: PyTree, dense: PyTree) -> di
 def _bytes(params: PyTree) -> int:
     file = io.BytesIO()
     paths, leaves, _ = flatten_with_paths(params)
-    np.savez_compressed(file, **dict(zip(paths, map(np.asarray, leaves), strict=True)))
+    arrays: dict[str, Any] = dict(zip(paths, map(np.asarray, leaves), strict=True))
+    np.savez_compressed(file, **arrays)
     return file.tell()
 
 
