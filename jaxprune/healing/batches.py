@@ -13,7 +13,7 @@ from jaxprune.healing.arrays import split
 
 
 class Stacked(NamedTuple):
-    """arrays: each with a leading axis of batches; pick: (arrays, number) -> the inputs of a batch; number: of batches."""
+    """arrays: with a leading axis of batches; pick: (arrays, which) -> the inputs of a batch; number: of batches."""
 
     arrays: list[Any]
     pick: Callable[[list[Any], Any], tuple[Any, ...]]
