@@ -18,7 +18,7 @@ def plot_latency(
     level: tuple[str, float] | None = None,
     title: str = "",
 ) -> Figure:
-    """Plots accuracy against latency.
+    """Plots accuracy against latency, the points of a line in their order.
 
     Args:
       lines: name -> (latency as a share of the dense network's (points,), percent (points, seeds)).
@@ -44,8 +44,7 @@ def plot_latency(
     figure = new_figure(7.6, 4.6)
     axes = figure.subplots()
     for i, (name, (shares, values)) in enumerate(lines.items()):
-        order = np.argsort(-shares)
-        draw(axes, i, name, shares[order], values[order])
+        draw(axes, i, name, shares, values)
     if level is not None:
         axes.axhline(level[1], color="black", linestyle="--", linewidth=1, label=level[0])
     axes.set_xlim(max(1.05, 1.05 * max(shares.max() for shares, _ in lines.values())), 0)
