@@ -176,6 +176,10 @@ def test_resuming_a_finished_run_shows_its_tables(finished, capsys):
             ["--scheduling", "gradual", "--initialization", "rewind"],
             "no combination of the choices has a meaning; gradual: Rewind(step=0) has no meaning with Gradual(cubic",
         ),
+        (
+            ["--scheduling", "recursive", "--initialization", "lr", "--rewind-step", "80"],
+            "`rewind` must go back to a step of the round, got RewindLearningRate(step=80) with steps=80",
+        ),
         (["--seeds", "1000000000"], "--seeds must be at most 1000"),
         (["--batch-size", "5000"], "--batch-size must be at most 1078"),
         (["--recipes", "gmp", "gmp"], "--recipes must not repeat a value, got gmp gmp."),

@@ -15,6 +15,7 @@ from jaxprune.experiments.classification import Classification
 from jaxprune.experiments.compare.results import DENSE
 from jaxprune.experiments.compare.settings import CompareSettings
 from jaxprune.params import PyTree, flatten_with_paths
+from jaxprune.round_steps import check_rewind
 
 MAKE: dict[str, Callable[[Any], jp.Recipe]] = {
     "imp": recipes.imp,
@@ -74,7 +75,10 @@ def methods(settings: CompareSettings, task: Classification) -> tuple[list[Metho
         found, whys = [], {}
         for sparsity in settings.sparsities:
             try:
-                recipe(sparsity).trainings(settings.steps)  # raises for too few steps
+                made_of = recipe(sparsity)
+                trainings = made_of.trainings(settings.steps)  # raises for too few steps
+                if len(trainings) > 1:
+                    check_rewind(made_of.initialization, trainings)
                 found.append(sparsity)
             except ValueError as error:
                 whys[sparsity] = str(error).replace(f" at {name!r}", "")
