@@ -74,7 +74,8 @@ def total_flops(jaxpr: Jaxpr) -> int:
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in PRODUCTS:
-            total += product_flops(eqn, *map(shape_of, (*eqn.invars[:2], eqn.outvars[0])))
+            left, right, out = map(shape_of, (*eqn.invars[:2], eqn.outvars[0]))
+            total += product_flops(eqn, left, right, out)
         elif bodies := bodies_of(eqn):
             total += call_flops(eqn, [[total_flops(body.jaxpr)] for body in bodies])[0]
     return total
