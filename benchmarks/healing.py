@@ -56,7 +56,7 @@ def minilm(folder: Path, steps: int, rate: float, batch: int, length: int, sente
     batches = stsb.calibration(folder / "stsb", using, sentences, length, batch)
     start = time.process_time()
     schedule = optax.warmup_cosine_decay_schedule(0, rate, steps // 10, steps)
-    healed = jp.distill(
+    healed, losses = jp.distill(
         small_fn,
         small,
         model.embed,
@@ -66,10 +66,11 @@ def minilm(folder: Path, steps: int, rate: float, batch: int, length: int, sente
         steps=steps,
         key=jax.random.key(0),
         progress=True,
+        history=True,
     )
-    losses = healed.losses.block_until_ready()
+    jax.block_until_ready(losses)
     spent = time.process_time() - start
-    print(f"distilled {measure(small_fn, healed.params):.4f}")
+    print(f"distilled {measure(small_fn, healed):.4f}")
     print(
         f"{steps} steps of {batch} sentences of {length} tokens, {len(batches)} batches; loss "
         f"{float(losses[:10].mean()):.2e} to {float(losses[-10:].mean()):.2e}; {spent:.0f} CPU seconds."
@@ -114,8 +115,8 @@ def cnn(name: Any, folder: Path | None) -> None:
     healed = jp.distill(
         small_fn, small, testing.apply, dense, few, optax.adam(1e-3), steps=150, key=jax.random.key(1)
     )
-    again = jp.reestimate_statistics(small_train_fn, healed.params, batches)
-    print(f"distilled {share_right(small_fn, healed.params, sets.test):.2%}", end=", ")
+    again = jp.reestimate_statistics(small_train_fn, healed, batches)
+    print(f"distilled {share_right(small_fn, healed, sets.test):.2%}", end=", ")
     print(f"statistics anew after it {share_right(small_fn, again, sets.test):.2%}", end=", ")
     print(f"{time.process_time() - start:.0f} CPU seconds")
 

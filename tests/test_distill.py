@@ -1,5 +1,6 @@
 """distill trains as a plain loop does, by any optimizer, in every framework; what it must not train it leaves."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +15,8 @@ from flax import nnx
 import jaxprune as jp
 from jaxprune.healing.batches import order
 from jaxprune.healing.losses import kl_divergence
+
+distill = functools.partial(jp.distill, history=True)
 
 KEYS = jax.random.split(jax.random.key(0), 8)
 BATCHES = [jax.random.normal(key, (8, 4)) for key in KEYS[:3]]
@@ -33,10 +36,17 @@ def small_mlp():
     return plan.compact(mlp), plan.shrink(DENSE)
 
 
+def test_the_parameters_come_alone_unless_losses_are_asked_for():
+    given = (lambda w, x: w * x, jnp.array(0.0), lambda w, x: w * x, jnp.array(3.0), [jnp.array([1.0])])
+    alone = jp.distill(*given, optax.sgd(0.125), steps=2)
+    both = jp.distill(*given, optax.sgd(0.125), steps=2, history=True)
+    assert isinstance(alone, jax.Array) and alone == both.params and both.losses.shape == (2,)
+
+
 def test_two_steps_worked_by_hand():
     """Student w = 0, teacher 3, inputs 1 and 2: gradients 2 x^2 (w - 3) of losses x^2 (w - 3)^2."""
     fn = lambda w, x: w * x  # noqa: E731
-    healed = jp.distill(
+    healed = distill(
         fn, jnp.float32(0), fn, jnp.float32(3), [jnp.float32(1), jnp.float32(2)], optax.sgd(0.125), steps=2
     )
     assert healed.losses.tolist() == [9.0, 4 * 2.25**2]  # after the first step w = 0.75
@@ -49,7 +59,7 @@ def test_two_steps_worked_by_hand():
 def test_it_is_the_plain_loop(cache_bytes, progress, capsys):
     small_fn, small = small_mlp()
     tx = optax.adamw(0.01)
-    healed = jp.distill(
+    healed = distill(
         small_fn, small, mlp, DENSE, BATCHES, tx, steps=7, cache_bytes=cache_bytes, progress=progress
     )
     params, opt_state, losses = small, tx.init(small), []
@@ -71,9 +81,7 @@ def test_with_a_key_every_epoch_has_all_batches_in_another_order():
     assert numbers[:5] != numbers[5:10] and len({*numbers[10:]}) == 2
     small_fn, small = small_mlp()
     first, again, other = (
-        jp.distill(
-            small_fn, small, mlp, DENSE, BATCHES, optax.sgd(0.1), steps=5, key=jax.random.key(k)
-        ).losses
+        distill(small_fn, small, mlp, DENSE, BATCHES, optax.sgd(0.1), steps=5, key=jax.random.key(k)).losses
         for k in (1, 1, 2)
     )
     assert first.tolist() == again.tolist() != other.tolist()
@@ -91,7 +99,7 @@ def adamw_like(name):
 @pytest.mark.parametrize("name", ["sgd", "adamw", pytest.param("lbfgs", marks=pytest.mark.slow), "clipped"])
 def test_pruned_weights_stay_zero_and_the_loss_falls(name):
     masks = jp.make_masks(DENSE, 0.5)
-    healed = jp.distill(mlp, DENSE, mlp, DENSE, BATCHES, adamw_like(name), steps=60, masks=masks)
+    healed = distill(mlp, DENSE, mlp, DENSE, BATCHES, adamw_like(name), steps=60, masks=masks)
     for leaf, mask in zip(jax.tree.leaves(healed.params), jax.tree.leaves(masks), strict=True):
         assert (leaf[~mask] == 0).all() and (leaf[mask] != 0).all()
     assert healed.losses[-3:].mean() < 0.8 * healed.losses[:3].mean()
@@ -120,9 +128,7 @@ def test_labels_are_mixed_in_by_a_loss_of_ones_own():
         return 0.5 * hard + 0.5 * kl_divergence(student, teacher)
 
     batches = [(x, (x[:, 0] > 0).astype(jnp.int32)) for x in BATCHES]
-    healed = jp.distill(
-        with_labels, DENSE, with_labels, DENSE, batches, optax.adam(0.05), steps=40, loss=loss
-    )
+    healed = distill(with_labels, DENSE, with_labels, DENSE, batches, optax.adam(0.05), steps=40, loss=loss)
     x, y = batches[0]
     hard = optax.softmax_cross_entropy_with_integer_labels(mlp(DENSE, x), y).mean()
     np.testing.assert_allclose(healed.losses[0], hard / 2, rtol=1e-5)  # student = teacher: no KL
@@ -133,7 +139,7 @@ def test_small_updates_of_bfloat16_are_not_lost():
     """A rate of 1e-4 moves a bfloat16 near 1 by less than its step; 100 such steps move it by two."""
     fn = lambda w, x: w * x  # noqa: E731
     w = jnp.ones(3, jnp.bfloat16)
-    healed = jp.distill(fn, w, fn, 2 * w, [jnp.ones(3, jnp.bfloat16)], optax.sgd(1e-4), steps=200)
+    healed = distill(fn, w, fn, 2 * w, [jnp.ones(3, jnp.bfloat16)], optax.sgd(1e-4), steps=200)
     assert healed.params.dtype == jnp.bfloat16
     # dw/dt = -2/3 (w - 2): the distance falls by (1 - 2e-4 / 3) a step
     np.testing.assert_allclose(healed.params.astype(jnp.float32), 2 - (1 - 2e-4 / 3) ** 200, atol=2**-8)
@@ -142,12 +148,12 @@ def test_small_updates_of_bfloat16_are_not_lost():
 
 def test_only_selected_leaves_are_trained():
     small_fn, small = small_mlp()
-    healed = jp.distill(
+    healed = distill(
         small_fn, small, mlp, DENSE, BATCHES, optax.adamw(0.01), steps=5, where={"up": False, "down": True}
     )
     assert (healed.params["up"] == small["up"]).all() and (healed.params["down"] != small["down"]).all()
     masks = jp.make_masks(DENSE, 0.5)
-    healed = jp.distill(
+    healed = distill(
         mlp, DENSE, mlp, DENSE, BATCHES, optax.adamw(0.01), steps=5, masks=masks,
         where=lambda params: jp.prunable(params, include="down"),
     )  # fmt: skip
@@ -170,7 +176,7 @@ def test_statistics_and_integers_of_linen_are_left_alone():
         return Net().apply({name: variables[name] for name in ("params", "batch_stats")}, x)
 
     start = jax.tree.map(lambda x: x * 2, variables)
-    healed = jp.distill(fn, start, fn, variables, BATCHES, optax.adamw(0.01), steps=10)
+    healed = distill(fn, start, fn, variables, BATCHES, optax.adamw(0.01), steps=10)
     for old, new in zip(
         jax.tree.leaves(start["params"]), jax.tree.leaves(healed.params["params"]), strict=True
     ):
@@ -199,13 +205,13 @@ def test_nnx_states_and_equinox_modules():
 
     graph, other = nnx.split(Model(nnx.Rngs(1)))
     _, state = nnx.split(Model(nnx.Rngs(0)))
-    healed = jp.distill(fn, state, fn, other, BATCHES, optax.adam(0.05), steps=20)
+    healed = distill(fn, state, fn, other, BATCHES, optax.adam(0.05), steps=20)
     assert healed.losses[-1] < healed.losses[0] and isinstance(healed.params, nnx.State)
     assert (healed.params["norm"]["mean"][...] == 0).all()
 
     mlps = [eqx.nn.MLP(4, 2, 5, 1, key=key) for key in KEYS[:2]]
     run = lambda model, x: jax.vmap(model)(x)  # noqa: E731
-    healed = jp.distill(run, mlps[0], run, mlps[1], BATCHES, optax.adam(0.05), steps=20)
+    healed = distill(run, mlps[0], run, mlps[1], BATCHES, optax.adam(0.05), steps=20)
     assert healed.losses[-1] < healed.losses[0] and isinstance(healed.params, eqx.nn.MLP)
     assert healed.params.activation is mlps[0].activation
 
@@ -219,9 +225,9 @@ def test_batches_are_dicts_tuples_or_arrays():
         return {"x": np.asarray(x), "ids": np.arange(3)}
 
     small = jax.tree.map(lambda x: 0.9 * x, DENSE)
-    one = jp.distill(fn, small, fn, DENSE, map(batch, BATCHES), optax.sgd(0.1), steps=4)
-    two = jp.distill(fn, small, fn, DENSE, [(batch(x), True) for x in BATCHES], optax.sgd(0.1), steps=4)
-    three = jp.distill(mlp, small, mlp, DENSE, BATCHES, optax.sgd(0.1), steps=4)
+    one = distill(fn, small, fn, DENSE, map(batch, BATCHES), optax.sgd(0.1), steps=4)
+    two = distill(fn, small, fn, DENSE, [(batch(x), True) for x in BATCHES], optax.sgd(0.1), steps=4)
+    three = distill(mlp, small, mlp, DENSE, BATCHES, optax.sgd(0.1), steps=4)
     np.testing.assert_allclose(one.losses, three.losses, rtol=1e-6)
     np.testing.assert_allclose(two.losses, three.losses, rtol=1e-6)
 
@@ -230,7 +236,7 @@ def test_rates_may_be_traced():
     small = jax.tree.map(lambda x: 0.9 * x, DENSE)
 
     def last(rate):
-        return jp.distill(mlp, small, mlp, DENSE, BATCHES, optax.sgd(rate), steps=5).losses[-1]
+        return distill(mlp, small, mlp, DENSE, BATCHES, optax.sgd(rate), steps=5).losses[-1]
 
     rates = jnp.array([0.0, 0.1])
     np.testing.assert_allclose(jax.jit(jax.vmap(last))(rates), [last(0.0), last(0.1)], rtol=1e-4)
@@ -269,4 +275,4 @@ def test_mistakes_are_named(case):
     given: Any = {"small_fn": mlp, "fn": mlp, "batches": BATCHES, "optimizer": optax.sgd(0.1), "steps": 3}
     given |= changes
     with pytest.raises(error, match=match):
-        jp.distill(small=DENSE, params=DENSE, **given)
+        distill(small=DENSE, params=DENSE, **given)

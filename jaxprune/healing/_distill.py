@@ -47,7 +47,8 @@ def distill(
     key: jax.Array | None = None,
     cache_bytes: int = 2**30,
     progress: bool = False,
-) -> Distilled:
+    history: bool = False,
+) -> Any:
     r"""Trains a pruned model so that its outputs become those of the dense model on some batches, without labels.
 
     Minimizes $\ell(f_{small}(\theta, x), f(\theta_{dense}, x))$ over $\theta$. The model may be small
@@ -79,9 +80,10 @@ def distill(
       cache_bytes: the teacher's outputs are computed once for each batch and kept if they need at most so much
         memory; else anew at each step. 0 keeps none.
       progress: whether to show a progress bar.
+      history: whether to return the loss of every step too.
 
     Returns:
-      A `Distilled`: (params, losses).
+      The trained parameters, a tree like `small`; with `history=True` a `Distilled`: (params, losses).
 
     Raises:
       ValueError: if there is no batch, or batches differ in shape; if outputs of both functions differ in
@@ -95,8 +97,9 @@ def distill(
       >>> dense = {"w": jnp.array([[1.0], [1.0]])}
       >>> x = jnp.array([[1.0, 1.0], [2.0, 2.0]])  # the two inputs are alike: one weight can do the work of both
       >>> masks = {"w": jnp.array([[True], [False]])}
-      >>> healed = jp.distill(fn, dense, fn, dense, [x], optax.sgd(0.1), steps=50, masks=masks)
-      >>> healed.params["w"].round(3), healed.losses[:2].round(3)
+      >>> healed, losses = jp.distill(
+      ...     fn, dense, fn, dense, [x], optax.sgd(0.1), steps=50, masks=masks, history=True)
+      >>> healed["w"].round(3), losses[:2].round(3)
       (Array([[2.],
              [0.]], dtype=float32), Array([2.5  , 0.625], dtype=float32))
 
@@ -136,7 +139,8 @@ def distill(
         teach, taught = look_up, _answers(teach_anew, dense, given)
     student = Student(small_fn, parts, compare, optimizer)
     numbers = order(given.number, steps, key)
-    return Distilled(*train(student, teach, taught, given, numbers, progress))
+    found = Distilled(*train(student, teach, taught, given, numbers, progress))
+    return found if history else found.params
 
 
 def _outputs(fn: Callable[..., Any], arrays: list[Any], batches: Stacked) -> Any:
