@@ -19,6 +19,11 @@ LARGE_BATCH = "64"
 _BATCHES = (1, int(LARGE_BATCH))
 
 
+def is_timed(recipe: jp.Recipe) -> bool:
+    """Whether units are removed, so that the network becomes faster."""
+    return recipe.removes or isinstance(recipe.structure, jp.Coupled)
+
+
 def measure_removal(
     task: Classification, recipe: jp.Recipe, params: PyTree, pruned: Any, dense: PyTree
 ) -> dict[str, Any]:
@@ -29,7 +34,7 @@ def measure_removal(
       params, pruned: parameters and masks; or smaller parameters and the plan.
       dense: parameters of full size.
     """
-    if not (recipe.removes or isinstance(recipe.structure, jp.Coupled)):
+    if not is_timed(recipe):
         return {}
     return {"latency": _latency(task, *_small(task, recipe, params, pruned), dense)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jaxprune.experiments.classification import Classification, classification
 from jaxprune.experiments.compare import results
 from jaxprune.experiments.compare.combinations import Method, methods
 from jaxprune.experiments.compare.programs import compile_program, curve_steps
-from jaxprune.experiments.compare.removed import LARGE_BATCH, measure_removal
+from jaxprune.experiments.compare.removed import LARGE_BATCH, is_timed, measure_removal
 from jaxprune.experiments.compare.results import DENSE, key_of
 from jaxprune.experiments.compare.settings import CompareSettings
 from jaxprune.experiments.compare.start import fresh_params, keys
@@ -70,13 +70,14 @@ def trained(
     first = fresh_params(task, streams) if left else None
     # The next programs compile while one runs.
     pool = ThreadPoolExecutor(2)
-    programs = pool.map(lambda method: compile_program(settings, task, method), left)
+    programs = [pool.submit(compile_program, settings, task, method) for method in left]
     try:
         with progress_bar(console) as progress:
             bar = progress.add_task(
                 part or "methods", total=len(places), completed=sum(is_done.values()), note=""
             )
-            for method, program in zip(left, programs, strict=True):
+            for method, compiled in zip(left, programs, strict=True):
+                program = compiled.result()
                 for sparsity in method.sparsities:
                     if is_done[method.name, sparsity]:
                         continue
@@ -95,6 +96,8 @@ def trained(
                         found.curve,
                         sizes,
                     )
+                    if is_timed(recipe) or measure is not measure_removal:
+                        wait(programs)  # a clock needs the machine for itself
                     of_first = found.params, found.pruned, jax.tree.map(lambda x: x[0], first)
                     times = {
                         "seconds": seconds,
