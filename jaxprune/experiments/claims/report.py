@@ -11,7 +11,7 @@ import rich.console
 import rich.markup
 import rich.table
 
-from jaxprune.experiments.compare.results import DENSE, key_of
+from jaxprune.experiments.compare.results import DENSE, key_of, steps_of
 from jaxprune.experiments.results import KINDS, TICKET, TITLES, Record, mean_and_spread, percent
 
 # Accuracy counts as that of the dense network from half a percent below it on.
@@ -147,9 +147,7 @@ def _comparison(name: str, part: dict[str, Any], times: dict[str, Any]) -> Secti
         tables.append(Table(title, ["sparsity", *names], steps))
     if name == "structure":
         tables.append(_costs(names, sparsities, times))
-    trainings = " or ".join(
-        dict.fromkeys(_trainings(by[name, sparsities[0]]["trainings"]["steps"]) for name in names)
-    )
+    trainings = " or ".join(dict.fromkeys(steps_of(by[name, sparsities[0]]) for name in names))
     setting = (
         f"{part['model']}, {part['steps']} steps in all ({trainings}). The dense network, trained for as many: "
         f"{_accuracy(by[DENSE, 0.0])}."
@@ -208,12 +206,6 @@ def _sentence(one: str, other: str, columns: list[str], signs: list[int]) -> str
         if at := [column for column, s in zip(columns, signs, strict=True) if s == sign]:
             told.append(f"{verb} at {', '.join(at)}")
     return f"{one}: {'; '.join(told)}."
-
-
-def _trainings(steps: list[int]) -> str:
-    if len(set(steps)) > 1:
-        return " + ".join(map(str, steps))
-    return f"{len(steps)} x {steps[0]}"
 
 
 def _steps(r: Record) -> str:

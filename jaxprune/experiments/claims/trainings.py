@@ -12,9 +12,8 @@ from jaxprune.experiments import tickets
 from jaxprune.experiments.claims import report
 from jaxprune.experiments.claims.points import Comparison, comparisons
 from jaxprune.experiments.claims.settings import ClaimsSettings
-from jaxprune.experiments.compare.removed import LARGE_BATCH, measure_delivery, measure_removal
-from jaxprune.experiments.compare.results import key_of
-from jaxprune.experiments.compare.trainings import check_files, lines_of, trained
+from jaxprune.experiments.compare.removed import LARGE_BATCH
+from jaxprune.experiments.compare.trainings import check_files, lines_of, speeds_of, trained
 from jaxprune.experiments.data import Data
 from jaxprune.experiments.programs import trace_programs
 from jaxprune.experiments.results import Record
@@ -35,9 +34,14 @@ def train(settings: ClaimsSettings, data: Data, folder: RunFolder, console: Cons
     times: dict[str, Any] = {}
     pictures: dict[str, Any] = {}
     for point in chosen:
-        measure = measure_delivery if point.name == "structure" else measure_removal
         records, times[point.name] = trained(
-            point.settings, point.task, point.methods, folder, console, point.name, measure
+            point.settings,
+            point.task,
+            point.methods,
+            folder,
+            console,
+            point.name,
+            lambda _, name=point.name: name == "structure",
         )
         parts[point.name] = {
             "title": point.title,
@@ -61,13 +65,9 @@ def _picture(point: Comparison, records: list[Record], times: dict[str, Any]) ->
     dense = 100 * float(np.mean(records[0]["test_accuracy"]))
     title = f"{point.title}: {point.settings.model} on {point.settings.data}"
     if point.name == "structure":
-        of = records[1:]
-        lines = {}
-        for name in dict.fromkeys(r["method"] for r in of):
-            rows = [r for r in of if r["method"] == name]
-            shares = [times[key_of(name, r["sparsity"])]["latency"][LARGE_BATCH] for r in rows]
-            lines[name] = np.asarray(shares), np.asarray([100 * np.asarray(r["test_accuracy"]) for r in rows])
-        return plot_latency(lines, level=("dense", dense), title=f"{title}, batches of {LARGE_BATCH}")
+        return plot_latency(
+            speeds_of(records[1:], times), level=("dense", dense), title=f"{title}, batches of {LARGE_BATCH}"
+        )
     return plot_accuracy(lines_of(records), level=("dense", dense), title=title)
 
 

@@ -9,42 +9,31 @@ import jax
 import numpy as np
 
 import jaxprune as jp
+from jaxprune.delivery.latency import shortest_times
 from jaxprune.experiments.classification import Classification
-from jaxprune.experiments.latency import relative_latency
-from jaxprune.jaxprs.flops import flops_by_parameter
-from jaxprune.jaxprs.tracing import trace
+from jaxprune.jaxprs.flops import total_flops
 from jaxprune.params import PyTree, flatten_with_paths
 
 LARGE_BATCH = "64"
 _BATCHES = (1, int(LARGE_BATCH))
 
 
-def is_timed(recipe: jp.Recipe) -> bool:
+def removes_units(recipe: jp.Recipe) -> bool:
     """Whether units are removed, so that the network becomes faster."""
     return recipe.removes or isinstance(recipe.structure, jp.Coupled)
 
 
-def measure_removal(
-    task: Classification, recipe: jp.Recipe, params: PyTree, pruned: Any, dense: PyTree
-) -> dict[str, Any]:
-    """The latency of the network without its pruned units; nothing for masks of another structure.
-
-    Args:
-      task, recipe: that were trained.
-      params, pruned: parameters and masks; or smaller parameters and the plan.
-      dense: parameters of full size.
-    """
-    if not is_timed(recipe):
-        return {}
-    return {"latency": _latency(task, *_small(task, recipe, params, pruned), dense)}
-
-
-def measure_delivery(
+def measure_costs(
     task: Classification, recipe: jp.Recipe, params: PyTree, pruned: Any, dense: PyTree
 ) -> dict[str, Any]:
     """Latency, bytes of a compressed file and FLOPs, each as a share of the dense network's.
 
     Pruned units are removed. Other masks leave zeros, at which the same program computes.
+
+    Args:
+      task, recipe: that were trained.
+      params, pruned: parameters and masks; or smaller parameters and the plan.
+      dense: parameters of full size.
     """
     fn, params = _small(task, recipe, params, pruned)
     images = task.test.images[:1]
@@ -71,9 +60,13 @@ def _latency(task: Classification, fn: Any, params: PyTree, dense: PyTree) -> di
     found = {}
     for size in _BATCHES:
         images: Any = task.test.images[:size]
-        found[str(size)] = relative_latency(
-            lambda images=images: run(params, images), lambda images=images: run_dense(dense, images)
+        times = shortest_times(
+            {
+                "small": lambda images=images: jax.block_until_ready(run(params, images)),
+                "dense": lambda images=images: jax.block_until_ready(run_dense(dense, images)),
+            }
         )
+        found[str(size)] = times["small"] / times["dense"]
     return found
 
 
@@ -85,5 +78,5 @@ def _bytes(params: PyTree) -> int:
     return file.tell()
 
 
-def _flops(fn: Any, params: PyTree, images: Any) -> float:
-    return sum(flops_by_parameter(trace(fn, params, (images,))))
+def _flops(fn: Any, params: PyTree, images: Any) -> int:
+    return total_flops(jax.make_jaxpr(fn)(params, images).jaxpr)

@@ -75,7 +75,7 @@ def table(results: dict[str, Any]) -> rich.console.Group:
             for r, top in zip(row, best, strict=True)
         )
         some = next(r for r in row if r)
-        accuracies.add_row(name, *told, *([_steps(some), _seconds(times, name)] if times else []))
+        accuracies.add_row(name, *told, *([steps_of(some), _seconds(times, name)] if times else []))
         smallest.add_row(name, *(f"{min(r['smallest_layer']):,}" if r else "–" for r in row))
     parts = [
         f"Methods: {settings['model']} on {settings['data']}, {settings['steps']} steps in all. Test accuracy in "
@@ -130,7 +130,7 @@ def _latency_table(latencies: dict[str, dict[str, float]]) -> rich.table.Table:
     return made
 
 
-def _steps(r: Record) -> str:
+def steps_of(r: Record) -> str:
     """The steps of each training, such as 5 x 80."""
     trainings = r["trainings"]["steps"]
     if len(set(trainings)) > 1:

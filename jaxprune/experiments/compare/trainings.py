@@ -16,7 +16,7 @@ from jaxprune.experiments.classification import Classification, classification
 from jaxprune.experiments.compare import results
 from jaxprune.experiments.compare.combinations import Method, methods
 from jaxprune.experiments.compare.programs import compile_program, curve_steps
-from jaxprune.experiments.compare.removed import LARGE_BATCH, is_timed, measure_removal
+from jaxprune.experiments.compare.removed import LARGE_BATCH, measure_costs, removes_units
 from jaxprune.experiments.compare.results import DENSE, key_of
 from jaxprune.experiments.compare.settings import CompareSettings
 from jaxprune.experiments.compare.start import fresh_params, keys
@@ -25,6 +25,7 @@ from jaxprune.experiments.results import Record, percent, write_csv
 from jaxprune.params import flatten_with_paths
 from jaxprune.plots import plot_accuracy, plot_curves, plot_latency
 from jaxprune.progress import progress_bar
+from jaxprune.recipes import Recipe
 
 
 def train(settings: CompareSettings, data: Data, folder: RunFolder, console: Console) -> None:
@@ -48,7 +49,7 @@ def trained(
     folder: RunFolder,
     console: Console,
     part: str = "",
-    measure: Callable[..., dict[str, Any]] = measure_removal,
+    is_measured: Callable[[Recipe], bool] = removes_units,
 ) -> tuple[list[Record], dict[str, Any]]:
     """The records of all methods, in their order, and their times; each is on disk before the next trains.
 
@@ -58,8 +59,7 @@ def trained(
       folder: has the records of an interrupted run.
       console: shows the progress.
       part: the name of this comparison in a command that makes several.
-      measure: (task, recipe, parameters, masks or plan, initial parameters) of the first seed -> what is added to
-        the times.
+      is_measured: of which recipes the costs (`measure_costs`, first seed) are added to the times.
     """
     places = [(method, sparsity) for method in chosen for sparsity in method.sparsities]
     is_done = {(method.name, s): folder.has_training(_file(part, method.name, s)) for method, s in places}
@@ -96,14 +96,11 @@ def trained(
                         found.curve,
                         sizes,
                     )
-                    if is_timed(recipe) or measure is not measure_removal:
+                    times: dict[str, Any] = {"seconds": seconds, "compiling": program.seconds}
+                    if is_measured(recipe):
                         wait(programs)  # a clock needs the machine for itself
-                    of_first = found.params, found.pruned, jax.tree.map(lambda x: x[0], first)
-                    times = {
-                        "seconds": seconds,
-                        "compiling": program.seconds,
-                        **measure(task, recipe, *of_first),
-                    }
+                        of_full_size = jax.tree.map(lambda x: x[0], first)
+                        times |= measure_costs(task, recipe, found.params, found.pruned, of_full_size)
                     folder.save_training(_file(part, method.name, sparsity), {"record": made, "times": times})
                     progress.update(bar, advance=1, note=_note(made))
     finally:
@@ -151,7 +148,7 @@ def _write(
     fast = [r for r in records if "latency" in times[key_of(r["method"], r["sparsity"])]]
     if fast:
         pictures["latency.png"] = plot_latency(
-            _speeds(fast, times), level=("dense", dense), title=f"{title}, batches of {LARGE_BATCH}"
+            speeds_of(fast, times), level=("dense", dense), title=f"{title}, batches of {LARGE_BATCH}"
         )
     for name, figure in pictures.items():
         folder.write(name, lambda path, figure=figure: figure.savefig(path, format="png"))
@@ -174,7 +171,7 @@ def _curves(records: list[Record]) -> dict[str, dict[str, tuple[np.ndarray, np.n
     }
 
 
-def _speeds(records: list[Record], times: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def speeds_of(records: list[Record], times: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Method -> (latencies of the large batch, accuracies in percent (sparsities, seeds))."""
     found = {}
     for name in dict.fromkeys(r["method"] for r in records):
