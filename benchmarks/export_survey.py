@@ -14,18 +14,11 @@ import tempfile
 from pathlib import Path
 
 import surgery_survey_models as models
-import surgery_survey_transformers
 from surgery_measure import machine, show
+from surgery_survey_sources import SOURCES
 
 import jaxprune as jp
 
-SOURCES = {
-    "own": models.own_models,
-    "haiku": models.haiku_models,
-    "flaxmodels": models.flaxmodels_models,
-    "equimo": models.equimo_models,
-    "transformers": surgery_survey_transformers.transformers_models,
-}
 FORMATS = {"jax.export": ("stablehlo", ("stablehlo",)), "ONNX Runtime": ("onnx", ("onnx",))}
 
 

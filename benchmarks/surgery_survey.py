@@ -27,20 +27,13 @@ import jax.numpy as jnp
 import numpy as np
 import surgery_survey_layers as of_layers
 import surgery_survey_models as models
-import surgery_survey_transformers
 from surgery_measure import machine, show
+from surgery_survey_sources import SOURCES
 
 import jaxprune as jp
 from jaxprune.surgery import Groups, plan_units
 from jaxprune.surgery.inference.frames import Frame
 
-SOURCES = {
-    "own": models.own_models,
-    "haiku": models.haiku_models,
-    "flaxmodels": models.flaxmodels_models,
-    "equimo": models.equimo_models,
-    "transformers": surgery_survey_transformers.transformers_models,
-}
 HEADS = (
     "model",
     "equations",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +49,22 @@ def flatten_with_paths(tree: PyTree) -> tuple[list[str], list[Any], jax.tree_uti
     """
     leaves, treedef = jax.tree.flatten(tree)
     return [leaf.path for leaf in leaves_of(tree)], leaves, treedef
+
+
+def split_leaves(
+    tree: PyTree, is_chosen: Callable[[Any], bool]
+) -> tuple[list[Any], Callable[[Sequence[Any]], PyTree]]:
+    """The chosen leaves of a tree, and a function that returns the tree with other leaves in their places."""
+    leaves, treedef = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if is_chosen(leaf)]
+
+    def join(chosen: Sequence[Any]) -> PyTree:
+        whole = list(leaves)
+        for i, leaf in zip(places, chosen, strict=True):
+            whole[i] = leaf
+        return jax.tree.unflatten(treedef, whole)
+
+    return [leaves[i] for i in places], join
 
 
 def is_float_array(leaf: Any) -> bool:

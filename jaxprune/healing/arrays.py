@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from jaxprune.params import PyTree
+from jaxprune.tree_nodes import split_leaves
 
 
-def split(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
+def split(tree: PyTree) -> tuple[list[Any], Callable[[Sequence[Any]], PyTree]]:
     """The arrays of a tree, and the function that makes the tree of other arrays in their place.
 
     Example:
@@ -20,16 +19,7 @@ def split(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
       >>> join([2 * array for array in arrays])
       {'name': 'Dense', 'w': Array([2., 2.], dtype=float32)}
     """
-    leaves, treedef = jax.tree.flatten(tree)
-    places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
-
-    def join(arrays: list[Any]) -> PyTree:
-        found = list(leaves)
-        for i, array in zip(places, arrays, strict=True):
-            found[i] = array
-        return jax.tree.unflatten(treedef, found)
-
-    return [leaves[i] for i in places], join
+    return split_leaves(tree, is_array)
 
 
 def is_array(leaf: Any) -> bool:

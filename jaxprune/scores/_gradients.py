@@ -9,22 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.params import PyTree, is_float_array
+from jaxprune.tree_nodes import split_leaves
 
 Join = Callable[[Sequence[Any]], PyTree]
 
 
 def split_floats(params: PyTree) -> tuple[list[jax.Array], Join]:
     """The float leaves of a tree, and a function that returns the tree with other leaves in their places."""
-    leaves, treedef = jax.tree.flatten(params)
-    at = [i for i, leaf in enumerate(leaves) if is_float_array(leaf)]
-
-    def join(floats: Sequence[Any]) -> PyTree:
-        full = list(leaves)
-        for i, value in zip(at, floats, strict=True):
-            full[i] = value
-        return jax.tree.unflatten(treedef, full)
-
-    return [jnp.asarray(leaves[i]) for i in at], join
+    floats, join = split_leaves(params, is_float_array)
+    return [jnp.asarray(x) for x in floats], join
 
 
 def checked_loss(loss_fn: Callable[[PyTree, Any], Any], join: Join) -> Callable[[Sequence[Any], Any], Any]:
