@@ -62,6 +62,7 @@ html_theme_options = {
     "use_download_button": False,
     "navigation_with_keys": False,
     "home_page_in_toc": False,
+    "navbar_persistent": [],  # the sidebar has the search field
     "collapse_navbar": True,  # of the reference's pages the sidebar shows those of the section that is open
 }
 
@@ -70,4 +71,5 @@ def setup(app: Any) -> None:
     app.connect("config-inited", lambda app, config: site_sources.write(DOCS))
     app.connect("source-read", site_sources.on_source_read)
     app.connect("autodoc-process-docstring", site_docstrings.on_docstring)
+    app.connect("autodoc-process-signature", site_docstrings.on_signature)
     app.connect("autodoc-skip-member", site_docstrings.on_member)

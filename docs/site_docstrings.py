@@ -26,6 +26,17 @@ def on_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: 
     lines[:] = [] if _is_of_dataclass(obj, lines) else converted(lines)
 
 
+def on_signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Sphinx's event: names of types as the code has them, where Sphinx shows how it keeps them."""
+    del app, what, name, obj, options
+    signature, returns = (
+        text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text) for text in (signature, returns)
+    )
+    return signature, returns
+
+
 def on_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """Sphinx's event: fields of tuples and dataclasses are described in the docstring of their class."""
     del app, what, options

@@ -202,7 +202,7 @@ def _checkpointer() -> Any:
         import orbax.checkpoint as ocp
     except ImportError as error:
         raise ImportError(
-            "checkpoints need Orbax: pip install orbax-checkpoint, or pip install 'jaxprune[demo]'."
+            "checkpoints need Orbax: pip install 'jaxprune[checkpoint]'."
         ) from error
     return ocp.StandardCheckpointer()
 
