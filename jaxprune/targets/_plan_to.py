@@ -116,9 +116,11 @@ def plan_to(
     choice = Choice.of(
         all_groups, exclude, only if has_units else (), alike, minimum, round_to, target == "latency"
     )
-    if target == "latency" or branches is not None or (scope == "global" and normalize is not None):
+    with_errors = has_units and (branches is not None or (scope == "global" and normalize is not None))
+    if target == "latency" or with_errors or (branches is not None and layer_score is None):
         check_concrete(inputs)
-    networks = Networks((fn, weights), inputs, runtime if target == "latency" else None, batch, seconds)
+    runtime_or_none = runtime if target == "latency" else None
+    networks = Networks((fn, weights), inputs, runtime_or_none, batch, seconds, with_errors)
     search = Search(
         target, share, networks, choice, branches, score, layer_score, scope, normalize, tolerance
     )

@@ -14,12 +14,13 @@ class Measurement(NamedTuple):
     Attributes:
       what: how it was made small.
       latency: its latency over that of the dense network, None where it was not timed.
-      error: mean squared difference of its outputs from the dense ones, over the variance of these.
+      error: mean squared difference of its outputs from the dense ones, over the variance of these; None where they
+        were not compared.
     """
 
     what: str
     latency: float | None
-    error: float
+    error: float | None
 
 
 class Measured(NamedTuple):
@@ -49,14 +50,19 @@ class Measured(NamedTuple):
             f"{x * scale:.3f} {unit}".strip() if unit else f"{x:,.0f}" for x in (self.small, self.dense)
         )
         where = f" in {self.where}" if self.where else ""
-        line = (
-            f"{self.target}{where}: {self.reached:.3f} of the dense model's ({amounts}; asked: {self.asked:g}), "
-            f"{self.compilations} networks compiled"
-        )
+        line = f"{self.target}{where}: {self.reached:.3f} of the dense model's ({amounts}; asked: {self.asked:g})"
+        if self.compilations:
+            line += f", {self.compilations} networks compiled"
         if not self.table:
             return line
         rows = [
-            (row.what, "-" if row.latency is None else f"{row.latency:.3f}", f"{row.error:.2e}")
+            (
+                row.what,
+                *(
+                    "-" if x is None else f"{x:{how}}"
+                    for x, how in ((row.latency, ".3f"), (row.error, ".2e"))
+                ),
+            )
             for row in self.table
         ]
         return f"{line}\n\n{table_text(('network', 'latency', 'error'), rows, numbers=('latency', 'error'))}"

@@ -24,8 +24,8 @@ _DENSE = ""
 
 
 class _Runs(NamedTuple):
-    outputs: Callable[[], Any]
-    timed: Callable[[], Any]
+    outputs: Callable[[], Any] | None
+    timed: Callable[[], Any] | None
 
 
 class Networks:
@@ -37,6 +37,7 @@ class Networks:
       runtime: "jax", "onnx", or a function (fn, params, inputs) -> seconds; None to measure no time.
       batch: size of the leading axis of the inputs when timed; None for that of `inputs`.
       seconds: for which each network is timed.
+      with_errors: whether errors are needed; if not, they are measured where that costs no compilation.
 
     Attributes:
       table: all that was measured.
@@ -51,11 +52,13 @@ class Networks:
         runtime: str | Clock | None,
         batch: int | None = None,
         seconds: float = 0.4,
+        with_errors: bool = True,
     ):
         if runtime == "onnx":
             check_installed()
         self.dense, self.inputs = dense, inputs
         self.runtime, self.batch, self.seconds = runtime, batch, seconds
+        self.with_errors = with_errors
         self.table: list[Measurement] = []
         self.dense_seconds = 0.0
         self.compilations = 0
@@ -75,9 +78,9 @@ class Networks:
         """Runs networks, which take turns with the dense one."""
         if self._dense is None:
             self._dense = self._made(self.dense)
-            self._outputs = _floats(self._dense.outputs())
+            self._outputs = _floats(self._dense.outputs()) if self._dense.outputs else []
         made = {name: self._made(network) for name, network in networks.items()}
-        errors = {name: self._error(_floats(runs.outputs())) for name, runs in made.items()}
+        errors = {name: self._error(runs) for name, runs in made.items()}
         times: Mapping[str, float] = {}
         if callable(self.runtime):
             seconds = {
@@ -96,9 +99,11 @@ class Networks:
         self.table.extend(found.values())
         return found
 
-    def _error(self, outputs: list[np.ndarray]) -> float:
+    def _error(self, runs: _Runs) -> float | None:
+        if runs.outputs is None:
+            return None
         errors = []
-        for dense, small in zip(self._outputs, outputs, strict=True):
+        for dense, small in zip(self._outputs, _floats(runs.outputs()), strict=True):
             spread = float(np.var(dense)) or float(np.mean(dense**2))
             error = float(np.mean((dense - small) ** 2))
             errors.append(error / spread if spread else error)
@@ -108,21 +113,22 @@ class Networks:
     def _made(self, network: Network) -> _Runs:
         """The compiled network."""
         fn, params = network
-        self.compilations += 1
-        run = _compiled(fn, params, self.inputs)
-        if self.runtime is None or callable(self.runtime):
-            return _Runs(run, run)
-        if self.runtime == "jax":
-            if self._timed_inputs is self.inputs:
-                return _Runs(run, run)
+        is_jax = self.runtime == "jax"
+        outputs = timed = None
+        if self.with_errors or (is_jax and self._timed_inputs is self.inputs):
             self.compilations += 1
-            return _Runs(run, _compiled(fn, params, self._timed_inputs))
+            outputs = timed = _compiled(fn, params, self.inputs)
+        if is_jax and self._timed_inputs is not self.inputs:
+            self.compilations += 1
+            timed = _compiled(fn, params, self._timed_inputs)
+        if self.runtime != "onnx":
+            return _Runs(outputs, timed)
         self.compilations += 1
         model = flat_model(fn, params, self._timed_inputs, None, None, ())
         with tempfile.TemporaryDirectory() as folder:
             write_onnx(Path(folder) / "model.onnx", model)
             session = run_onnx(Path(folder) / "model.onnx")
-        return _Runs(run, lambda: session(model.input_names, model.inputs))
+        return _Runs(outputs, lambda: session(model.input_names, model.inputs))
 
 
 def _floats(outputs: Sequence[Any]) -> list[np.ndarray]:

@@ -94,7 +94,7 @@ class Search:
         reached = [i for i, (end, path) in enumerate(zip(ends, paths, strict=True)) if end < len(path)]
         if not reached:
             return self._met(min(paths, key=lambda path: self.cost(path[-1])))
-        errors = {i: self._measured(paths[i][ends[i]]).error for i in reached}
+        errors = {i: self._measured(paths[i][ends[i]]).error or 0.0 for i in reached}
         return self._met(paths[min(errors, key=errors.__getitem__)])
 
     # The cost
@@ -170,7 +170,8 @@ class Search:
                 row[group] = units.allowed(group, units.sizes[group] // 2)
                 lost += _lost(units.scores[group], units.sizes[group] - row[group])
             measured = self.table.get(tuple(row))
-            weight = measured.error / lost if measured is not None and lost > 0 else 0.0
+            error = None if measured is None else measured.error
+            weight = error / lost if error is not None and lost > 0 else 0.0
             found.update({units.groups.groups[group].name: weight for group in groups})
         known = [weight for weight in found.values() if 0 < weight < np.inf]
         if not known:
