@@ -25,7 +25,7 @@ _DENSE = ""
 
 class _Runs(NamedTuple):
     outputs: Callable[[], Any] | None
-    timed: Callable[[], Any] | None
+    timed: Callable[[], Any]
 
 
 class Networks:
@@ -114,7 +114,8 @@ class Networks:
         """The compiled network."""
         fn, params = network
         is_jax = self.runtime == "jax"
-        outputs = timed = None
+        outputs: Callable[[], Any] | None = None
+        timed: Callable[[], Any] = _nothing
         if self.with_errors or (is_jax and self._timed_inputs is self.inputs):
             self.compilations += 1
             outputs = timed = _compiled(fn, params, self.inputs)
@@ -129,6 +130,10 @@ class Networks:
             write_onnx(Path(folder) / "model.onnx", model)
             session = run_onnx(Path(folder) / "model.onnx")
         return _Runs(outputs, lambda: session(model.input_names, model.inputs))
+
+
+def _nothing() -> None:
+    """What is not timed."""
 
 
 def _floats(outputs: Sequence[Any]) -> list[np.ndarray]:
