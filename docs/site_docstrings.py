@@ -6,9 +6,11 @@ or in `\\(...\\)`. All other characters mean themselves: `*`, `|` and a trailing
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Example", "Examples", "References", "Note")
@@ -153,12 +155,32 @@ def _marked(text: str) -> str:
         out.append(_plain(text[end : span.start()]))
         kind, inside = next((k, v) for k, v in span.groupdict().items() if v)
         inside = " ".join(inside.split())
-        out.append(f"``{inside.strip('`')}``" if kind == "code" else f":math:`{inside}`")
+        out.append(_code(inside.strip("`")) if kind == "code" else f":math:`{inside}`")
         after = text[span.end() : span.end() + 1]
         if after and (after.isalnum() or after in "_("):
             out.append("\\ ")
         end = span.end()
     return "".join([*out, _plain(text[end:])])
+
+
+def _code(text: str) -> str:
+    """Code; the name of something that has a page leads to it."""
+    name = with_pages().get(text)
+    return f":py:obj:`{text} <{name}>`" if name else f"``{text}``"
+
+
+@functools.cache
+def with_pages() -> dict[str, str]:
+    """How docstrings write the names in the reference's tables -> their full names."""
+    text = "\n".join(page.read_text() for page in sorted((Path(__file__).parent / "api").glob("*.md")))
+    names = re.findall(r"^   jaxprune\.([\w.]+)$", text, re.MULTILINE)
+    found = {f"{start}.{name}": f"jaxprune.{name}" for name in names for start in ("jp", "jaxprune")}
+    last = [name.rpartition(".")[2] for name in names]
+    for name, short in zip(names, last, strict=True):
+        # A short name may be that of an argument or of a word, unless it has two parts.
+        if last.count(short) == 1 and re.search(r"[a-z](_|[A-Z])", short):
+            found[short] = f"jaxprune.{name}"
+    return found
 
 
 def _plain(text: str) -> str:

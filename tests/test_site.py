@@ -40,7 +40,7 @@ def public():
     """Full name -> object, for all that `jp` and its public modules offer, modules and types' names aside."""
     modules = [
         "jaxprune",
-        *(f"jaxprune.{name}" for name in (*PUBLIC, "delivery", "healing", "shrinking", "tickets")),
+        *(f"jaxprune.{name}" for name in (*PUBLIC, "delivery", "healing", "shrinking", "targets", "tickets")),
     ]
     names = [f"{module}.{name}" for module in modules for name in importlib.import_module(module).__all__]
     return {
