@@ -9,6 +9,7 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
 import site_docstrings  # noqa: E402
+import site_math  # noqa: E402
 import site_sources  # noqa: E402
 
 (_version,) = re.findall(
@@ -51,6 +52,7 @@ viewcode_follow_imported_members = True
 toc_object_entries = False
 autodoc_type_aliases = {name: name for name in ("PyTree", "Scope", "Where", "Statistics", "Kind")}
 
+html_math_renderer = "mathml"
 html_theme = "sphinx_book_theme"
 html_title = f"jaxprune {version}"
 html_static_path = ["_static"]
@@ -68,6 +70,7 @@ html_theme_options = {
 
 
 def setup(app: Any) -> None:
+    app.add_html_math_renderer("mathml", (site_math.inline, None), (site_math.block, None))
     app.connect("config-inited", lambda app, config: site_sources.write(DOCS))
     app.connect("source-read", site_sources.on_source_read)
     app.connect("autodoc-process-docstring", site_docstrings.on_docstring)

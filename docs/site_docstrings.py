@@ -175,6 +175,7 @@ def with_pages() -> dict[str, str]:
     text = "\n".join(page.read_text() for page in sorted((Path(__file__).parent / "api").glob("*.md")))
     names = re.findall(r"^   jaxprune\.([\w.]+)$", text, re.MULTILINE)
     found = {f"{start}.{name}": f"jaxprune.{name}" for name in names for start in ("jp", "jaxprune")}
+    found["jp.imp"] = found["jp.IMP"]  # one class with two names
     last = [name.rpartition(".")[2] for name in names]
     for name, short in zip(names, last, strict=True):
         # A short name may be that of an argument or of a word, unless it has two parts.
