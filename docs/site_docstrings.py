@@ -33,10 +33,18 @@ def on_signature(
 ) -> tuple[str | None, str | None]:
     """Sphinx's event: names of types as the code has them, where Sphinx shows how it keeps them."""
     del app, what, name, obj, options
-    signature, returns = (
-        text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text) for text in (signature, returns)
-    )
+    signature, returns = (text and _readable(text) for text in (signature, returns))
     return signature, returns
+
+
+def _readable(signature: str) -> str:
+    """A signature in which types have their names and functions too.
+
+    >>> _readable("(where: TypeAliasForwardRef('PyTree') | None = None, score=<function magnitude>)")
+    '(where: PyTree | None = None, score=magnitude)'
+    """
+    signature = re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature)
+    return re.sub(r"<function ([\w.]+)[^>]*>", r"\1", signature)
 
 
 def on_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
