@@ -40,11 +40,14 @@ def on_signature(
 def _readable(signature: str) -> str:
     """A signature in which types have their names and functions too.
 
-    >>> _readable("(where: TypeAliasForwardRef('PyTree') | None = None, score=<function magnitude>)")
-    '(where: PyTree | None = None, score=magnitude)'
+    >>> _readable("(where: TypeAliasForwardRef('PyTree') | None, score=<function magnitude>)")
+    '(where: PyTree | None, score=magnitude)'
+    >>> _readable("(a=<function by.<locals>.compact>, b=<factory>)")
+    '(a=compact, b=...)'
     """
     signature = re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature)
-    return re.sub(r"<function ([\w.]+)[^>]*>", r"\1", signature)
+    signature = re.sub(r"<function (?:[\w.<>]+\.)?(\w+)>", r"\1", signature)
+    return signature.replace("<factory>", "...")  # a new dict, made by each call
 
 
 def on_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
