@@ -303,6 +303,20 @@ def test_groups_of_another_kind_and_inputs_without_values_are_named():
     groups = jp.find_groups(fn, params, X)
     with pytest.raises(ValueError, match="`inputs` must be arrays"):
         jp.plan_to(groups, fn, params, jax.ShapeDtypeStruct(X.shape, X.dtype), params=0.5)
+    with pytest.raises(ValueError, match="`params` must be arrays with values"):
+        jax.jit(lambda params: jp.plan_to(groups, fn, params, X, params=0.5).small_shapes)(params)
+
+
+def test_where_nothing_tells_groups_apart_all_matter_alike():
+    """Inputs of zeros or NaN give no errors to compare; scores of zero give no order."""
+    params = layers_of(jax.random.key(0), depth=2)
+    groups = jp.find_groups(fn, params, X)
+    zero = jp.surgery.UnitScores({group.name: np.zeros(group.size) for group in groups})
+    for x, score in ((0 * X, None), (jnp.nan * X, None), (X, zero)):
+        plan = jp.plan_to(groups, fn, params, x, params=0.5, score=score, exclude="in")
+        small = plan.small_shapes
+        assert 0.4 < plan.measured.reached <= 0.5
+        assert score is not None or small["layer_0/up"][1] == pytest.approx(small["layer_1/up"][1] / 2, abs=2)
 
 
 def test_sizes_need_no_values():
