@@ -1,5 +1,6 @@
 # Two commands do everything: `make demo` (the main job on real data) and `make test` (all checks). `make check`
-# is the quick part of the latter: formatting, lint, types and the tests that are not marked `slow`.
+# is the quick part of the latter: formatting, lint, types and the tests that are not marked `slow`. `make docs`
+# builds the documentation site.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ NEWEST_TESTS := tests/surgery $(wildcard tests/test_calibration*.py) tests/test_
   tests/test_transforms.py tests/test_gradual.py $(wildcard tests/test_imp*.py) \
   tests/test_jax_compat.py tests/test_jaxprs.py jaxprune README.md docs
 
-.PHONY: demo claims test check lint types fast test-newest newest clean
+.PHONY: demo claims docs test check lint types fast test-newest newest clean
 
 demo: $(VENV)/.demo
 	$(BIN)/jaxprune imp --overwrite
@@ -18,6 +19,11 @@ demo: $(VENV)/.demo
 # On full MNIST: make claims CLAIMS="--data mnist --data-dir DIR --steps 300"
 claims: $(VENV)/.demo
 	$(BIN)/jaxprune claims --overwrite $(CLAIMS)
+
+# Warnings are errors: a link that leads nowhere, a docstring that Sphinx can't read.
+docs: $(VENV)/.docs
+	JAX_PLATFORMS=cpu $(BIN)/sphinx-build -W --keep-going -q -j auto docs build/docs
+	@echo "The documentation is in build/docs/index.html."
 
 test: lint types
 	$(BIN)/pytest -n auto --dist worksteal
@@ -68,6 +74,10 @@ $(VENV)/.python:
 
 $(VENV)/.demo: $(VENV)/.python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.python pyproject.toml

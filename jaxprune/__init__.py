@@ -12,6 +12,6 @@ from jaxprune import lazy
 if TYPE_CHECKING:
     from jaxprune.public import *  # noqa: F403
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 lazy.attach(__name__, "jaxprune.public", modules=("checkpoint", "plots"))

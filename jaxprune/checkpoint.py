@@ -201,9 +201,7 @@ def _checkpointer() -> Any:
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
-        raise ImportError(
-            "checkpoints need Orbax: pip install orbax-checkpoint, or pip install 'jaxprune[demo]'."
-        ) from error
+        raise ImportError("checkpoints need Orbax: pip install 'jaxprune[checkpoint]'.") from error
     return ocp.StandardCheckpointer()
 
 

@@ -141,7 +141,7 @@ def test_without_orbax_the_error_says_what_to_install():
         "import sys; sys.modules['orbax'] = sys.modules['orbax.checkpoint'] = None\n"
         "from jaxprune import checkpoint\n"
         "try: checkpoint.save('never', {'w': 1.0})\n"
-        "except ImportError as error: assert 'pip install orbax-checkpoint' in str(error), error\n"
+        "except ImportError as error: assert \"pip install 'jaxprune[checkpoint]'\" in str(error), error\n"
         "else: raise SystemExit(1)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import py_compile
 import subprocess
 import sys
 import types
@@ -63,6 +64,47 @@ def test_submodules_are_found_as_before_and_other_names_are_an_error():
     for name in ("nothing_of_the_kind", "__nothing__"):
         with pytest.raises(AttributeError, match=f"module 'jaxprune' has no attribute '{name}'"):
             getattr(jp, name)
+
+
+@pytest.mark.slow
+def test_nothing_is_imported_before_it_is_used():
+    code = (
+        "import sys\n"
+        "import jaxprune as jp\n"
+        "assert jp.__all__ and dir(jp) and not {'jax', 'flax', 'optax', 'jaxprune.public'} & set(sys.modules)\n"
+        "import flax, optax\n"
+        "there = set(sys.modules)\n"
+        "jp.masked, jp.schedules\n"
+        "assert not {'jaxprune.surgery', 'jaxprune.calibration', 'jaxprune.recipes'} & set(sys.modules)\n"
+        "for name in set(jp.__all__) - {'nnx_state'}:\n"
+        "    getattr(jp, name)\n"
+        "for name in ('flax.nnx', 'rich', 'matplotlib', 'orbax', 'jax2onnx', 'onnxruntime', 'tyro', 'sklearn'):\n"
+        "    assert name in there or name not in sys.modules, name\n"
+        "jp.nnx_state, jp.surgery.shrink_module\n"
+        "assert 'flax.nnx' in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_package_without_its_source_offers_the_same(tmp_path, monkeypatch):
+    (tmp_path / "compiled").mkdir()
+    (tmp_path / "compiled/__init__.py").write_text(
+        "from jaxprune import lazy\nlazy.attach(__name__, 'compiled.all')\n"
+    )
+    (tmp_path / "compiled/all.py").write_text("from math import pi as number, tau\n__all__ = ['number']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for source in (True, False):
+        package = importlib.import_module("compiled")
+        assert package.number == 3.141592653589793 and package.__all__ == ["number"]
+        with pytest.raises(AttributeError, match="has no attribute 'tau'"):
+            _ = package.tau
+        if source:
+            py_compile.compile(str(tmp_path / "compiled/all.py"), str(tmp_path / "compiled/all.pyc"))
+            (tmp_path / "compiled/all.py").unlink()
+        for name in ("compiled", "compiled.all"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
 
 
 def test_the_command_line_tells_mistakes_without_importing_jax():

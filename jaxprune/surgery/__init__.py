@@ -1,5 +1,7 @@
 """Surgery: physically remove channels, heads and units from any function of parameters."""
 
+from typing import TYPE_CHECKING, Any
+
 from jaxprune.surgery.compensation import compensate
 from jaxprune.surgery.coupled import Coupled
 from jaxprune.surgery.evaluation.verify import Verification
@@ -24,7 +26,6 @@ from jaxprune.surgery.layers import (
     replace_layers,
 )
 from jaxprune.surgery.masked_function import masked_fn
-from jaxprune.surgery.nnx_modules import shrink_module
 from jaxprune.surgery.planning.dimensions import Dimension, Dimensions
 from jaxprune.surgery.planning.from_masks import plan_from_masks
 from jaxprune.surgery.planning.plan import Plan
@@ -41,6 +42,9 @@ from jaxprune.surgery.scores import (
     taylor_scores,
     unit_scores,
 )
+
+if TYPE_CHECKING:
+    from jaxprune.surgery.nnx_modules import shrink_module
 
 __all__ = [
     "Branch",
@@ -91,3 +95,12 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "shrink_module":  # importing Flax NNX takes longer than all of surgery
+        from jaxprune.surgery.nnx_modules import shrink_module
+
+        globals()[name] = shrink_module
+        return shrink_module
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
