@@ -1,0 +1,163 @@
+"""What `jaxprune shrink` removes: first layers, then units, until the budget is met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxprune.own_model.checking import Checked
+from jaxprune.own_model.scoring import layer_scores_by_name, unit_scores_by_name
+from jaxprune.own_model.sizes import sizes
+from jaxprune.params import PyTree
+from jaxprune.surgery import (
+    Groups,
+    LayerPlan,
+    Plan,
+    UnitScores,
+    compensate,
+    find_branches,
+    find_groups,
+    plan_layers,
+    plan_removal,
+)
+from jaxprune.surgery.planning.alike import Alike
+from jaxprune.tables import listed
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Small:
+    """A small model, and how it was made.
+
+    fn, params: the small model; layers, units: the plans, None where nothing of the kind was asked for; plan: both
+    as one; verified: check -> the largest difference, relative to the largest output; scores: what ranked the units
+    and the layers; compensated: whether kept weights were refitted.
+    """
+
+    fn: Callable[..., Any]
+    params: PyTree
+    layers: LayerPlan | None
+    units: Plan | None
+    plan: Any
+    verified: dict[str, float]
+    scores: dict[str, str]
+    compensated: bool
+
+
+def removed(of: Checked, options: Any, say: Say) -> Small:
+    """Plans, compensates and verifies.
+
+    Args:
+      of: the model.
+      options: those of the command.
+      say: tells what is done next.
+
+    Raises:
+      ValueError: if the model lacks what a score needs, if the budget can't be met, or if the small function does not
+        compute what it must.
+    """
+    fn, params, inputs = of.model.fn, of.model.params, of.model.inputs
+    verified: dict[str, float] = {}
+    scores: dict[str, str] = {}
+    layers: LayerPlan | None = None
+    units: Plan | None = None
+    if options.layers:
+        layers = _layers(of, options, scores, say)
+        verified["layers"] = _error(layers.verify(fn, params, *inputs))
+        fn, params = layers.compact(fn), layers.shrink(params)
+    refitted = False
+    if options.budget is not None:
+        units = _units(of, options, fn, params, scores, say)
+        refitted = bool(of.batches) and not options.no_compensate
+        if refitted:
+            say(f"compensating with {len(of.batches)} batches")
+            params = compensate(fn, params, units, of.batches)
+        say("verifying")
+        verified["units"] = _error(units.verify(fn, params, *inputs))
+        fn, params = units.compact(fn), units.shrink(params)
+    plan = units if layers is None else layers if units is None else layers.then(units)
+    return Small(fn, params, layers, units, plan, verified, scores, refitted)
+
+
+def _layers(of: Checked, options: Any, scores: dict[str, str], say: Say) -> LayerPlan:
+    model = of.model
+    say("looking for layers")
+    branches = find_branches(model.fn, model.params, *model.inputs)
+    scores["layers"] = options.layer_score or ("influence" if of.batches else "norm")
+    say(f"scoring layers by {scores['layers']}")
+    return plan_layers(
+        branches,
+        model.params,
+        number=options.layers,
+        score=layer_scores_by_name(scores["layers"], branches, of),
+        exclude=options.keep_layers,
+        level=options.layer_level,
+    )
+
+
+def _units(
+    of: Checked, options: Any, fn: Callable[..., Any], params: PyTree, scores: dict[str, str], say: Say
+) -> Plan:
+    budget, share = options.budget
+    say("looking for units")
+    groups = find_groups(fn, params, *of.model.inputs)
+    if not len(groups):
+        raise ValueError("no units can be removed from this model: `jaxprune inspect` says why.")
+    name = scores["units"] = options.score or ("activations" if of.batches else "magnitude")
+    say(f"scoring {sum(group.size for group in groups)} units by {name}")
+    if name == "taylor" and options.layers:
+        raise ValueError(
+            "--score taylor can't be used with --layers: the loss is that of the model with all its layers."
+        )
+    found = unit_scores_by_name(name, groups, params, of, of.model.loss)
+    left = 1.0 if budget == "units" else _left(of, options, fn, params)
+    say(f"planning for {share:g} of the {budget}")
+    unscored = _unscored(name, found, groups)
+    if unscored:
+        say(f"{name} has no scores for {listed(unscored, 3)}: these keep all units")
+    return plan_removal(
+        groups,
+        params,
+        max(1 - share / left, 0.0),
+        scope=options.scope,
+        score=found,
+        round_to=options.round_to,
+        minimum=options.minimum,
+        budget=budget,
+        normalize=None if name == "obs" and options.scope == "global" else "mean",
+        exclude=(*options.exclude, *unscored),
+        only=options.only or None,
+        alike=_alike(options.alike),
+    )
+
+
+def _left(of: Checked, options: Any, fn: Callable[..., Any], params: PyTree) -> float:
+    """The share of the budget that the layers leave."""
+    if not options.layers:
+        return 1.0
+    before, after = (sizes(f, p, of.model.inputs) for f, p in ((of.model.fn, of.model.params), (fn, params)))
+    name = {"params": "parameters"}.get(options.budget[0], options.budget[0])
+    return getattr(after, name) / max(getattr(before, name), 1)
+
+
+def _unscored(name: str, scores: UnitScores, groups: Groups) -> list[str]:
+    """The groups that keep all units because such a score says nothing about them: without a norm, not experts."""
+    partial = name in ("batch_norm", "obs", "reap")
+    return [group.name for group in groups if group.name not in scores] if partial else []
+
+
+def _alike(patterns: tuple[str, ...]) -> Alike:
+    return True if "auto" in patterns else patterns
+
+
+def _error(verification: Any) -> float:
+    """The error of a verification; raises ValueError if it is too large."""
+    error = verification.error if hasattr(verification, "error") else verification.masked
+    if not verification.ok:
+        raise ValueError(
+            f"the small function does not compute what the function computes without what is removed: "
+            f"{' '.join(str(verification).split())}."
+        )
+    return float(error)
