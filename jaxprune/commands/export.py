@@ -97,9 +97,7 @@ def run(options: ExportOptions) -> None:
     write_model(options, write)
 
 
-def write_model(
-    options: Any, write: Callable[[Any, Path, Callable[[str], None]], dict[str, Any]]
-) -> None:
+def write_model(options: Any, write: Callable[[Any, Path, Callable[[str], None]], dict[str, Any]]) -> None:
     """Loads the model and lets `write` (model, place, say) fill the folder; then prints what it returns."""
     options.check()
     from jaxprune.own_model.loading import file_of, load_model
@@ -124,5 +122,7 @@ def check_at_least(option: str, value: int, least: int) -> None:
 def check_share(option: str, share: float) -> None:
     """Raises ValueError unless a value is a share of what stays."""
     if not (math.isfinite(share) and 0 < share <= 1):
-        hint = f" It is a share of the dense model: {share:g} % is {share / 100:g}." if 1 < share <= 100 else ""
+        hint = (
+            f" It is a share of the dense model: {share:g} % is {share / 100:g}." if 1 < share <= 100 else ""
+        )
         raise ValueError(f"{option} must be above 0 and at most 1, got {share:g}.{hint}")

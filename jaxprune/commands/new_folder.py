@@ -89,4 +89,6 @@ def _check(path: Path, out: str, overwrite: bool) -> None:
     if _OURS not in found:
         raise ValueError(f"--out {out} holds other files (such as {found[0]}): choose a new folder.")
     if not overwrite:
-        raise ValueError(f"--out {out} holds an exported model: --overwrite replaces it, or choose another folder.")
+        raise ValueError(
+            f"--out {out} holds an exported model: --overwrite replaces it, or choose another folder."
+        )

@@ -86,7 +86,9 @@ class ShrinkOptions(ExportOptions):
     @property
     def budget(self) -> tuple[str, float] | None:
         """The name and the share of the budget; None if only layers are left out."""
-        return next(((name, getattr(self, name)) for name in _BUDGETS if getattr(self, name) is not None), None)
+        return next(
+            ((name, getattr(self, name)) for name in _BUDGETS if getattr(self, name) is not None), None
+        )
 
     def check(self) -> None:
         """Raises ValueError for a value that is not valid; the message is one line and names the option."""
@@ -111,9 +113,13 @@ class ShrinkOptions(ExportOptions):
         of_units = ("score", "only", "exclude", "alike", "no_compensate")
         wrong = next((name for name in of_units if getattr(self, name)), None)
         if not given and wrong:
-            raise ValueError(f"--{wrong.replace('_', '-')} is about units: give a budget such as --params 0.5 too.")
+            raise ValueError(
+                f"--{wrong.replace('_', '-')} is about units: give a budget such as --params 0.5 too."
+            )
         if not self.layers and (self.layer_score or self.keep_layers or self.layer_level != "parts"):
-            raise ValueError("--layer-score, --layer-level and --keep-layers are about --layers: give it too.")
+            raise ValueError(
+                "--layer-score, --layer-level and --keep-layers are about --layers: give it too."
+            )
 
 
 def run(options: ShrinkOptions) -> None:

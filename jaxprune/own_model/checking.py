@@ -38,15 +38,25 @@ def checked(model: Model, place: str) -> Checked:
     arrays, _ = split(model.params)
     if not arrays:
         raise ValueError("`params` of the model has no arrays.")
-    _trace(f"`fn` can't be traced at inputs {_shapes(model.inputs)}", place, model.fn, model.params, model.inputs)
+    _trace(
+        f"`fn` can't be traced at inputs {_shapes(model.inputs)}", place, model.fn, model.params, model.inputs
+    )
     batches = () if model.batches is None else running("`batches` failed", place, tuple, model.batches)
     for i, batch in enumerate(batches):
         _check_batch(i, batch, model.inputs)
     inputs = tuple(batch[: len(model.inputs)] for batch in batches)
     if inputs and _specs(inputs[0]) != _specs(model.inputs):
-        _trace(f"`fn` can't be traced at a batch of {_shapes(inputs[0])}", place, model.fn, model.params, inputs[0])
+        _trace(
+            f"`fn` can't be traced at a batch of {_shapes(inputs[0])}",
+            place,
+            model.fn,
+            model.params,
+            inputs[0],
+        )
     if model.loss is not None and batches:
-        loss = _trace("`loss` can't be traced at the first batch", place, model.loss, model.params, (batches[0],))
+        loss = _trace(
+            "`loss` can't be traced at the first batch", place, model.loss, model.params, (batches[0],)
+        )
         if getattr(loss, "shape", None) != ():
             raise ValueError(f"`loss` must return a scalar, got {_shapes(loss)}.")
     return Checked(model, inputs, batches, place)
@@ -68,7 +78,9 @@ def _trace(what: str, place: str, fn: Callable[..., Any], params: PyTree, argume
 
 def _check_batch(i: int, batch: Any, inputs: tuple[Any, ...]) -> None:
     if not isinstance(batch, tuple) or len(batch) < len(inputs):
-        came = f"a tuple of {len(batch)}" if isinstance(batch, tuple) else f"one of type {type(batch).__name__}"
+        came = (
+            f"a tuple of {len(batch)}" if isinstance(batch, tuple) else f"one of type {type(batch).__name__}"
+        )
         raise ValueError(f"each of `batches` must be a tuple of the {len(inputs)} inputs, got {came} at {i}.")
     same = jax.tree.structure(batch[: len(inputs)]) == jax.tree.structure(inputs)
     found, wanted = _specs(batch[: len(inputs)]), _specs(inputs)

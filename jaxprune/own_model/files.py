@@ -21,10 +21,16 @@ _MISSING = {
 _REMEDIES = (
     ("pass batch=None for those of the example", "--fixed keeps those of the example"),
     ('leave out "onnx" from `formats`', "--formats stablehlo safetensors leaves it out"),
-    ('leave it out with formats=("stablehlo", "safetensors")', "--formats stablehlo safetensors leaves it out"),
+    (
+        'leave it out with formats=("stablehlo", "safetensors")',
+        "--formats stablehlo safetensors leaves it out",
+    ),
     ("Leave it out from `formats`", "Leave it out from --formats"),
     ("pass a larger `tolerance`", "give a larger --tolerance"),
-    ('add "safetensors" to `formats`, or pass constants=True', "add safetensors to --formats, or give --constants"),
+    (
+        'add "safetensors" to `formats`, or pass constants=True',
+        "add safetensors to --formats, or give --constants",
+    ),
     ('add "safetensors" to `formats`', "add safetensors to --formats"),
     ("packed=True", "--packed"),
     ("`platforms`", "--platforms"),
@@ -92,7 +98,7 @@ def write_files(
             return done, left_out
         except ValueError as error:
             said = _as_options(error)
-            if options.formats or "onnx" not in formats or "ONNX" not in said and "onnx" not in said:
+            if options.formats or "onnx" not in formats or ("ONNX" not in said and "onnx" not in said):
                 raise ValueError(said) from error
             left_out["onnx"] = said
             formats.remove("onnx")

@@ -80,7 +80,9 @@ def _split(target: str) -> tuple[str, str]:
     if not colon or not name.isidentifier():  # C:\model.py has a colon too
         place, name = target.removesuffix(":"), _BUILD
     if not place:
-        raise ValueError(f"the model must be named as my_file.py:build or package.module:build, got {target!r}.")
+        raise ValueError(
+            f"the model must be named as my_file.py:build or package.module:build, got {target!r}."
+        )
     return place, name
 
 

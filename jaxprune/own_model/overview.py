@@ -17,6 +17,8 @@ from jaxprune.surgery.layers.branches import Branch
 from jaxprune.tables import Row, folded_places, listed, shape_text, table_text, times
 
 _WIDTH = 100
+_GAP = 3
+_LAST = 16  # with less place the last column is left out
 # A screen has about 40 lines: three tables with a head of two lines each and a line between them.
 _GROUPS, _BRANCHES, _FROZEN, _FIXED = 10, 8, 5, 2
 
@@ -60,24 +62,29 @@ def overview_text(found: dict[str, Any], everything: bool) -> str:
     else:
         parts.append("No layers can be left out.")
     if found["frozen"]:
-        rows = [(_axes(f["axes"], everything), f["because"]) for f in found["frozen"]]
-        parts.append(_table(("frozen axes", "because"), most(rows, _FROZEN), (), everything))
+        rows = most(_frozen_rows(found["frozen"], everything), _FROZEN)
+        parts.append(_table(("frozen because", "axes"), rows, (), everything))
     if found["fixed"]:
         rows = [(f["source"], f["because"]) for f in found["fixed"]]
-        parts.append(_table(("layers that stay", "because"), most(rows, _FIXED), (), everything))
-    parts.append("Names in these tables are patterns for `jaxprune shrink --only`, --exclude and --alike.")
+        parts.append(_table(("additions that stay", "because"), most(rows, _FIXED), (), everything))
+    layouts = " x [" in parts[1] or "] x " in parts[1]
+    parts.append(
+        "Names in these tables are patterns for --only, --exclude and --alike of `jaxprune shrink`."
+        + (" In an\naxis [12] x 32 the 12 are the units, each of 32 entries." if layouts else "")
+    )
     return "\n\n".join(parts)
 
 
 def _head(found: dict[str, Any]) -> str:
-    inputs = ", ".join(f"{x['dtype']} {shape_text(x['shape'])}" for x in found["inputs"])
+    each = [f"{x['dtype']} {shape_text(x['shape'])}" for x in found["inputs"]]
+    inputs = ", ".join(each[:4]) + (f" and {len(each) - 4} more" if len(each) > 4 else "")
     has = [f"{found['batches']} calibration batches" if found["batches"] else "no calibration batches"]
     has += [f"{'a' if name == 'loss' else 'an'} {word}" for name, word in _FUNCTIONS if found[name]]
     lacks = [word for name, word in _FUNCTIONS if not found[name]]
     told = ", ".join(has) + (f"; no {' and no '.join(lacks)}" if lacks else "")
     most = found["removable"]
     return (
-        f"{found['model']}: {short(found['parameters'])} parameters, {short(found['bytes'])}B, "
+        f"{found['model']}\n{short(found['parameters'])} parameters, {short(found['bytes'])}B, "
         f"{short(found['flops'])} FLOPs at {inputs or 'no inputs'}\n"
         f"With {told}.\n"
         f"Units hold at most {most['units']:.1%} of the parameters, layers {most['layers']:.1%}."
@@ -167,6 +174,15 @@ def _axes(axes: Sequence[str], everything: bool) -> str:
     return listed(axes, len(axes) if everything else 3)
 
 
+def _frozen_rows(frozen: list[dict[str, Any]], everything: bool) -> list[tuple[str, ...]]:
+    """A row for each reason; unless everything is wanted, one for all source lines with that reason."""
+    by_reason: dict[str, list[str]] = {}
+    for of in frozen:
+        reason = of["because"] if everything else of["because"].partition(" at ")[0]
+        by_reason.setdefault(reason, []).extend(of["axes"])
+    return [(reason, _axes(axes, everything)) for reason, axes in by_reason.items()]
+
+
 def _shortened(rows: list[tuple[str, ...]], most: int) -> list[tuple[str, ...]]:
     """The first rows, and one that says how many more there are."""
     if len(rows) <= most:
@@ -179,18 +195,22 @@ def _table(
     columns: Sequence[str], rows: list[tuple[str, ...]], numbers: Sequence[str], everything: bool
 ) -> str:
     """A table in which each row is one line, unless everything is wanted."""
-    return table_text(columns, rows if everything else _one_line(columns, rows), numbers)
+    if not everything:
+        columns, rows = _one_line(columns, rows)
+    return table_text(columns, rows, numbers)
 
 
-def _one_line(columns: Sequence[str], rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Cells cut so that no row is wider than a line; the widest columns are cut."""
+def _one_line(
+    columns: Sequence[str], rows: list[tuple[str, ...]]
+) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    """The table with the cells of its last column cut, or without it, so that no row is wider than a line."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    while sum(widths) > _WIDTH - 3 * (len(columns) - 1):
-        widths[widths.index(max(widths))] -= 1
-    return [
-        tuple(
-            cell if len(cell) <= width else f"{cell[: width - 1]}…"
-            for cell, width in zip(row, widths, strict=True)
-        )
-        for row in rows
-    ]
+    left = _WIDTH - _GAP * (len(columns) - 1) - sum(widths[:-1])
+    if left >= min(widths[-1], _LAST):
+        return columns, [(*row[:-1], _cut(row[-1], left)) for row in rows]
+    left = _WIDTH - _GAP * (len(columns) - 2) - sum(widths[1:-1])
+    return columns[:-1], [(_cut(row[0], left), *row[1:-1]) for row in rows]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"

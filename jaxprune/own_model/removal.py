@@ -21,10 +21,13 @@ from jaxprune.surgery import (
     plan_layers,
     plan_removal,
 )
+from jaxprune.surgery.inference.model import keep_of
 from jaxprune.surgery.planning.alike import Alike
+from jaxprune.surgery.planning.budget import Budget
 from jaxprune.tables import listed
 
 Say = Callable[[str], None]
+_ALL = 1 - 1e-9
 
 
 @dataclass(frozen=True)
@@ -112,34 +115,61 @@ def _units(
             "--score taylor can't be used with --layers: the loss is that of the model with all its layers."
         )
     found = unit_scores_by_name(name, groups, params, of, of.model.loss)
-    left = 1.0 if budget == "units" else _left(of, options, fn, params)
-    say(f"planning for {share:g} of the {budget}")
     unscored = _unscored(name, found, groups)
     if unscored:
         say(f"{name} has no scores for {listed(unscored, 3)}: these keep all units")
-    return plan_removal(
-        groups,
-        params,
-        max(1 - share / left, 0.0),
-        scope=options.scope,
-        score=found,
-        round_to=options.round_to,
-        minimum=options.minimum,
-        budget=budget,
-        normalize=None if name == "obs" and options.scope == "global" else "mean",
-        exclude=(*options.exclude, *unscored),
-        only=options.only or None,
-        alike=_alike(options.alike),
-    )
+    say(f"planning for {share:g} of the {budget}")
+
+    def plan(sparsity: float) -> Plan:
+        return plan_removal(
+            groups,
+            params,
+            sparsity,
+            scope=options.scope,
+            score=found,
+            round_to=options.round_to,
+            minimum=options.minimum,
+            budget=budget,
+            normalize=None if name == "obs" and options.scope == "global" else "mean",
+            exclude=(*options.exclude, *unscored),
+            only=options.only or None,
+            alike=_alike(options.alike),
+        )
+
+    counted = Budget(groups, budget)
+    return _at_most(plan, counted, share * _dense(of, options, counted), f"--{budget} {share:g}")
 
 
-def _left(of: Checked, options: Any, fn: Callable[..., Any], params: PyTree) -> float:
-    """The share of the budget that the layers leave."""
-    if not options.layers:
-        return 1.0
-    before, after = (sizes(f, p, of.model.inputs) for f, p in ((of.model.fn, of.model.params), (fn, params)))
-    name = {"params": "parameters"}.get(options.budget[0], options.budget[0])
-    return getattr(after, name) / max(getattr(before, name), 1)
+def _at_most(plan: Callable[[float], Plan], counted: Budget, most: float, option: str) -> Plan:
+    """The plan that removes the fewest units such that at most so much of the budget is left.
+
+    `plan_removal` rounds to the nearest number of units where all of them cost the same.
+    """
+    sparsity = max(1 - most / max(counted.whole, 1), 0.0)
+    while True:
+        try:
+            found = plan(min(sparsity, _ALL))
+        except ValueError as error:
+            if " can't be reached: " not in str(error):
+                raise
+            why = str(error).partition(" can't be reached: ")[2]
+            for argument, its_option in (("`minimum`=", "--minimum "), ("`round_to`=", "--round-to ")):
+                why = why.replace(argument, its_option)
+            raise ValueError(f"{option} can't be reached: {why}") from error
+        over = counted.whole - counted.removed(keep_of(counted.groups.model, found.kept)) - most
+        if over <= 1e-6 * counted.whole:
+            return found
+        if sparsity >= _ALL:
+            raise ValueError(f"{option} can't be reached: {counted.whole} {counted.kind} are too few.")
+        sparsity += over / counted.whole
+
+
+def _dense(of: Checked, options: Any, counted: Budget) -> float:
+    """What the dense model has of the budget: more than the groups where layers are left out."""
+    if not options.layers or counted.kind == "units":
+        return counted.whole
+    dense = sizes(of.model.fn, of.model.params, of.model.inputs)
+    return dense.parameters if counted.kind == "params" else dense.flops
 
 
 def _unscored(name: str, scores: UnitScores, groups: Groups) -> list[str]:

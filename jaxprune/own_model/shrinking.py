@@ -49,9 +49,7 @@ def shrink(of: Checked, name: str, options: Any, place: Path, say: Say) -> dict[
         params = _distilled(small, of, options)
         scores["distilled"] = _evaluated(of, small.fn, params, "distilled", say)
     reference = (model.fn, model.params)
-    done, left_out = write_files(
-        place, small.fn, params, model.inputs, options, say, small.plan, reference
-    )
+    done, left_out = write_files(place, small.fn, params, model.inputs, options, say, small.plan, reference)
     told = {
         "command": "shrink",
         "model": name,
@@ -61,7 +59,7 @@ def shrink(of: Checked, name: str, options: Any, place: Path, say: Say) -> dict[
         "distilled": options.distill,
         "verified": small.verified,
         "layers_removed": list(small.layers.removed) if small.layers else [],
-        "plan": str(small.plan),
+        "dimensions": _dimensions(small.plan),
     }
     return _written(place, told, scores, done, left_out)
 
@@ -87,6 +85,16 @@ def _asked(options: Any) -> dict[str, Any]:
     """The shares that were asked for, of what stays."""
     asked = {} if options.budget is None else {options.budget[0]: options.budget[1]}
     return {**asked, **({"layers": options.layers} if options.layers else {})}
+
+
+def _dimensions(plan: Any) -> dict[str, dict[str, list[int]]]:
+    """Axis or stack of layers -> its size before and after, as products; repeated layers are one."""
+    found = {name: plan.dimensions()[name] for name in plan.dimensions()}
+    return {
+        name: {"before": list(d.before), "after": list(d.after)}
+        for name, d in found.items()
+        if d.before != d.after
+    }
 
 
 def _distilled(small: Small, of: Checked, options: Any) -> PyTree:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxprune.tables import table_text
+from jaxprune.tables import shape_text, table_text
 
-_MOST = 16  # lines of the table of what was removed
+_MOST = 12  # rows of the table of what was removed
 
 
 def summary_text(found: Mapping[str, Any], folder: str) -> str:
     """The tables that `jaxprune shrink` and `export` print."""
     parts = []
     if found["command"] == "shrink":
-        parts.append(f"{_how(found)}\n\n{_first_lines(found['plan'])}")
+        parts.append(_how(found))
+        if found["dimensions"]:
+            parts.append(_dimensions(found["dimensions"]))
     parts.append(_sizes(found))
     errors = ", ".join(f"{name} {e['relative']:.0e}" for name, e in found["errors"].items())
     parts.append(f"Largest difference of a file to the function, relative to the largest output: {errors}.")
@@ -24,17 +26,20 @@ def summary_text(found: Mapping[str, Any], folder: str) -> str:
 
 
 def _how(found: Mapping[str, Any]) -> str:
-    asked = [f"{share:g} of the dense model's {_WORDS[name]}" for name, share in found["asked"].items() if name != "layers"]
-    told = f"{found['model']}: asked for at most {asked[0]}" if asked else f"{found['model']}"
+    lines = [found["model"]]
+    for name, share in found["asked"].items():
+        if name in _WORDS:
+            lines.append(f"Asked for at most {share:g} of the dense model's {_WORDS[name]}.")
     layers = found["layers_removed"]
     if layers:
-        told += f"{', ' if asked else ': '}{len(layers)} layer{'s' * (len(layers) > 1)} left out ({', '.join(layers[:6])}"
-        told += f" and {len(layers) - 6} more)" if len(layers) > 6 else ")"
-    how = [f"{what} scored by {name}" for what, name in found["scores"].items()]
-    how += ["kept weights compensated"] * found["compensated"]
+        more = f" and {len(layers) - 6} more" if len(layers) > 6 else ""
+        lines.append(f"Left out {len(layers)} of the layers: {', '.join(layers[:6])}{more}.")
+    how = [f"{what} ranked by {name}" for what, name in found["scores"].items()]
+    how += ["kept weights refitted"] * found["compensated"]
     how += [f"distilled for {found['distilled']} steps"] * bool(found["distilled"])
     error = max(found["verified"].values(), default=0.0)
-    return f"{told}; {', '.join(how)}; verified to {error:.0e}."
+    told = ", ".join(how)
+    return "\n".join([*lines, f"{told[:1].upper()}{told[1:]}; verified to {error:.0e}."])
 
 
 _WORDS = {
@@ -51,13 +56,17 @@ def _sizes(found: Mapping[str, Any]) -> str:
     rows = []
     for title, key in (("parameters", "parameters"), ("bytes", "bytes"), ("FLOPs", "flops")):
         new, old = found[key]["exported"], found[key].get("dense")
-        rows.append((title, *([f"{old:,}"] if both else []), f"{new:,}", *([_share(new, old)] if both else [])))
+        rows.append(
+            (title, *([f"{old:,}"] if both else []), f"{new:,}", *([_share(new, old)] if both else []))
+        )
     if found["parameters"]["nonzero"] < found["parameters"]["exported"] * 0.99 and not both:
         rows.append(("not zero", f"{found['parameters']['nonzero']:,}"))
     for entry in found["latency"]:
         new, old = entry["exported"], entry.get("dense")
         title = f"{entry['runtime']}, batch {entry['batch']}"
-        rows.append((title, *([_time(old)] if both else []), _time(new), *([_share(new, old)] if both else [])))
+        rows.append(
+            (title, *([_time(old)] if both else []), _time(new), *([_share(new, old)] if both else []))
+        )
     scores = found["evaluation"]
     for name in scores["dense"]:
         cells = [_number(scores[which].get(name)) for which in ("dense", "small") if which in scores]
@@ -81,10 +90,9 @@ def _number(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4g}"
 
 
-def _first_lines(table: str) -> str:
-    """The table of what was removed, without lines in its middle if there are many."""
-    lines = table.splitlines()
-    if len(lines) <= _MOST:
-        return table
-    left = len(lines) - _MOST + 1
-    return "\n".join([*lines[: _MOST - 3], f"... and {left} more lines (in report.md)", *lines[-2:]])
+def _dimensions(found: Mapping[str, Mapping[str, list[int]]]) -> str:
+    """The sizes that change, the first of them if there are many."""
+    rows = [(name, shape_text(d["before"]), shape_text(d["after"])) for name, d in found.items()]
+    if len(rows) > _MOST:
+        rows = [*rows[: _MOST - 1], (f"... and {len(rows) - _MOST + 1} more (in summary.json)", "", "")]
+    return table_text(("units", "before", "after"), rows, ("before", "after"))
