@@ -1,4 +1,4 @@
-"""GPT-2 of transformers==4.48.3 in Flax, untrained: `jaxprune shrink examples/flax_gpt2.py --params 0.5 --out small`."""
+"""GPT-2 of transformers==4.48.3 in Flax, untrained: `jaxprune shrink examples/flax_gpt2.py --params 0.5 --out DIR`."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -88,11 +88,15 @@ def _asked(options: Any) -> dict[str, Any]:
 
 
 def _dimensions(plan: Any) -> dict[str, dict[str, list[int]]]:
-    """Axis or stack of layers -> its size before and after, as products; repeated layers are one."""
-    found = {name: plan.dimensions()[name] for name in plan.dimensions()}
+    """Axis or stack of layers -> its size before and after, as products: of the axes with the same units the first."""
+    found = plan.dimensions()
+    firsts: dict[Any, str] = {}
+    for axis in found.axes:
+        firsts.setdefault(found.together.get(axis, axis), axis)
+    changed = {**found.layers, **{axis: found.axes[axis] for axis in firsts.values()}}
     return {
         name: {"before": list(d.before), "after": list(d.after)}
-        for name, d in found.items()
+        for name, d in changed.items()
         if d.before != d.after
     }
 

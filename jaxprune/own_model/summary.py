@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxprune.tables import shape_text, table_text
+from jaxprune.tables import Row, folded, shape_text, table_text, times
 
 _MOST = 12  # rows of the table of what was removed
 
@@ -91,8 +91,11 @@ def _number(value: float | None) -> str:
 
 
 def _dimensions(found: Mapping[str, Mapping[str, list[int]]]) -> str:
-    """The sizes that change, the first of them if there are many."""
-    rows = [(name, shape_text(d["before"]), shape_text(d["after"])) for name, d in found.items()]
+    """The sizes that change, those of repeated layers in one row; the first of them if there are many."""
+    alike = folded(
+        Row((name,), (shape_text(d["before"]), shape_text(d["after"]))) for name, d in found.items()
+    )
+    rows = [(times(row.paths[0], count), *row.cells) for row, count in alike]
     if len(rows) > _MOST:
         rows = [*rows[: _MOST - 1], (f"... and {len(rows) - _MOST + 1} more (in summary.json)", "", "")]
     return table_text(("units", "before", "after"), rows, ("before", "after"))
