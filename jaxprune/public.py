@@ -46,6 +46,7 @@ from jaxprune.surgery import (
     plan_removal,
     replace_layers,
 )
+from jaxprune.targets import plan_to
 from jaxprune.tickets import (
     instability,
     late_rewinding,
@@ -112,6 +113,7 @@ __all__ = [
     "plan_from_masks",
     "plan_layers",
     "plan_removal",
+    "plan_to",
     "plots",
     "prunable",
     "prune_at_init",
