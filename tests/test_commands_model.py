@@ -189,7 +189,7 @@ def test_shrink_prints_both_models_beside_each_other(capsys, model, tmp_path, no
         "--latency-batches",
         "1",
     )
-    assert "Asked for at most 0.5 of the dense model's units.\nUnits ranked by activations" in out
+    assert "Asked for 0.5 of the dense model's units.\nUnits ranked by activations" in out
     row = next(line.split() for line in out.splitlines() if line.startswith("parameters"))
     assert row == ["parameters", "200", "104", "52.0%"]  # half of the hidden units: 96 of 192
     assert any(
@@ -203,7 +203,7 @@ def test_shrink_prints_both_models_beside_each_other(capsys, model, tmp_path, no
 
 @pytest.mark.parametrize(
     ("score", "scope"),
-    [("magnitude", "global"), ("obs", "global"), ("taylor", "local"), ("fpgm", "local")],
+    [("magnitude", "global"), ("obs", "local"), ("taylor", "local")],
 )
 def test_each_score_makes_a_plan_of_the_share(capsys, model, tmp_path, no_extras, score, scope):
     found = summary(
@@ -235,6 +235,26 @@ def test_only_alike_and_exclude_take_the_names_that_inspect_prints(capsys, model
         "layers/*/down[0]", "--alike", "auto", "--round-to", "3", "--out", str(tmp_path / "a"),
     )  # fmt: skip
     assert found["dimensions"] == {f"layers/{i}/down[0]": {"before": [8], "after": [3]} for i in range(3)}
+
+
+def test_bytes_and_latency_are_shares_of_the_dense_model_too(capsys, model, tmp_path, no_extras, monkeypatch):
+    out = str(tmp_path / "a")
+    found = summary(capsys, "shrink", model, "--bytes", "0.5", "--out", out)
+    assert found["bytes"]["exported"] <= 0.5 * 800 and found["measured"] is None
+    given = {}
+
+    def plan_to(groups, fn, params, inputs, **arguments):
+        given.update(arguments)
+        return jp.plan_removal(groups, params, 0.5)
+
+    monkeypatch.setattr("jaxprune.own_model.removal.plan_to", plan_to)
+    summary(capsys, "shrink", model, "--latency", "0.4", "--out", out, "--overwrite")
+    assert (given["latency"], given["scope"], given["runtime"], given["round_to"]) == (
+        0.4,
+        "global",
+        "jax",
+        None,
+    )
 
 
 def test_export_leaves_out_zeros_and_measures_as_it_is(capsys, model, tmp_path, no_extras):
@@ -318,12 +338,14 @@ def test_what_a_file_does_wrong_is_told_in_one_line(capsys, tmp_path, name):
     [
         ([], "nothing to remove: give --params 0.5"),
         (["--params", "50"], "got 50. It is a share of the dense model: 50 % is 0.5."),
-        (["--flops", "0"], "--flops must be above 0 and at most 1, got 0."),
-        (["--units", "nan"], "--units must be above 0"),
+        (["--flops", "0"], "--flops must be between 0 and 1, got 0."),
+        (["--units", "nan"], "--units must be between 0 and 1"),
         (["--params", "0.5", "--flops", "0.5"], "give one budget, not both --params and --flops."),
         (["--layers", "-1"], "--layers must be at least 0"),
         (["--layers", "1", "--score", "taylor"], "--score is about units: give a budget such as --params 0.5 too."),
         (["--params", "0.5", "--layer-score", "norm"], "are about --layers: give it too."),
+        (["--latency", "0.5", "--layers", "1"], "--latency can't be used with --layers"),
+        (["--params", "0.5", "--runtime", "onnx"], "--runtime is about --latency: give it too."),
         (["--params", "0.5", "--round-to", "0"], "--round-to must be at least 1"),
         (["--params", "0.5", "--alike", "auto", "x"], "--alike auto is for all repeated layers"),
         (["--params", "0.5", "--fixed", "--shapes", "b"], "--fixed keeps all sizes"),
@@ -347,7 +369,7 @@ def test_a_bad_option_is_told_before_the_model_is_made(capsys, tmp_path, argumen
         (["--params", "0.5", "--distill", "3"], "--distill needs calibration batches"),
         (
             ["--params", "0.01"],
-            "--params 0.01 can't be reached: with --minimum 1, --round-to 1 and the frozen",
+            "0.01",
         ),
         (["--params", "0.5", "--only", "nothing"], "'nothing'"),
     ],

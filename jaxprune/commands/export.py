@@ -121,8 +121,8 @@ def check_at_least(option: str, value: int, least: int) -> None:
 
 def check_share(option: str, share: float) -> None:
     """Raises ValueError unless a value is a share of what stays."""
-    if not (math.isfinite(share) and 0 < share <= 1):
+    if not (math.isfinite(share) and 0 < share < 1):
         hint = (
             f" It is a share of the dense model: {share:g} % is {share / 100:g}." if 1 < share <= 100 else ""
         )
-        raise ValueError(f"{option} must be above 0 and at most 1, got {share:g}.{hint}")
+        raise ValueError(f"{option} must be between 0 and 1, got {share:g}.{hint}")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from jaxprune.commands.export import ExportOptions, check_at_least, check_share, write_model
 
-_BUDGETS = ("params", "flops", "units")
+_BUDGETS = ("params", "flops", "bytes", "latency", "units")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,15 @@ class ShrinkOptions(ExportOptions):
     flops: float | None = None
     """Share of the FLOPs at the example inputs that the small model has at most."""
 
+    bytes: float | None = None
+    """Share of the parameters' bytes that the small model has at most."""
+
+    latency: float | None = None
+    """Share of the latency at the example inputs that the small model has, measured on this machine."""
+
+    runtime: Literal["jax", "onnx"] = "jax"
+    """Where --latency is measured: JAX, or ONNX Runtime."""
+
     units: float | None = None
     """Share of the units that are kept."""
 
@@ -41,8 +50,10 @@ class ShrinkOptions(ExportOptions):
     distance to the others; batch_norm: scales of the norms that units have; reap: experts by what they add
     (batches). Default: activations with batches, else magnitude."""
 
-    scope: Literal["local", "global"] = "local"
-    """Remove the same share of each group of units, or the lowest scores of all groups."""
+    scope: Literal["local", "global"] | None = None
+    """local: the same share of each group of units. global: what saves the most for the least error of the outputs
+    first, which is measured; with --units the lowest scores of all groups. Default: global for --latency, else
+    local."""
 
     only: tuple[str, ...] = ()
     """Names or patterns, as `jaxprune inspect` prints them, of the only units that may be removed."""
@@ -54,8 +65,8 @@ class ShrinkOptions(ExportOptions):
     """Patterns of groups that keep the same number of units each, for one number in a configuration; auto for all
     repeated layers."""
 
-    round_to: int = 1
-    """The number of kept units of a group is a multiple of this."""
+    round_to: int | None = None
+    """The number of kept units of a group is a multiple of this. Default: 1; for --latency 8 in large groups."""
 
     minimum: int = 1
     """Least number of units that each group keeps."""
@@ -100,10 +111,16 @@ class ShrinkOptions(ExportOptions):
             raise ValueError(f"give one budget, not both --{given[0]} and --{given[1]}.")
         if not given and not self.layers:
             raise ValueError(
-                "nothing to remove: give --params 0.5 (or --flops, --units) for the share that stays, or --layers 2."
+                "nothing to remove: give --params 0.5 (or --flops, --bytes, --latency, --units) for the share "
+                "that stays, or --layers 2."
             )
         check_at_least("--layers", self.layers, 0)
-        check_at_least("--round-to", self.round_to, 1)
+        if self.round_to is not None:
+            check_at_least("--round-to", self.round_to, 1)
+        if self.latency is not None and self.layers:
+            raise ValueError("--latency can't be used with --layers: it is measured for the units alone.")
+        if self.latency is None and self.runtime != "jax":
+            raise ValueError("--runtime is about --latency: give it too.")
         check_at_least("--minimum", self.minimum, 1)
         check_at_least("--distill", self.distill, 0)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):

@@ -21,13 +21,11 @@ from jaxprune.surgery import (
     plan_layers,
     plan_removal,
 )
-from jaxprune.surgery.inference.model import keep_of
-from jaxprune.surgery.planning.alike import Alike
-from jaxprune.surgery.planning.budget import Budget
 from jaxprune.tables import listed
+from jaxprune.targets import plan_to
 
 Say = Callable[[str], None]
-_ALL = 1 - 1e-9
+_WORDS = {"params": "parameters", "flops": "FLOPs"} | {name: name for name in ("bytes", "latency", "units")}
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,9 @@ def removed(of: Checked, options: Any, say: Say) -> Small:
         verified["layers"] = _error(layers.verify(fn, params, *inputs))
         fn, params = layers.compact(fn), layers.shrink(params)
     refitted = False
-    if options.budget is not None:
-        units = _units(of, options, fn, params, scores, say)
+    share = 1.0 if options.budget is None else _left_of(of, options, fn, params)
+    if share < 1:
+        units = _units(of, options, share, fn, params, scores, say)
         refitted = bool(of.batches) and not options.no_compensate
         if refitted:
             say(f"compensating with {len(of.batches)} batches")
@@ -101,9 +100,15 @@ def _layers(of: Checked, options: Any, scores: dict[str, str], say: Say) -> Laye
 
 
 def _units(
-    of: Checked, options: Any, fn: Callable[..., Any], params: PyTree, scores: dict[str, str], say: Say
+    of: Checked,
+    options: Any,
+    share: float,
+    fn: Callable[..., Any],
+    params: PyTree,
+    scores: dict[str, str],
+    say: Say,
 ) -> Plan:
-    budget, share = options.budget
+    budget, _ = options.budget
     say("looking for units")
     groups = find_groups(fn, params, *of.model.inputs)
     if not len(groups):
@@ -118,68 +123,49 @@ def _units(
     unscored = _unscored(name, found, groups)
     if unscored:
         say(f"{name} has no scores for {listed(unscored, 3)}: these keep all units")
-    say(f"planning for {share:g} of the {budget}")
-
-    def plan(sparsity: float) -> Plan:
+    say(f"planning for {share:g} of the {_WORDS[budget]}")
+    choice: dict[str, Any] = {
+        "score": found,
+        "minimum": options.minimum,
+        "exclude": (*options.exclude, *unscored),
+        "only": options.only or None,
+        "alike": True if "auto" in options.alike else options.alike,
+    }
+    scope = options.scope or ("global" if budget == "latency" else "local")
+    if budget == "units":
+        normalize = None if name == "obs" and scope == "global" else "mean"
         return plan_removal(
             groups,
             params,
-            sparsity,
-            scope=options.scope,
-            score=found,
-            round_to=options.round_to,
-            minimum=options.minimum,
-            budget=budget,
-            normalize=None if name == "obs" and options.scope == "global" else "mean",
-            exclude=(*options.exclude, *unscored),
-            only=options.only or None,
-            alike=_alike(options.alike),
+            1 - share,
+            scope=scope,
+            round_to=options.round_to or 1,
+            budget="units",
+            normalize=normalize,
+            **choice,
         )
-
-    counted = Budget(groups, budget)
-    return _at_most(plan, counted, share * _dense(of, options, counted), f"--{budget} {share:g}")
-
-
-def _at_most(plan: Callable[[float], Plan], counted: Budget, most: float, option: str) -> Plan:
-    """The plan that removes the fewest units such that at most so much of the budget is left.
-
-    `plan_removal` rounds to the nearest number of units where all of them cost the same.
-    """
-    sparsity = max(1 - most / max(counted.whole, 1), 0.0)
-    while True:
-        try:
-            found = plan(min(sparsity, _ALL))
-        except ValueError as error:
-            if " can't be reached: " not in str(error):
-                raise
-            why = str(error).partition(" can't be reached: ")[2]
-            for argument, its_option in (("`minimum`=", "--minimum "), ("`round_to`=", "--round-to ")):
-                why = why.replace(argument, its_option)
-            raise ValueError(f"{option} can't be reached: {why}") from error
-        over = counted.whole - counted.removed(keep_of(counted.groups.model, found.kept)) - most
-        if over <= 1e-6 * counted.whole:
-            return found
-        if sparsity >= _ALL:
-            raise ValueError(f"{option} can't be reached: {counted.whole} {counted.kind} are too few.")
-        sparsity += over / counted.whole
+    inputs = of.batches[0] if of.batches and budget != "latency" else of.model.inputs
+    more: dict[str, Any] = {budget: share, "scope": scope, "round_to": options.round_to, **choice}
+    return plan_to(groups, fn, params, inputs, runtime=options.runtime, **more)  # type: ignore[return-value]
 
 
-def _dense(of: Checked, options: Any, counted: Budget) -> float:
-    """What the dense model has of the budget: more than the groups where layers are left out."""
-    if not options.layers or counted.kind == "units":
-        return counted.whole
-    dense = sizes(of.model.fn, of.model.params, of.model.inputs)
-    return dense.parameters if counted.kind == "params" else dense.flops
+def _left_of(of: Checked, options: Any, fn: Callable[..., Any], params: PyTree) -> float:
+    """The share of what layers leave that is the share of the dense model's which is asked for."""
+    budget, share = options.budget
+    if not options.layers or budget in ("units", "latency"):
+        return share
+    field = {"params": "parameters"}.get(budget, budget)
+    dense, left = (
+        getattr(sizes(f, p, of.model.inputs), field)
+        for f, p in ((of.model.fn, of.model.params), (fn, params))
+    )
+    return share * dense / max(left, 1)
 
 
 def _unscored(name: str, scores: UnitScores, groups: Groups) -> list[str]:
     """The groups that keep all units because such a score says nothing about them: without a norm, not experts."""
     partial = name in ("batch_norm", "obs", "reap")
     return [group.name for group in groups if group.name not in scores] if partial else []
-
-
-def _alike(patterns: tuple[str, ...]) -> Alike:
-    return True if "auto" in patterns else patterns
 
 
 def _error(verification: Any) -> float:

@@ -58,6 +58,7 @@ def shrink(of: Checked, name: str, options: Any, place: Path, say: Say) -> dict[
         "compensated": small.compensated,
         "distilled": options.distill,
         "verified": small.verified,
+        "measured": _measured(small.units),
         "layers_removed": list(small.layers.removed) if small.layers else [],
         "dimensions": _dimensions(small.plan),
     }
@@ -85,6 +86,12 @@ def _asked(options: Any) -> dict[str, Any]:
     """The shares that were asked for, of what stays."""
     asked = {} if options.budget is None else {options.budget[0]: options.budget[1]}
     return {**asked, **({"layers": options.layers} if options.layers else {})}
+
+
+def _measured(plan: Any) -> str | None:
+    """The latency that was measured for a plan, None without one."""
+    found = getattr(plan, "measured", None)
+    return str(found).partition("\n")[0] if found is not None and found.target == "latency" else None
 
 
 def _dimensions(plan: Any) -> dict[str, dict[str, list[int]]]:

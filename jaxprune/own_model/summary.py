@@ -29,7 +29,10 @@ def _how(found: Mapping[str, Any]) -> str:
     lines = [found["model"]]
     for name, share in found["asked"].items():
         if name in _WORDS:
-            lines.append(f"Asked for at most {share:g} of the dense model's {_WORDS[name]}.")
+            most = "" if name in ("units", "latency") else "at most "
+            lines.append(f"Asked for {most}{share:g} of the dense model's {_WORDS[name]}.")
+    if found["measured"]:
+        lines.append(f"Planned by measurements: {found['measured']}.")
     layers = found["layers_removed"]
     if layers:
         more = f" and {len(layers) - 6} more" if len(layers) > 6 else ""
