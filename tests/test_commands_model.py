@@ -345,6 +345,7 @@ def test_what_a_file_does_wrong_is_told_in_one_line(capsys, tmp_path, name):
         (["--layers", "1", "--score", "taylor"], "--score is about units: give a budget such as --params 0.5 too."),
         (["--params", "0.5", "--layer-score", "norm"], "are about --layers: give it too."),
         (["--latency", "0.5", "--layers", "1"], "--latency can't be used with --layers"),
+        (["--layers", "1", "--flops", "0.5", "--score", "taylor"], "--score taylor can't be used with --layers"),
         (["--params", "0.5", "--runtime", "onnx"], "--runtime is about --latency: give it too."),
         (["--params", "0.5", "--round-to", "0"], "--round-to must be at least 1"),
         (["--params", "0.5", "--alike", "auto", "x"], "--alike auto is for all repeated layers"),

@@ -133,6 +133,8 @@ class ShrinkOptions(ExportOptions):
             raise ValueError(
                 f"--{wrong.replace('_', '-')} is about units: give a budget such as --params 0.5 too."
             )
+        if self.layers and self.score == "taylor":
+            raise ValueError("--score taylor can't be used with --layers: the loss is that of all layers.")
         if not self.layers and (self.layer_score or self.keep_layers or self.layer_level != "parts"):
             raise ValueError(
                 "--layer-score, --layer-level and --keep-layers are about --layers: give it too."

@@ -126,7 +126,7 @@ def _said(error: BaseException) -> str:
 def _where(error: BaseException, place: str) -> str:
     """The last line of the user's file that led to an error; else that of the error itself, outside of jaxprune."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = os.path.realpath(place)
+    own = os.path.realpath(getattr(sys.modules.get(place), "__file__", None) or place)
     frames = [f for f in frames if f.filename != __file__ and not f.filename.startswith("<")]
     chosen = [f for f in frames if os.path.realpath(f.filename) == own] or frames
     return f" ({os.path.basename(chosen[-1].filename)}:{chosen[-1].lineno})" if chosen else ""

@@ -115,10 +115,6 @@ def _units(
         raise ValueError("no units can be removed from this model: `jaxprune inspect` says why.")
     name = scores["units"] = options.score or ("activations" if of.batches else "magnitude")
     say(f"scoring {sum(group.size for group in groups)} units by {name}")
-    if name == "taylor" and options.layers:
-        raise ValueError(
-            "--score taylor can't be used with --layers: the loss is that of the model with all its layers."
-        )
     found = unit_scores_by_name(name, groups, params, of, of.model.loss)
     unscored = _unscored(name, found, groups)
     if unscored:
@@ -144,7 +140,8 @@ def _units(
             normalize=normalize,
             **choice,
         )
-    inputs = of.batches[0] if of.batches and budget != "latency" else of.model.inputs
+    # Errors of outputs are measured on data; latencies at the example's sizes.
+    inputs = of.batches[0] if of.batches and scope == "global" and budget != "latency" else of.model.inputs
     more: dict[str, Any] = {budget: share, "scope": scope, "round_to": options.round_to, **choice}
     return plan_to(groups, fn, params, inputs, runtime=options.runtime, **more)  # type: ignore[return-value]
 
