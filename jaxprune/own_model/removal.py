@@ -151,7 +151,7 @@ def _left_of(of: Checked, options: Any, fn: Callable[..., Any], params: PyTree) 
     budget, share = options.budget
     if not options.layers or budget in ("units", "latency"):
         return share
-    field = {"params": "parameters"}.get(budget, budget)
+    field = "parameters" if budget == "params" else budget
     dense, left = (
         getattr(sizes(f, p, of.model.inputs), field)
         for f, p in ((of.model.fn, of.model.params), (fn, params))
