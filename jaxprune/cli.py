@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 # As little as possible is imported before Ctrl-C is handled, and JAX only after all checks, so that mistakes are
 # reported at once.
 
-_NEEDED = {
-    "tyro": "tyro",
+_EXPERIMENTS = ("imp", "compare", "claims")
+_NEEDED = {"tyro": "tyro"}
+_NEEDED_FOR_EXPERIMENTS = {
     "sklearn": "scikit-learn",
     "matplotlib": "matplotlib",
     "orbax.checkpoint": "orbax-checkpoint",
@@ -59,12 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         where = f"{error.filename}: " if error.filename else ""
         return _error(chosen.stopped(f"{where}{error.strerror or error}"), 1)
+    except ImportError as error:
+        if "pip install" not in str(error):  # what an extra brings says so
+            raise
+        return _error(str(error), 1)
     except MemoryError:
-        return _error(chosen.stopped("out of memory: use fewer --seeds or a smaller --batch-size"), 1)
+        return _error(chosen.out_of_memory(), 1)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's
             raise
-        return _error(chosen.stopped("out of memory: use fewer --seeds or a smaller --batch-size"), 1)
+        return _error(chosen.out_of_memory(), 1)
 
 
 class _Chosen:
@@ -82,27 +87,47 @@ class _Chosen:
         instead = " instead of --overwrite" if settings.overwrite else ""
         return f"{why}; the same command with --resume{instead} continues the run."
 
+    def out_of_memory(self) -> str:
+        """The message for a run that needs too much memory."""
+        smaller = "fewer --seeds or a smaller --batch-size"
+        if not hasattr(self.settings, "seeds"):
+            smaller = "smaller `inputs` and `batches` in the model"
+        return self.stopped(f"out of memory: use {smaller}")
+
+    def clean(self) -> None:
+        """Removes what a process that ends now would leave behind."""
+        if hasattr(self.settings, "resume"):
+            from jaxprune.commands.claim import unlock
+
+            unlock(self.settings)
+        elif hasattr(self.settings, "out"):
+            from jaxprune.commands.new_folder import discard
+
+            discard(self.settings.out)
+
 
 def _resumable(settings: Any) -> bool:
     from jaxprune.commands.claim import resumable
 
-    return resumable(settings)
+    return hasattr(settings, "resume") and resumable(settings)
 
 
 def _command(arguments: list[str], chosen: _Chosen) -> int:
     if arguments[:1] == ["--version"]:
         print(_versions())
         return 0
-    missing = [package for module, package in _NEEDED.items() if not _is_there(module)]
+    extra = "demo" if arguments[:1] and arguments[0] in _EXPERIMENTS else "cli"
+    needed = {**_NEEDED, **(_NEEDED_FOR_EXPERIMENTS if extra == "demo" else {})}
+    missing = [package for module, package in needed.items() if not _is_there(module)]
     if missing:
         return _error(
-            f"the command line needs the `demo` extra (missing: {', '.join(missing)}): "
-            "pip install 'jaxprune[demo]'.",
+            f"the command line needs the `{extra}` extra (missing: {', '.join(missing)}): "
+            f"pip install 'jaxprune[{extra}]'.",
             1,
         )
     commands = _commands()
     options = _parse(arguments, {name: settings for name, (settings, _) in commands.items()})
-    run = next(run for settings, run in commands.values() if isinstance(options, settings))
+    run = next(run for settings, run in commands.values() if type(options) is settings)
     chosen.settings = options
     run(options)
     return 0
@@ -120,7 +145,8 @@ def _parse(arguments: list[str], commands: dict[str, type]) -> Any:
             return tyro.extras.subcommand_cli_from_dict(
                 commands,
                 prog="jaxprune",
-                description="Pruning experiments in JAX. `jaxprune --version` prints the versions.",
+                description="Pruning in JAX: a model of your own made smaller (inspect, shrink, export), and "
+                "experiments (imp, compare, claims). `jaxprune --version` prints the versions.",
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
@@ -139,15 +165,39 @@ def _first_part(box: str) -> str:
 
 def _commands() -> dict[str, tuple[type, Callable[[Any], None]]]:
     """Subcommand -> (the dataclass of its options, the function that runs it)."""
+    from jaxprune.commands.export import ExportOptions
+    from jaxprune.commands.inspect import InspectOptions
+    from jaxprune.commands.shrink import ShrinkOptions
     from jaxprune.experiments.claims.settings import ClaimsSettings
     from jaxprune.experiments.compare.settings import CompareSettings
     from jaxprune.experiments.settings import Settings
 
     return {
+        "inspect": (InspectOptions, _inspect),
+        "shrink": (ShrinkOptions, _shrink),
+        "export": (ExportOptions, _export),
         "imp": (Settings, _imp),
         "compare": (CompareSettings, _compare),
         "claims": (ClaimsSettings, _claims),
     }
+
+
+def _inspect(options: Any) -> None:
+    from jaxprune.commands.inspect import run
+
+    run(options)
+
+
+def _shrink(options: Any) -> None:
+    from jaxprune.commands.shrink import run
+
+    run(options)
+
+
+def _export(options: Any) -> None:
+    from jaxprune.commands.export import run
+
+    run(options)
 
 
 def _imp(settings: Any) -> None:
@@ -216,9 +266,7 @@ def _watch(chosen: _Chosen) -> None:
                 os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # a progress bar hides the cursor
             _error(chosen.stopped(why), code, sys.__stderr__)
             if chosen.settings is not None:
-                from jaxprune.commands.claim import unlock
-
-                unlock(chosen.settings)
+                chosen.clean()
         finally:
             os._exit(code)
 

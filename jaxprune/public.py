@@ -19,6 +19,7 @@ from jaxprune.delivery import export, load_weights, save_weights
 from jaxprune.healing import distill, reestimate_statistics
 from jaxprune.masking import apply_masks, count_zeros, make_masks, shuffle_masks, sparsity, summary
 from jaxprune.nnx_training import nnx_state
+from jaxprune.own_model import Model
 from jaxprune.params import prunable
 from jaxprune.recipes import (
     Alternating,
@@ -70,6 +71,7 @@ __all__ = [
     "Layers",
     "LeastSquares",
     "MaskOnly",
+    "Model",
     "Moving",
     "OneShot",
     "Plan",

@@ -13,7 +13,7 @@ from typing import IO
 
 from jaxprune.commands.run_folder import RunFolder, RunSettings, is_leftover
 
-_LOCK = ".lock"
+LOCK = ".lock"
 _OWNER = f"{os.getpid()}\n"
 
 
@@ -28,18 +28,18 @@ def claimed(settings: RunSettings) -> Iterator[RunFolder]:
       ValueError: if the folder can't be made or written, is in use, or holds a run or files that `settings` do
         not allow.
     """
-    path = _path(settings.out)
+    path = folder_of(settings.out)
     folder = RunFolder(path)
     made: list[Path] = []
     with contextlib.ExitStack() as stack:
-        stack.callback(_remove_empty, made)
+        stack.callback(remove_empty, made)
         try:
             if not (settings.resume and folder.is_finished):
                 _check_content(path)
-                _make(path, made)
-                stack.enter_context(_locked(path))
+                make_folders(path, made)
+                stack.enter_context(locked(path, path))
         except (OSError, UnicodeError) as error:
-            raise ValueError(f"--out {path} can't be used: {_reason(error)}.") from None
+            raise ValueError(f"--out {path} can't be used: {reason(error)}.") from None
         _check_run(folder, settings)
         yield folder
 
@@ -47,7 +47,7 @@ def claimed(settings: RunSettings) -> Iterator[RunFolder]:
 def resumable(settings: RunSettings) -> bool:
     """Whether a run with these settings has saved results or progress."""
     try:
-        folder = RunFolder(_path(settings.out))
+        folder = RunFolder(folder_of(settings.out))
         if not (folder.is_finished or folder.has_progress):
             return False
         folder.check_same(settings)
@@ -58,13 +58,18 @@ def resumable(settings: RunSettings) -> bool:
 
 def unlock(settings: RunSettings) -> None:
     """Removes the lock of this process, if it holds one: for a process that ends inside `claimed`."""
-    lock = Path(settings.out) / _LOCK
     with contextlib.suppress(OSError, ValueError):
-        if lock.read_text() == _OWNER:
-            lock.unlink()
+        if is_locked_here(Path(settings.out)):
+            (Path(settings.out) / LOCK).unlink()
 
 
-def _path(out: str) -> Path:
+def is_locked_here(path: Path) -> bool:
+    """Whether this process holds the lock of a folder."""
+    return (path / LOCK).is_file() and (path / LOCK).read_text() == _OWNER
+
+
+def folder_of(out: str) -> Path:
+    """The folder that --out names; raises ValueError if it can be no folder's name."""
     if not out or "\0" in out:
         raise ValueError(f"--out must name a folder, got {out!r}.")
     return Path(out)
@@ -76,7 +81,7 @@ def _check_content(path: Path) -> None:
             raise ValueError(f"--out must be a folder, but {path} is a file.")
         return
     if not RunFolder(path).has_settings:
-        others = [e.name for e in path.iterdir() if not (is_leftover(e.name) or e.name == _LOCK)]
+        others = [e.name for e in path.iterdir() if not (is_leftover(e.name) or e.name == LOCK)]
         if others:
             raise ValueError(f"--out {path} holds other files (such as {min(others)}): choose a new folder.")
 
@@ -95,7 +100,7 @@ def _check_run(folder: RunFolder, settings: RunSettings) -> None:
         )
 
 
-def _make(path: Path, made: list[Path]) -> None:
+def make_folders(path: Path, made: list[Path]) -> None:
     """Makes the folder and its parents, and appends those that were missing to `made`, outermost first."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
@@ -103,29 +108,38 @@ def _make(path: Path, made: list[Path]) -> None:
         made.append(folder)
 
 
-def _remove_empty(made: list[Path]) -> None:
+def remove_empty(made: list[Path]) -> None:
+    """Removes those of the folders that are empty, the innermost first."""
     with contextlib.suppress(OSError):
         for folder in reversed(made):
             folder.rmdir()
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the lock of the folder, which the operating system releases however the process ends."""
-    lock = path / _LOCK
+def locked(path: Path, shown: object) -> Iterator[None]:
+    """Holds the lock of the folder, which the operating system releases however the process ends.
+
+    Args:
+      path: the folder.
+      shown: how messages name it.
+
+    Raises:
+      ValueError: if another process holds the lock.
+    """
+    lock = path / LOCK
     with open(lock, "a+") as file:
         try:
             _lock(file)
         except (BlockingIOError, PermissionError):
-            raise _in_use(path, file) from None
+            raise _in_use(shown, file) from None
         except OSError as error:
             warnings.warn(
-                f"--out {path}: its file system has no locks ({_reason(error)}); use this folder for one run only.",
+                f"--out {shown}: its file system has no locks ({reason(error)}); use this folder for one run only.",
                 stacklevel=2,
             )
         if not os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
             raise _in_use(
-                path, file
+                shown, file
             )  # the lock belonged to another run, which has just ended: a third may have locked the folder
         try:
             # Not only for people to read: on a full disk this fails before anything is trained.
@@ -139,11 +153,11 @@ def _locked(path: Path) -> Iterator[None]:
                 lock.unlink()
 
 
-def _in_use(path: Path, lock: IO[str]) -> ValueError:
+def _in_use(shown: object, lock: IO[str]) -> ValueError:
     lock.seek(0)
     process = lock.read(20).strip()
     return ValueError(
-        f"--out {path} is in use by another run{f' (process {process})' if process else ''}: "
+        f"--out {shown} is in use by another run{f' (process {process})' if process else ''}: "
         "wait for its end, or choose another folder."
     )
 
@@ -159,7 +173,8 @@ def _lock(file: IO[str]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _reason(error: OSError | UnicodeError) -> str:
+def reason(error: OSError | UnicodeError) -> str:
+    """Why a folder can't be used, in a few words."""
     if isinstance(error, OSError) and error.errno == errno.ENOTDIR:
         return "a part of it is a file"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

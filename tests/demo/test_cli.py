@@ -78,7 +78,7 @@ def test_a_bad_option_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path,
         (["imp", "--data", "cifar"], "invalid choice 'cifar' for argument '--data'"),
         (["compare", "--recipes", "none"], "invalid choice 'none' for argument '--recipes'"),
         (["compare", "--sparsities", "0.9", "x"], "Error parsing --sparsities"),
-        ([], "Expected one of {imp, compare, claims}"),
+        ([], "Expected one of {inspect, shrink, export, imp, compare, claims}"),
         (["nothing"], "Unrecognized options: nothing"),
     ],
 )
