@@ -2,7 +2,7 @@
 
 Each model of `surgery_survey.py` is exported with a symbolic batch; where that is refused, with the batch of the
 example ("fixed"). The errors are the largest ones relative to the largest output, also at another batch size. Each
-model has a process of its own, which is ended after `--seconds`; what is found is added to a file line by line, and a
+model has a process of its own, which is ended after `--seconds` of CPU time; what is found is added to a file line by line, and a
 later run goes on from there.
 
     python benchmarks/export_survey.py --from own haiku flaxmodels equimo transformers --results FILE.jsonl \
@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import surgery_survey_models as models
 from surgery_measure import machine, show
 from surgery_survey_sources import SOURCES
 
@@ -37,9 +38,8 @@ AFTER = (" If it is the sizes", " Otherwise leave out", " Leave ", " This error 
 Found = dict[str, Any]  # source, model, format, error, batch and what is lacking
 
 
-def attempt(make: models.Make, name: str) -> Found:
+def attempt(fn: Callable, params: Any, inputs: tuple[Any, ...], name: str) -> Found:
     """Error, batch and what is lacking of a model in one format."""
-    fn, params, inputs = make()
     lacking = ""
     for batch in ("b", None):
         folder = Path(tempfile.mkdtemp())
@@ -74,11 +74,12 @@ def reason(error: Exception) -> str:
     return text[:200]
 
 
-def one_model(source: str, name: str, file: Path) -> None:
-    """Surveys a model in this process."""
-    make = SOURCES[source]()[name]
+def one_model(source: str, name: str, file: Path, seconds: int) -> None:
+    """Surveys a model in this process, which ends after so many seconds of CPU time."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    model = SOURCES[source]()[name]()
     for title, key in FORMATS.items():
-        append(file, source=source, model=name, format=title, **attempt(make, key))
+        append(file, source=source, model=name, format=title, **attempt(*model, key))
 
 
 def append(file: Path, **found: Any) -> None:
@@ -95,15 +96,15 @@ def all_found(file: Path) -> dict[tuple[str, str], dict[str, Found]]:
     return found
 
 
-def survey(source: str, name: str, file: Path, seconds: float) -> None:
+def survey(source: str, name: str, file: Path, seconds: int) -> None:
     """Surveys a model in a new process; a format that it does not come to is lacking too."""
-    command = [sys.executable, __file__, "--one", source, name, "--results", str(file)]
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-        lines = process.stderr.strip().splitlines()
-        lacking = f"the process ended: {lines[-1][:160] if lines else process.returncode}".replace("|", "/")
-    except subprocess.TimeoutExpired:
-        lacking = f"not done after {seconds:.0f} s"
+    limit = ["--results", str(file), "--seconds", str(seconds)]
+    command = [sys.executable, __file__, "--one", source, name, *limit]
+    process = subprocess.run(command, capture_output=True, text=True)
+    lines = process.stderr.strip().splitlines() or [""]
+    lacking = f"the process ended with {process.returncode} {lines[-1][:160]}".replace("|", "/")
+    if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        lacking = f"not done after {seconds} CPU s"
     for title in FORMATS:
         if title not in all_found(file).get((source, name), {}):
             nothing = {"error": None, "batch": "none", "lacking": lacking}
@@ -126,9 +127,9 @@ def summary(rows: Sequence[dict[str, Found]]) -> str:
     for title in FORMATS:
         counts = Counter(formats[title]["batch"] for formats in rows)
         errors = [f[title]["error"] for f in rows if f[title]["error"] is not None]
-        worst = f"largest error {max(errors, default=0.0):.0e}"
         texts.append(
-            f"{title}: {counts['any']} of {len(rows)} at any batch size, {counts['fixed']} more at a fixed one, {worst}."
+            f"{title}: {counts['any']} of {len(rows)} at any batch size, {counts['fixed']} more at a fixed one, "
+            f"largest error {max(errors, default=0.0):.0e}."
         )
     return " ".join(texts)
 
@@ -140,12 +141,12 @@ def main() -> None:
     parser.add_argument("--from", nargs="+", choices=SOURCES, default=["own"], dest="sources")
     parser.add_argument("--only", nargs="+", default=[""], help="models whose name contains one of these")
     parser.add_argument("--results", type=Path, default=Path("export_survey.jsonl"), help="what is found")
-    parser.add_argument("--seconds", type=float, default=240, help="time for a model")
+    parser.add_argument("--seconds", type=int, default=240, help="CPU time for a model")
     parser.add_argument("--markdown", type=Path, help="add the table to this file")
     parser.add_argument("--one", nargs=2, metavar=("SOURCE", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        one_model(*options.one, options.results)
+        one_model(*options.one, options.results, options.seconds)
         return
     rows = []
     for source in options.sources:
