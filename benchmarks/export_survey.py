@@ -2,8 +2,8 @@
 
 Each model of `surgery_survey.py` is exported with a symbolic batch; where that is refused, with the batch of the
 example ("fixed"). The errors are the largest ones relative to the largest output, also at another batch size. Each
-model has a process of its own, which is ended after `--seconds` of CPU time; what is found is added to a file line by line, and a
-later run goes on from there.
+model has a process of its own, which is ended after `--seconds` of CPU time; what is found is added to a file line by
+line, and a later run goes on from there.
 
     python benchmarks/export_survey.py --from own haiku flaxmodels equimo transformers --results FILE.jsonl \
         --markdown benchmarks/export.md
@@ -12,18 +12,18 @@ later run goes on from there.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import multiprocessing
 import resource
-import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from surgery_measure import machine, show
 from surgery_survey_sources import SOURCES
 
@@ -31,36 +31,45 @@ import jaxprune as jp
 
 FORMATS = {"jax.export": "stablehlo", "ONNX Runtime": "onnx"}
 HEADS = ("source", "model", "jax.export", "batch", "ONNX Runtime", "batch", "what is lacking")
+LIBRARIES = ("jax2onnx", "onnxruntime", "haiku", "equinox", "transformers.models.bert.modeling_flax_bert")
+FORKED = multiprocessing.get_context("fork")  # the parent runs no JAX, which has threads
 TOLERANCE = 1e-5
+SHAPES = {"Haiku transformer, LSTM": ("_, b, _",)}  # time is its first axis
 BEFORE = ("can't be exported by jax.export: ", "can't be written as ONNX: ", "can't run the model: ")
 AFTER = (" If it is the sizes", " Otherwise leave out", " Leave ", " This error arises", " See https")
 
+Model = tuple[Callable, Any, tuple[Any, ...]]  # function, parameters, inputs
 Found = dict[str, Any]  # source, model, format, error, batch and what is lacking
 
 
-def attempt(fn: Callable, params: Any, inputs: tuple[Any, ...], name: str) -> Found:
-    """Error, batch and what is lacking of a model in one format."""
+def attempt(model: Model, titles: Sequence[str], shapes: Sequence[str] | None) -> dict[str, Found]:
+    """Error, batch and what is lacking of a model in some formats; together if they all succeed."""
     lacking = ""
     for batch in ("b", None):
-        folder = Path(tempfile.mkdtemp())
         try:
-            done = jp.export(
-                folder,
-                fn,
-                params,
-                *inputs,
-                batch=batch,
-                formats=(name,),
-                constants=True,
-                latency_batches=(),
-                tolerance=TOLERANCE,
-            )
-            error = done.report["errors"][name]["relative"]
-            return {"error": error, "batch": "any" if batch else "fixed", "lacking": lacking}
-        except (ValueError, TypeError) as problem:
+            errors = exported(model, batch, shapes, [FORMATS[title] for title in titles])
+            found = {"batch": "any" if batch else "fixed", "lacking": lacking}
+            return {title: {"error": errors[FORMATS[title]]["relative"], **found} for title in titles}
+        except Exception as problem:
+            if len(titles) > 1:
+                return {title: attempt(model, [title], shapes)[title] for title in titles}
             lacking = lacking or reason(problem)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    return {titles[0]: nothing(lacking)}
+
+
+def exported(
+    model: Model, batch: str | None, shapes: Sequence[str] | None, formats: Sequence[str]
+) -> dict[str, Any]:
+    """The errors of an export."""
+    fn, params, inputs = model
+    sizes: dict[str, Any] = {"batch": batch, "shapes": shapes if batch else None}
+    options: dict[str, Any] = {"constants": True, "latency_batches": (), "tolerance": TOLERANCE}
+    with tempfile.TemporaryDirectory() as folder:
+        done = jp.export(folder, fn, params, *inputs, formats=tuple(formats), **sizes, **options)
+    return done.report["errors"]
+
+
+def nothing(lacking: str) -> Found:
     return {"error": None, "batch": "none", "lacking": lacking}
 
 
@@ -77,9 +86,18 @@ def reason(error: Exception) -> str:
 def one_model(source: str, name: str, file: Path, seconds: int) -> None:
     """Surveys a model in this process, which ends after so many seconds of CPU time."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    model = SOURCES[source]()[name]()
-    for title, key in FORMATS.items():
-        append(file, source=source, model=name, format=title, **attempt(*model, key))
+    # Compiles faster, and what is compared is what the functions compute.
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        found = attempt(SOURCES[source]()[name](), list(FORMATS), SHAPES.get(name))
+    except Exception as error:
+        found = dict.fromkeys(FORMATS, nothing(f"can't be built: {reason(error)}"))
+    for title, entry in found.items():
+        append(file, source=source, model=name, format=title, **entry)
+
+
+def names_of(source: str) -> list[str]:
+    return list(SOURCES[source]())
 
 
 def append(file: Path, **found: Any) -> None:
@@ -97,18 +115,15 @@ def all_found(file: Path) -> dict[tuple[str, str], dict[str, Found]]:
 
 
 def survey(source: str, name: str, file: Path, seconds: int) -> None:
-    """Surveys a model in a new process; a format that it does not come to is lacking too."""
-    limit = ["--results", str(file), "--seconds", str(seconds)]
-    command = [sys.executable, __file__, "--one", source, name, *limit]
-    process = subprocess.run(command, capture_output=True, text=True)
-    lines = process.stderr.strip().splitlines() or [""]
-    lacking = f"the process ended with {process.returncode} {lines[-1][:160]}".replace("|", "/")
-    if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        lacking = f"not done after {seconds} CPU s"
-    for title in FORMATS:
-        if title not in all_found(file).get((source, name), {}):
-            nothing = {"error": None, "batch": "none", "lacking": lacking}
-            append(file, source=source, model=name, format=title, **nothing)
+    """Surveys a model in a process of its own."""
+    process = FORKED.Process(target=one_model, args=(source, name, file, seconds))
+    process.start()
+    process.join()
+    if (source, name) not in all_found(file):
+        killed = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+        lacking = f"not done after {seconds} CPU s" if killed else f"ended with {process.exitcode}"
+        for title in FORMATS:
+            append(file, source=source, model=name, format=title, **nothing(lacking))
 
 
 def row(name: tuple[str, str], formats: dict[str, Found]) -> tuple[str, ...]:
@@ -143,16 +158,17 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("export_survey.jsonl"), help="what is found")
     parser.add_argument("--seconds", type=int, default=240, help="CPU time for a model")
     parser.add_argument("--markdown", type=Path, help="add the table to this file")
-    parser.add_argument("--one", nargs=2, metavar=("SOURCE", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        one_model(*options.one, options.results, options.seconds)
-        return
+    for library in LIBRARIES:  # once for all processes
+        if importlib.util.find_spec(library):
+            importlib.import_module(library)
     rows = []
     for source in options.sources:
-        for name in SOURCES[source]():
+        with FORKED.Pool(1) as pool:
+            names = pool.apply(names_of, (source,))
+        for name in names:
             if any(part in name for part in options.only):
-                if len(all_found(options.results).get((source, name), {})) < len(FORMATS):
+                if (source, name) not in all_found(options.results):
                     survey(source, name, options.results, options.seconds)
                 rows.append(((source, name), all_found(options.results)[source, name]))
                 print(" | ".join(row(*rows[-1])), flush=True)
