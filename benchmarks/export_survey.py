@@ -1,9 +1,9 @@
 """Which architectures go through jax.export and ONNX Runtime, and what do the others lack?
 
 Each model of `surgery_survey.py` is exported with a symbolic batch; where that is refused, with the batch of the
-example ("fixed"). The errors are the largest ones relative to the largest output, also at another batch size. Each
-model has a process of its own, which is ended after `--seconds` of CPU time; what is found is added to a file line by
-line, and a later run goes on from there.
+example ("fixed"). The errors are the largest ones relative to the largest output, also at another batch size. A
+model that takes more than `--seconds` of CPU time, or ends its process, counts as lacking. What is found is added to a
+file line by line, and a later run goes on from there.
 
     python benchmarks/export_survey.py --from own haiku flaxmodels equimo transformers --results FILE.jsonl \
         --markdown benchmarks/export.md
@@ -12,10 +12,8 @@ line, and a later run goes on from there.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import multiprocessing
-import resource
 import signal
 import tempfile
 from collections import Counter
@@ -31,15 +29,14 @@ import jaxprune as jp
 
 FORMATS = {"jax.export": "stablehlo", "ONNX Runtime": "onnx"}
 HEADS = ("source", "model", "jax.export", "batch", "ONNX Runtime", "batch", "what is lacking")
-LIBRARIES = ("jax2onnx", "onnxruntime", "haiku", "equinox", "transformers.models.bert.modeling_flax_bert")
-FORKED = multiprocessing.get_context("fork")  # the parent runs no JAX, which has threads
 TOLERANCE = 1e-5
 SHAPES = {"Haiku transformer, LSTM": ("_, b, _",)}  # time is its first axis
 BEFORE = ("can't be exported by jax.export: ", "can't be written as ONNX: ", "can't run the model: ")
 AFTER = (" If it is the sizes", " Otherwise leave out", " Leave ", " This error arises", " See https")
 
 Model = tuple[Callable, Any, tuple[Any, ...]]  # function, parameters, inputs
-Found = dict[str, Any]  # source, model, format, error, batch and what is lacking
+Name = tuple[str, str]  # source, model
+Found = dict[str, Any]  # error, batch, what is lacking
 
 
 def attempt(model: Model, titles: Sequence[str], shapes: Sequence[str] | None) -> dict[str, Found]:
@@ -83,50 +80,48 @@ def reason(error: Exception) -> str:
     return text[:200]
 
 
-def one_model(source: str, name: str, file: Path, seconds: int) -> None:
-    """Surveys a model in this process, which ends after so many seconds of CPU time."""
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+def survey(names: Sequence[Name], file: Path, seconds: int) -> None:
+    """Surveys models in this process, which is ended if one takes more than so many seconds of CPU time."""
     # Compiles faster, and what is compared is what the functions compute.
     jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        found = attempt(SOURCES[source]()[name](), list(FORMATS), SHAPES.get(name))
-    except Exception as error:
-        found = dict.fromkeys(FORMATS, nothing(f"can't be built: {reason(error)}"))
-    for title, entry in found.items():
-        append(file, source=source, model=name, format=title, **entry)
+    for source, name in names:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        try:
+            found = attempt(SOURCES[source]()[name](), list(FORMATS), SHAPES.get(name))
+        except Exception as error:
+            found = dict.fromkeys(FORMATS, nothing(f"can't be built: {reason(error)}"))
+        append(file, (source, name), found)
+        print(" | ".join(row((source, name), found)), flush=True)
+        jax.clear_caches()
 
 
-def names_of(source: str) -> list[str]:
-    return list(SOURCES[source]())
-
-
-def append(file: Path, **found: Any) -> None:
+def append(file: Path, name: Name, found: dict[str, Found]) -> None:
     with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(found) + "\n")
+        out.write(json.dumps({"source": name[0], "model": name[1], "formats": found}) + "\n")
 
 
-def all_found(file: Path) -> dict[tuple[str, str], dict[str, Found]]:
+def all_found(file: Path) -> dict[Name, dict[str, Found]]:
     """(source, model) -> format -> what was found last."""
-    found: dict[tuple[str, str], dict[str, Found]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        entry = json.loads(line)
-        found.setdefault((entry["source"], entry["model"]), {})[entry["format"]] = entry
-    return found
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    entries = map(json.loads, lines)
+    return {(entry["source"], entry["model"]): entry["formats"] for entry in entries}
 
 
-def survey(source: str, name: str, file: Path, seconds: int) -> None:
-    """Surveys a model in a process of its own."""
-    process = FORKED.Process(target=one_model, args=(source, name, file, seconds))
-    process.start()
-    process.join()
-    if (source, name) not in all_found(file):
-        killed = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
-        lacking = f"not done after {seconds} CPU s" if killed else f"ended with {process.exitcode}"
-        for title in FORMATS:
-            append(file, source=source, model=name, format=title, **nothing(lacking))
+def survey_all(names: Sequence[Name], file: Path, seconds: int) -> dict[Name, dict[str, Found]]:
+    """Surveys models in another process, and in a new one if a model ended that."""
+    while left := [name for name in names if name not in all_found(file)]:
+        process = multiprocessing.get_context("spawn").Process(target=survey, args=(left, file, seconds))
+        process.start()
+        process.join()
+        ended = [name for name in left if name not in all_found(file)]
+        if ended:
+            slow = process.exitcode == -signal.SIGPROF
+            lacking = f"not done after {seconds} CPU s" if slow else f"process ended by {process.exitcode}"
+            append(file, ended[0], dict.fromkeys(FORMATS, nothing(lacking)))
+    return all_found(file)
 
 
-def row(name: tuple[str, str], formats: dict[str, Found]) -> tuple[str, ...]:
+def row(name: Name, formats: dict[str, Found]) -> tuple[str, ...]:
     """A model's line of the table."""
     cells, lacking = [], []
     for title in FORMATS:
@@ -159,19 +154,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=240, help="CPU time for a model")
     parser.add_argument("--markdown", type=Path, help="add the table to this file")
     options = parser.parse_args()
-    for library in LIBRARIES:  # once for all processes
-        if importlib.util.find_spec(library):
-            importlib.import_module(library)
-    rows = []
-    for source in options.sources:
-        with FORKED.Pool(1) as pool:
-            names = pool.apply(names_of, (source,))
-        for name in names:
-            if any(part in name for part in options.only):
-                if (source, name) not in all_found(options.results):
-                    survey(source, name, options.results, options.seconds)
-                rows.append(((source, name), all_found(options.results)[source, name]))
-                print(" | ".join(row(*rows[-1])), flush=True)
+    names = [
+        (source, name)
+        for source in options.sources
+        for name in SOURCES[source]()
+        if any(part in name for part in options.only)
+    ]
+    found = survey_all(names, options.results, options.seconds)
+    rows = [(name, found[name]) for name in names]
     note = f"{summary([formats for _, formats in rows])} {machine()}."
     show("Survey of export", HEADS, [row(*entry) for entry in rows], note, options.markdown)
 
