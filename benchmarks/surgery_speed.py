@@ -47,6 +47,7 @@ class Pruned(NamedTuple):
     parameters: int
     macs: float
     run: Runner
+    model: Any  # a pair (function, parameters), or a PyTorch module
 
 
 class Network(NamedTuple):
@@ -57,6 +58,7 @@ class Network(NamedTuple):
     macs: float
     run: Runner
     prune: Callable[[], Pruned]
+    model: Any
 
 
 def network(name: str, image: int) -> Network:
@@ -87,11 +89,11 @@ def network(name: str, image: int) -> Network:
         small, small_fn = jax.block_until_ready(plan.shrink(params)), plan.compact(fn)
         done = time.perf_counter()
         times = analysed - start, done - analysed
-        return Pruned(*times, count(small["params"]), macs(small_fn, small), run(small_fn, small))
+        found = count(small["params"]), macs(small_fn, small), run(small_fn, small)
+        return Pruned(*times, *found, (small_fn, small))
 
-    return Network(
-        f"jaxprune, JAX {jax.__version__}", count(params["params"]), macs(fn, params), run(fn, params), prune
-    )
+    found = count(params["params"]), macs(fn, params), run(fn, params)
+    return Network(f"jaxprune, JAX {jax.__version__}", *found, prune, (fn, params))
 
 
 def networks(name: str, image: int) -> list[Network]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from surgery_survey_models import Make
+from surgery_survey_models import Make, filled
 
 TEXT = dict(
     vocab_size=60,
@@ -186,15 +185,11 @@ def transformers_model(model_name: str, config_name: str, arguments: dict[str, A
         jnp.clip = shim
         config = getattr(transformers, config_name)(**arguments)
         shape = {"input_shape": (1, 32, 32, 3)} if kind == "images" else {}
-        model = getattr(transformers, model_name)(config, seed=0, **shape)
+        model = getattr(transformers, model_name)(config, seed=0, _do_init=False, **shape)
         tokens = jnp.asarray(np.random.default_rng(0).integers(3, 59, (2, 9)))
         images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16, 16)), jnp.float32)
         mask = jnp.ones_like(tokens)
-        # Weights of norms and biases too must not be at their identity.
-        noise = np.random.default_rng(1)
-        params = jax.tree.map(
-            lambda p: p + jnp.asarray(noise.normal(size=p.shape) * 0.02, p.dtype), model.params
-        )
+        params = filled(model.params_shape_tree)
 
         def read_out(outputs):  # a head of ours, so that the residual stream does not end in an output
             hidden = outputs[0]

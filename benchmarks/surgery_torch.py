@@ -54,10 +54,11 @@ def network(name: str, image: int) -> Network:
             if isinstance(module, torch_nets.Attention):
                 module.heads = pruner.num_heads[module.qkv]
         left = sum(p.numel() for p in small.parameters())
-        return Pruned(analysed - start, done - analysed, left, macs(small, image), run(small, image))
+        found = left, macs(small, image), run(small, image)
+        return Pruned(analysed - start, done - analysed, *found, small)
 
     title = f"Torch-Pruning {tp.__version__}, torch {torch.__version__.split('+')[0]}"
-    return Network(title, size, macs(model, image), run(model, image), prune)
+    return Network(title, size, macs(model, image), run(model, image), prune, model)
 
 
 def run(model: Any, image: int) -> Callable[[int], Callable[[], Any]]:

@@ -208,6 +208,27 @@ def test_what_cannot_be_traced_or_stored_is_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        (jax.random.key(1), [2]),
+        (jax.random.key(1, impl="rbg"), [4]),
+        (jax.random.split(jax.random.key(1), 4), ["b", 2]),
+    ],
+)
+def test_a_typed_key_is_exported_as_its_data(tmp_path, key, shape):
+    def fn(p, x, key):
+        one = key if key.ndim == 0 else key[0]
+        return x * p["w"] + jax.random.normal(one, x.shape[1:])
+
+    options = {"formats": ("stablehlo",), "constants": True, "latency_batches": ()}
+    done = jp.export(tmp_path / "out", fn, {"w": jnp.full(3, 2.0)}, jnp.ones((4, 3)), key, **options)
+    assert done.report["inputs"][1]["shape"] == shape and done.report["inputs"][1]["dtype"] == "uint32"
+    assert done.report["errors"]["stablehlo"]["absolute"] == 0.0
+    example = jp.load_weights(tmp_path / "out" / "example.safetensors")
+    np.testing.assert_array_equal(example["input_1"], jax.random.key_data(key))
+
+
 def test_an_existing_folder_is_never_touched(tmp_path):
     fn, params, x = model()
     (tmp_path / "out").mkdir()

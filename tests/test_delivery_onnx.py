@@ -51,6 +51,8 @@ CASES = {
     "two contracted": (two_contracted, ROWS),
     "outer": (lambda x: jnp.einsum("bs,bd->bsd", x[..., 0], x[:, 0]), ROWS),
     "bools": (lambda x: jnp.where(x > 0, x > 1, x < -1).astype(jnp.float32) + x, ROWS),
+    "padding": (lambda x: jnp.pad(x, ((0, 0), (1, 0), (0, 3)), constant_values=2.0), ROWS),
+    "rows of a table": (lambda x: jax.vmap(jax.vmap(lambda i: W[i]))((x > 0).sum(-1) + 2), ROWS),
     "jit inside": (jax.jit(lambda x: jax.jit(jnp.cumsum, static_argnums=1)(x, 1) * 2), ROWS),
     "keys that nothing uses": (lambda x: (jax.random.split(jax.random.key(0)), x * 2)[1], ROWS),
     "scan": (
@@ -66,6 +68,28 @@ def test_the_forms_compute_what_the_function_computes(name):
     plain = in_onnx_forms(lambda x: (fn(x),), (jax.ShapeDtypeStruct(x.shape, x.dtype),))
     np.testing.assert_allclose(plain(x)[0], fn(x), rtol=2e-5, atol=2e-6)
     assert "random" not in str(jax.make_jaxpr(plain)(x))
+
+
+@pytest.mark.parametrize("mode", ["clip", "fill"])
+def test_positions_beyond_an_array_are_treated_as_the_function_treats_them(mode):
+    numbers = lax.GatherDimensionNumbers((1, 2), (), (0, 1))
+
+    def fn(places):
+        return lax.gather(W, places, numbers, (2, 6), mode=mode, fill_value=7)
+
+    places = jnp.array([[0, 0], [3, 1], [-1, 0], [9, -2], [7, 0]])
+    plain = in_onnx_forms(lambda x: (fn(x),), (jax.ShapeDtypeStruct(places.shape, places.dtype),))
+    np.testing.assert_array_equal(plain(places)[0], fn(places))
+
+
+def test_small_constants_are_computed_and_large_ones_are_not():
+    def primitives(size):
+        fn = lambda x: (x + jnp.sin(np.ones(size)).sum(),)  # noqa: E731
+        spec = jax.ShapeDtypeStruct((3,), jnp.float32)
+        return [eqn.primitive.name for eqn in jax.make_jaxpr(in_onnx_forms(fn, (spec,)))(jnp.ones(3)).eqns]
+
+    assert primitives(4) == ["add"]
+    assert primitives(4000) == ["sin", "reduce_sum", "add"]
 
 
 def test_activations_remain_calls_and_lookalikes_do_not(monkeypatch):

@@ -63,7 +63,7 @@ def export(
       fn: function `fn(params, *inputs)` of an array or a tree of arrays.
       params: pytree of arrays. With a plan: the full parameters, for which `fn` is compacted and they are shrunk, or
         already the small ones, of which `fn` is then the small function.
-      *inputs: example inputs, pytrees of arrays.
+      *inputs: example inputs, pytrees of arrays. In the files a typed PRNG key is its `jax.random.key_data`.
       batch: name of the leading axis of every input, whose size may then vary; None for the sizes of the example.
       formats: some of "stablehlo", "onnx" (both need the extra `jaxprune[export]`) and "safetensors".
       masks: masks of the parameters, for the report. Where they prune, the weights must be zero.

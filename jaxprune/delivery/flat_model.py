@@ -103,23 +103,18 @@ def flat_model(
         for (_, i), array in zip(named, weights, strict=True):
             full[i] = jnp.asarray(array)  # a NumPy array can't be indexed by a traced one
         for i, array in zip(places, arrays, strict=True):
-            full[i] = array
+            full[i] = _as_key(array, leaves[i]) if _is_key(leaves[i]) else array
         params, inputs = jax.tree.unflatten(treedef, full)
         return tuple(jax.tree.leaves(fn(params, *inputs)))
 
-    for i, name in zip(places, names, strict=True):
-        if jnp.issubdtype(getattr(leaves[i], "dtype", np.float32), jax.dtypes.prng_key):
-            raise TypeError(
-                f"{name!r} is a typed PRNG key, which no file holds: let `fn` make it of its data."
-            )
-    examples = tuple(np.asarray(jnp.asarray(leaves[i])) for i in places)
+    examples = tuple(_as_array(leaves[i]) for i in places)
     outs = (
         jax.eval_shape(lambda p, x: fn(p, *x), params, inputs)
         if not places
         else _outputs(fn, leaves, treedef, places)
     )
     out_paths, _, _ = flatten_with_paths(outs)
-    dims = _dims(names, examples, batch, shapes)
+    dims = _dims(names, examples, [np.ndim(leaves[i]) > 0 for i in places], batch, shapes)
     specs = _specs(examples, dims, constraints)
     return FlatModel(
         call,
@@ -148,7 +143,7 @@ def _outputs(fn: Callable, leaves: list[Any], treedef: Any, places: list[int]) -
 def _check_weights(named: list[tuple[str, int]], leaves: list[Any]) -> None:
     seen = set()
     for path, i in named:
-        if jnp.issubdtype(leaves[i].dtype, jax.dtypes.prng_key):
+        if _is_key(leaves[i]):
             raise TypeError(
                 f"`params` has a typed PRNG key at {path!r}, which no file holds: leave it out (an NNX model: "
                 "`nnx.split(model, nnx.Param, ...)`)."
@@ -169,15 +164,35 @@ def _input_names(inputs: tuple[Any, ...]) -> list[str]:
     return names
 
 
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
+
+
+def _as_array(leaf: Any) -> np.ndarray:
+    """An input as an array that a file can hold: of a typed PRNG key its data."""
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf))
+
+
+def _as_key(data: Any, key: Any) -> Any:
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+
+
 def _dims(
-    names: list[str], examples: tuple[np.ndarray, ...], batch: str | None, shapes: Sequence[str] | None
+    names: list[str],
+    examples: tuple[np.ndarray, ...],
+    has_batch: list[bool],
+    batch: str | None,
+    shapes: Sequence[str] | None,
 ) -> tuple[Dims, ...]:
     if batch is not None and not re.fullmatch(r"[A-Za-z_]\w*", batch):
         raise ValueError(
             f"`batch` must be a name such as 'b', or None for the size of the example, got {batch!r}."
         )
     if shapes is None:
-        dims = tuple((batch or x.shape[0], *x.shape[1:]) if x.ndim else () for x in examples)
+        dims = tuple(
+            (batch or x.shape[0], *x.shape[1:]) if has else x.shape
+            for x, has in zip(examples, has_batch, strict=True)
+        )
     else:
         if isinstance(shapes, str) or len(shapes) != len(examples):
             raise ValueError(

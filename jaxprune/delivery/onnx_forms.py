@@ -23,6 +23,7 @@ from jaxprune.jaxprs.calls import bodies_of, is_inline
 from jaxprune.jaxprs.equations import walk
 
 Values = list[Any]
+SMALL = 1024  # entries of a constant that is computed before the conversion
 
 
 def in_onnx_forms(fn: Callable[..., Any], specs: Sequence[jax.ShapeDtypeStruct]) -> Callable[..., Values]:
@@ -87,10 +88,30 @@ def _walk(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> Values:
         if is_inline(eqn):
             (body,) = bodies_of(eqn)
             return _walk(body.jaxpr, body.consts, body.of(operands))
+        if _is_small_constant(eqn, operands):
+            with jax.ensure_compile_time_eval():
+                return [np.asarray(out) for out in bind(eqn, operands)]
         form = FORMS.get(eqn.primitive.name)
         return bind(eqn, operands) if form is None else [form(eqn, *operands)]
 
     return walk(jaxpr, consts, args, _typed, equation)
+
+
+def _is_small_constant(eqn: JaxprEqn, operands: Values) -> bool:
+    """Whether an equation gives a few numbers that depend on no input: the converter mistakes some of their sizes."""
+    if not operands or eqn.effects or any(isinstance(x, jax.core.Tracer) for x in operands):
+        return False
+    avals = [var.aval for var in eqn.outvars]
+    are_arrays = all(hasattr(aval, "dtype") and not _is_key(aval) for aval in avals)
+    return are_arrays and all(_is_small(aval.shape) for aval in avals)
+
+
+def _is_small(shape: Sequence[Any]) -> bool:
+    return all(isinstance(size, int) for size in shape) and math.prod(shape) <= SMALL
+
+
+def _is_key(aval: Any) -> bool:
+    return jnp.issubdtype(aval.dtype, jax.dtypes.extended)
 
 
 def _typed(atom: Literal) -> Any:
@@ -195,7 +216,37 @@ def _product(sizes: Any) -> Any:
     return math.prod(sizes)
 
 
+def _pad(eqn: JaxprEqn, operand: Any, fill: Any) -> Any:
+    """A padding with neither gaps nor cuts as a concatenation: the converter's own knows no symbolic sizes."""
+    config = eqn.params["padding_config"]
+    if any(low < 0 or high < 0 or inner for low, high, inner in config):
+        return bind(eqn, [operand, fill])[0]
+    for axis, (low, high, _) in enumerate(config):
+        sides = [
+            lax.broadcast(fill, (*operand.shape[:axis], width, *operand.shape[axis + 1 :]))
+            for width in (low, high)
+        ]
+        parts = [part for part in (sides[0], operand, sides[1]) if part.shape[axis] != 0]
+        operand = lax.concatenate(parts, axis) if len(parts) > 1 else operand
+    return operand
+
+
+def _gather(eqn: JaxprEqn, operand: Any, places: Any) -> Any:
+    """Slices without the positions on axes that they take whole, which are 0: the converter takes them for others."""
+    numbers, sizes, mode = (eqn.params[name] for name in ("dimension_numbers", "slice_sizes", "mode"))
+    axes = numbers.start_index_map
+    kept = [i for i, axis in enumerate(axes) if sizes[axis] != operand.shape[axis]]
+    if mode == lax.GatherScatterMode.FILL_OR_DROP or not kept or len(kept) == len(axes):
+        return bind(eqn, [operand, places])[0]
+    columns = [lax.slice_in_dim(places, i, i + 1, axis=places.ndim - 1) for i in kept]
+    places = lax.concatenate(columns, places.ndim - 1) if len(columns) > 1 else columns[0]
+    numbers = numbers._replace(start_index_map=tuple(axes[i] for i in kept))
+    return bind(eqn, [operand, places], dimension_numbers=numbers)[0]
+
+
 FORMS: dict[str, Callable] = {
+    "gather": _gather,
+    "pad": _pad,
     "dot_general": _dot_general,
     "select_n": _select_n,
     "reduce_window_max": _window,
