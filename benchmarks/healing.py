@@ -5,8 +5,9 @@ python benchmarks/healing.py digits
 python benchmarks/healing.py mnist --data DATA
 
 MiniLM loses half of its heads and FFN units by structured OBS and is refitted by `compensate`, then distilled toward
-the dense model's sentence embeddings on unlabelled train sentences of STS-B; Spearman's correlation on dev is
-measured. The residual CNN of `surgery_accuracy.py` loses half of its channels in one shot; only the means and
+the dense model's sentence embeddings on unlabelled sentences of STS-B's train pairs that dev lacks; Spearman's
+correlation on dev is measured. The residual CNN of `surgery_accuracy.py` loses half of its channels before any
+training, of every group by L2 norm, or of all together by Taylor scores taken anew in rounds; only the means and
 variances of its BatchNorms are estimated anew, from training images without labels.
 """
 
@@ -122,9 +123,9 @@ def cnn(name: Any, folder: Path | None) -> None:
     def heal(plan: jp.Plan, how: str) -> Any:
         small, small_fn = plan.shrink(dense), plan.compact(testing.apply)
         small_train_fn = dataclasses.replace(plan, state=state).compact(train_fn)
-        print(
-            f"half of the channels removed by {how} {share_right(small_fn, small, sets.test):.2%}", end=", "
-        )
+        number = sum(x.size for x in jax.tree.leaves(small["params"]))
+        print(f"half of the channels removed by {how}: {number:,} parameters", end=", ")
+        print(f"{share_right(small_fn, small, sets.test):.2%}", end=", ", flush=True)
         small = jp.reestimate_statistics(small_train_fn, small, batches)
         print(f"statistics estimated anew {share_right(small_fn, small, sets.test):.2%}", flush=True)
         return small, small_fn, small_train_fn
