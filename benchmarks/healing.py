@@ -183,10 +183,10 @@ def main() -> None:
     )
     parser.add_argument("model", choices=("minilm", "digits", "mnist"))
     parser.add_argument("--data", type=Path, default=os.environ.get("JAXPRUNE_DATA"), help="data folder")
-    parser.add_argument("--steps", type=int, help="steps of distillation of MiniLM")
-    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--steps", type=int, default=600, help="steps of distillation of MiniLM")
+    parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--length", type=int, default=24)
+    parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--sentences", type=int, default=100_000)
     options = parser.parse_args()
     if options.model != "minilm":
