@@ -232,6 +232,17 @@ def test_batches_are_dicts_tuples_or_arrays():
     np.testing.assert_allclose(two.losses, three.losses, rtol=1e-6)
 
 
+def test_the_teachers_outputs_may_come_with_the_batches():
+    """The teacher is then the function that returns them, and needs no parameters."""
+    small = jax.tree.map(lambda x: 0.9 * x, DENSE)
+    given = [(x, mlp(DENSE, x)) for x in BATCHES]
+    taught = distill(
+        lambda p, x, y: mlp(p, x), small, lambda _, x, y: y, {}, given, optax.adam(0.01), steps=5
+    )
+    same = distill(mlp, small, mlp, DENSE, BATCHES, optax.adam(0.01), steps=5)
+    np.testing.assert_allclose(taught.losses, same.losses, rtol=1e-5)
+
+
 def test_rates_may_be_traced():
     small = jax.tree.map(lambda x: 0.9 * x, DENSE)
 

@@ -60,7 +60,8 @@ def distill(
     Args:
       small_fn: function of (small, *inputs): the student, in evaluation mode.
       small: its parameters, as any pytree: Linen's variables, an NNX `State`, an Equinox module, a dict.
-      fn: function of (params, *inputs): the teacher.
+      fn: function of (params, *inputs): the teacher. If its outputs are known, they may be the last input, which
+        `fn` returns and `small_fn` ignores; `params` may then be {}.
       params: its parameters, which stay as they are.
       batches: iterable of batches of the same shape. A batch is a tuple of inputs, or one input. All are kept on
         the device.
@@ -75,7 +76,8 @@ def distill(
       masks: tree of bool arrays, True = keep, that broadcast to `small` (or a prefix of one, or a function of the
         parameters that returns one): pruned weights are zero from the start, through `jp.masked`.
       where: tree of bools (or a prefix of one, or a function that returns it) that selects the leaves to train; None
-        for all float leaves. Statistics are never trained.
+        for all float leaves. Statistics are never trained. Large tables of embeddings that lost nothing are worth
+        leaving out: a step then neither updates them nor keeps the optimizer's moments of them.
       key: with a key, every epoch takes the batches in a newly drawn order; None for the given order, over and over.
       cache_bytes: the teacher's outputs are computed once for each batch and kept if they need at most so much
         memory; else anew at each step. 0 keeps none.
