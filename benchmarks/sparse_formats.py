@@ -1,4 +1,4 @@
-"""Does a matrix of zeros make a product faster: as a dense array, in JAX's BCOO and BCSR formats, or as a smaller array?
+"""Do zeros in a matrix make a product faster: in a dense array, in BCOO and BCSR, or as a smaller array?
 
 python benchmarks/sparse_formats.py
 

@@ -14,18 +14,6 @@ from sklearn.datasets import load_digits
 import jaxprune as jp
 
 
-class Net(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs):
-        self.conv1 = nnx.Conv(1, 16, (3, 3), strides=2, rngs=rngs)
-        self.conv2 = nnx.Conv(16, 32, (3, 3), strides=2, rngs=rngs)
-        self.norm1, self.norm2 = nnx.BatchNorm(16, rngs=rngs), nnx.BatchNorm(32, rngs=rngs)
-        self.out = nnx.Linear(128, 10, rngs=rngs)
-
-    def __call__(self, x):
-        x = nnx.relu(self.norm2(self.conv2(nnx.relu(self.norm1(self.conv1(x))))))
-        return self.out(x.reshape(x.shape[0], -1))
-
-
 def loss_fn(net, batch):
     return optax.softmax_cross_entropy_with_integer_labels(net(batch[0]), batch[1]).mean()
 
@@ -39,14 +27,16 @@ def main(argv: list[str] | None = None):
 
     images, y = map(jnp.asarray, load_digits(return_X_y=True))
     x = images.astype(jnp.float32).reshape(-1, 8, 8, 1) / 16
-    batches = [(x[i : i + 280], y[i : i + 280]) for i in range(0, 1400, 280)]
-    inputs = [batch[0] for batch in batches]
+    inputs, targets = x[:1400].reshape(5, 280, 8, 8, 1), y[:1400].reshape(5, 280)
+    rngs = nnx.Rngs(0)
+    first = (nnx.Conv(1, 16, (3, 3), strides=2, rngs=rngs), nnx.BatchNorm(16, rngs=rngs), nnx.relu)
+    second = (nnx.Conv(16, 32, (3, 3), strides=2, rngs=rngs), nnx.BatchNorm(32, rngs=rngs), nnx.relu)
+    model = nnx.Sequential(*first, *second, lambda x: x.reshape(len(x), -1), nnx.Linear(128, 10, rngs=rngs))
 
-    model = Net(nnx.Rngs(0))
     training = jp.nnx_state(model, optax.adam(3e-3), loss_fn)
     state, step = training.state, jax.jit(training.train_step)
     for i in range(options.steps):
-        state, _ = step(state, batches[i % 5])
+        state, _ = step(state, (inputs[i % 5], targets[i % 5]))
     training.update(state)  # the module holds what was trained, statistics included
     model.eval()
     graph, dense = nnx.split(model)

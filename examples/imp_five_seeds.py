@@ -19,13 +19,13 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--out", default="tickets.png")
-    options = parser.parse_args(argv)
+    args = parser.parse_args(argv)
 
-    images, labels = load_digits(return_X_y=True)
-    x, y = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
+    images, y = map(jnp.asarray, load_digits(return_X_y=True))
+    x = images.astype(jnp.float32) / 16
 
     def init(key):
-        shapes, draw = [(64, 300), (300, 100), (100, 10)], jax.nn.initializers.lecun_normal()
+        shapes, draw = ((64, 300), (300, 100), (100, 10)), jax.nn.initializers.lecun_normal()
         return [draw(k, shape) for k, shape in zip(jax.random.split(key, 3), shapes, strict=True)]
 
     def logits(params, x):
@@ -35,8 +35,7 @@ def main(argv: list[str] | None = None):
         def loss_fn(params):
             return optax.softmax_cross_entropy_with_integer_labels(logits(params, x[rows]), y[rows]).mean()
 
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
-        return state.apply_gradients(grads=grads), {"loss": loss}
+        return state.apply_gradients(grads=jax.grad(loss_fn)(state.params)), {}
 
     def batch_fn(key, step):
         return jax.random.randint(jax.random.fold_in(key, step), (60,), 0, 1400)
@@ -44,17 +43,15 @@ def main(argv: list[str] | None = None):
     def evaluate(state):
         return {"accuracy": (logits(state.params, x[1400:]).argmax(-1) == y[1400:]).mean()}
 
-    imp = jp.imp(
-        train_step, batch_fn, steps=options.steps, rounds=options.rounds, rate=0.2, evaluate=evaluate
-    )
+    imp = jp.imp(train_step, batch_fn, steps=args.steps, rounds=args.rounds, rate=0.2, evaluate=evaluate)
 
     def experiment(key):
         return imp.run(key, jp.TrainState.create(params=init(key), tx=jp.masked(optax.adam(1.2e-3))))
 
-    _, history = jax.jit(jax.vmap(experiment))(jax.random.split(jax.random.key(0), options.seeds))
+    _, history = jax.jit(jax.vmap(experiment))(jax.random.split(jax.random.key(0), args.seeds))
     for sparsity, row in zip(history.sparsity[0], history.evaluation["accuracy"].T, strict=True):
         print(f"{float(sparsity):6.1%} pruned: {float(row.mean()):.1%} ± {float(row.std()):.1%}")
-    jp.plots.history(history).savefig(options.out)
+    jp.plots.history(history).savefig(args.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import jax
 import jaxprune as jp
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "models"))
-import smollm2  # noqa: E402: the model as a plain pytree and a pure function
+import smollm2
 
 
 def main(argv: list[str] | None = None, model=None):

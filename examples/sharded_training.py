@@ -22,17 +22,16 @@ def main(argv: list[str] | None = None):
 
     # Four groups of two devices: batches are split over "data", weights over "model".
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
-    specs = {"up": P(None, "model"), "down": P("model", None)}
-    keys = jax.random.split(jax.random.key(0))
-    shapes = {"up": (64, options.width), "down": (options.width, 16)}
+    up, down = jax.random.split(jax.random.key(0))
     params = {
-        name: jax.device_put(
-            jax.random.normal(key, shape) / shape[0] ** 0.5, NamedSharding(mesh, specs[name])
-        )
-        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+        "up": jax.random.normal(up, (64, options.width)) / 8,
+        "down": jax.random.normal(down, (options.width, 16)) / options.width**0.5,
     }
+    specs = {"up": P(None, "model"), "down": P("model", None)}
+    params = {name: jax.device_put(w, NamedSharding(mesh, specs[name])) for name, w in params.items()}
 
-    def loss_fn(params, x):
+    def loss_fn(params, key):
+        x = jax.random.normal(key, (64, 64))
         x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P("data", None)))
         return jnp.mean((jax.nn.relu(x @ params["up"]) @ params["down"] - jnp.sin(x[:, :16])) ** 2)
 
@@ -41,9 +40,7 @@ def main(argv: list[str] | None = None):
 
     @jax.jit
     def step(params, opt_state, key):
-        updates, opt_state = tx.update(
-            jax.grad(loss_fn)(params, jax.random.normal(key, (64, 64))), opt_state, params
-        )
+        updates, opt_state = tx.update(jax.grad(loss_fn)(params, key), opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
     opt_state = jax.jit(tx.init)(params)
@@ -53,8 +50,7 @@ def main(argv: list[str] | None = None):
 
     masks = jp.get_masks(opt_state)
     print(jp.summary(params, masks))
-    print(f"'up' on {len(params['up'].sharding.device_set)} devices as {params['up'].sharding.spec}")
-    print(f"its mask as {masks['up'].sharding.spec}")
+    print(f"'up' lies as {params['up'].sharding.spec}, its mask as {masks['up'].sharding.spec}")
     return params, masks
 
 
