@@ -31,9 +31,7 @@ def main(argv: list[str] | None = None):
     rngs = nnx.Rngs(0)
     first = (nnx.Conv(1, 16, (3, 3), strides=2, rngs=rngs), nnx.BatchNorm(16, rngs=rngs), nnx.relu)
     second = (nnx.Conv(16, 32, (3, 3), strides=2, rngs=rngs), nnx.BatchNorm(32, rngs=rngs), nnx.relu)
-    model = nnx.Sequential(
-        *first, *second, lambda x: x.reshape(x.shape[0], -1), nnx.Linear(128, 10, rngs=rngs)
-    )
+    model = nnx.Sequential(*first, *second, jax.vmap(jnp.ravel), nnx.Linear(128, 10, rngs=rngs))
 
     training = jp.nnx_state(model, optax.adam(3e-3), loss_fn)
     state, step = training.state, jax.jit(training.train_step)
