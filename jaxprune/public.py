@@ -45,6 +45,7 @@ from jaxprune.surgery import (
     plan_removal,
     replace_layers,
 )
+from jaxprune.targets import plan_to
 from jaxprune.tickets import (
     instability,
     late_rewinding,
@@ -110,6 +111,7 @@ __all__ = [
     "plan_from_masks",
     "plan_layers",
     "plan_removal",
+    "plan_to",
     "plots",
     "prunable",
     "prune_at_init",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -59,29 +59,41 @@ class UnitCost:
         return counts.total(value)
 
 
-def unit_cost(groups: Groups, numbers: Mapping[Atom, int], kind: Literal["params", "flops"]) -> UnitCost:
-    """The parameters or FLOPs of a model, where the groups with these numbers lose units.
+def unit_cost(
+    groups: Groups, numbers: Mapping[Atom, int], kind: Literal["params", "flops", "bytes"]
+) -> UnitCost:
+    """The parameters, FLOPs or bytes of a model, where the groups with these numbers lose units.
 
     A conditional counts as the branch that is the most expensive with nothing pruned.
 
     Raises:
       ValueError: if the cost is not a known number, or is beyond 2^63.
     """
-    sizes = [0] * len(numbers)
-    for atom, number in numbers.items():
-        sizes[number] = atom.size
-    kept = _Kept(numbers)
-    if kind == "params":
-        found: Any = cost.parameters(groups.model, kept)  # type: ignore[arg-type]
+    kept: Any = _Kept(numbers)
+    if kind == "flops":
+        found = cost.flops(groups.model.frame, kept)
     else:
-        found = cost.flops(groups.model.frame, kept)  # type: ignore[arg-type]
-    terms = found.terms if isinstance(found, _Polynomial) else {(): found}
-    result = UnitCost(tuple(sizes), tuple(terms), tuple(terms.values()))
+        found = (cost.parameters if kind == "params" else cost.nbytes)(groups.model, kept)
+    result = _unit_cost(numbers, found)
     if result.whole >= _MOST:
         raise ValueError(
             f"`budget` {kind!r} is beyond 2^63 for these inputs. Find the groups with a smaller batch."
         )
     return result
+
+
+def part_costs(groups: Groups, numbers: Mapping[Atom, int]) -> dict[Hashable, UnitCost]:
+    """The same for each of `cost.parts`."""
+    kept: Any = _Kept(numbers)
+    return {key: _unit_cost(numbers, found) for key, found in cost.parts(groups.model.frame, kept).items()}
+
+
+def _unit_cost(numbers: Mapping[Atom, int], found: Any) -> UnitCost:
+    sizes = [0] * len(numbers)
+    for atom, number in numbers.items():
+        sizes[number] = atom.size
+    terms = _terms(found)
+    return UnitCost(tuple(sizes), tuple(terms), tuple(terms.values()))
 
 
 class _Polynomial:

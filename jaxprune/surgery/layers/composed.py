@@ -15,6 +15,7 @@ from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.inference.kept import composed_mask
 from jaxprune.surgery.inference.model import KeptAxes
 from jaxprune.surgery.planning.dimensions import Dimensions, joined
+from jaxprune.surgery.planning.full_tree import and_measured
 
 
 class _Plan(Protocol):
@@ -55,10 +56,12 @@ class ComposedPlan:
     Attributes:
       first: the plan for the full parameters.
       later: the plan for the parameters that `first.shrink` gives.
+      measured: how `jp.plan_to` met its target.
     """
 
     first: _Plan
     later: _Plan
+    measured: Any = None
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -122,7 +125,7 @@ class ComposedPlan:
         return composed(self, later)
 
     def __str__(self) -> str:
-        return f"{self.first}\n\nthen\n\n{self.later}"
+        return and_measured(f"{self.first}\n\nthen\n\n{self.later}", self.measured)
 
     __repr__ = __str__
 

@@ -24,7 +24,14 @@ from jaxprune.surgery.layers.composed import ComposedPlan, composed
 from jaxprune.surgery.layers.depth import depths, layers_left
 from jaxprune.surgery.layers.removed_leaves import without_leaves
 from jaxprune.surgery.planning.dimensions import Dimension, Dimensions
-from jaxprune.surgery.planning.full_tree import check_paths, check_tree, mask_tree, removed_text, shrink_tree
+from jaxprune.surgery.planning.full_tree import (
+    and_measured,
+    check_paths,
+    check_tree,
+    mask_tree,
+    removed_text,
+    shrink_tree,
+)
 from jaxprune.surgery.planning.optimizer import shrink_opt_state
 from jaxprune.tables import shape_text, table_text
 
@@ -44,6 +51,7 @@ class LayerPlan:
       kept: path -> a mask for each axis (bool, True = keep), or None where the whole axis is kept.
       gone: the paths of the parameters that nothing uses any more.
       tree: the full parameters, abstract.
+      measured: how `jp.plan_to` met its target; not part of the saved file.
     """
 
     removed: tuple[str, ...]
@@ -51,6 +59,7 @@ class LayerPlan:
     kept: KeptAxes = field(repr=False)
     gone: frozenset[str] = field(repr=False)
     tree: PyTree = field(repr=False)
+    measured: Any = field(default=None, repr=False)
 
     @property
     def small_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -261,7 +270,8 @@ class LayerPlan:
         ]
         table = table_text(("parameter", "shape", "small shape"), rows)
         layers = f"left out: {', '.join(self.removed) or 'nothing'}"
-        return f"{layers}\n\n{table}\n\n{removed_text(self.shapes, small)}"
+        text = f"{layers}\n\n{table}\n\n{removed_text(self.shapes, small)}"
+        return and_measured(text, self.measured)
 
     __repr__ = __str__
 

@@ -56,6 +56,11 @@ def removed_text(shapes: Shapes, small: Shapes) -> str:
     return f"{before:,} -> {after:,} parameters ({1 - after / max(before, 1):.1%} removed)"
 
 
+def and_measured(text: str, measured: Any) -> str:
+    """The text of a plan, and how it meets its target."""
+    return text if measured is None else f"{text}\n\n{measured}"
+
+
 def _of_arrays(params: PyTree, new: Callable[[str, Any], Any]) -> PyTree:
     paths, leaves, treedef = flatten_with_paths(params)
     pairs = zip(paths, leaves, strict=True)

@@ -17,7 +17,7 @@ from jaxprune.surgery.evaluation.verify import Verification, verify
 from jaxprune.surgery.inference.kept import composed_mask, small_shape
 from jaxprune.surgery.inference.model import KeptAxes, State
 from jaxprune.surgery.planning.dimensions import Dimensions, Factors, dimensions_of
-from jaxprune.surgery.planning.full_tree import check_tree, mask_tree, removed_text, shrink_tree
+from jaxprune.surgery.planning.full_tree import and_measured, check_tree, mask_tree, removed_text, shrink_tree
 from jaxprune.surgery.planning.optimizer import shrink_opt_state
 from jaxprune.surgery.planning.plan_file import read_plan, write_plan
 from jaxprune.tables import Row, folded, shape_text, table_text, times
@@ -35,6 +35,7 @@ class Plan:
       state: the `state` argument of `find_groups` for a recurrent state; not part of the saved file.
       inputs: shapes of the inputs that `find_groups` was given; not part of the saved file.
       factors: path -> for each axis the factors that it is made of; not part of the saved file.
+      measured: how `jp.plan_to` met its target; not part of the saved file.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -42,6 +43,7 @@ class Plan:
     state: State | None = field(default=None, repr=False)
     inputs: tuple[Any, ...] | None = field(default=None, repr=False)
     factors: Mapping[str, Sequence[Factors | None]] | None = field(default=None, repr=False)
+    measured: Any = field(default=None, repr=False)
 
     @property
     def small_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -296,7 +298,7 @@ class Plan:
         rows = folded(Row((path,), (shape_text(old), shape_text(new))) for path, old, new in changed)
         cells = [(times(row.paths[0], count), *row.cells) for row, count in rows]
         table = table_text(("parameter", "shape", "small shape"), cells)
-        return f"{table}\n\n{removed_text(self.shapes, small)}"
+        return and_measured(f"{table}\n\n{removed_text(self.shapes, small)}", self.measured)
 
     __repr__ = __str__
 
