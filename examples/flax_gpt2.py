@@ -12,9 +12,7 @@ import jaxprune as jp
 
 def build():
     model = FlaxGPT2LMHeadModel(GPT2Config(vocab_size=256, n_positions=64, n_embd=128, n_layer=4, n_head=4))
-    text = (
-        np.frombuffer(Path(__file__).read_bytes() * 4, np.uint8)[: 32 * 64].reshape(32, 64).astype(np.int32)
-    )
+    text = np.resize(np.frombuffer(Path(__file__).read_bytes(), np.uint8), (32, 64)).astype(np.int32)
 
     def fn(params, tokens):
         return model(tokens, jnp.ones_like(tokens), params=params).logits
