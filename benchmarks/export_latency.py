@@ -59,15 +59,19 @@ def contenders(name: str, folder: Path, threads: int) -> list[Contender]:
         found.append(Contender(name, title[-1].strip(), macs, runs))
         is_jax = isinstance(network.model, tuple)
         write = write_jax if is_jax else write_torch
-        sessions = []
+        files = []
         for which, model in (("dense", network.model), ("small", small.model)):
             path = folder / f"{name.split('/')[0]}-{title[0]}-{which}"
             file = path / "model.onnx"
             if not file.exists():
                 write(path, model)
-            sessions.append(file)
+            files.append(file)
         of_onnx = {
-            batch: tuple(in_onnx(file, batch, is_jax, threads) for file in sessions) for batch in BATCHES
+            batch: (
+                in_onnx(files[0], batch, is_jax, threads),
+                in_onnx(files[1], batch, is_jax, threads),
+            )
+            for batch in BATCHES
         }
         found.append(
             Contender(name, f"ONNX Runtime, {'jp.export' if is_jax else 'torch.onnx'}", macs, of_onnx)
@@ -91,7 +95,9 @@ def write_torch(folder: Path, model: Any) -> None:
     folder.mkdir(parents=True)
     x = torch.ones(2, 3, SIDE, SIDE)
     with torch.no_grad():
-        program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("b")},))
+        program: Any = torch.onnx.export(
+            model, (x,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("b")},)
+        )
     program.save(folder / "model.onnx")
 
 
