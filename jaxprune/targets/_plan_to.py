@@ -118,7 +118,7 @@ def plan_to(
     )
     with_errors = has_units and (branches is not None or (scope == "global" and normalize is not None))
     if target == "latency" or with_errors or (branches is not None and layer_score is None):
-        check_concrete(inputs)
+        check_concrete(weights, inputs)
     runtime_or_none = runtime if target == "latency" else None
     networks = Networks((fn, weights), inputs, runtime_or_none, batch, seconds, with_errors)
     search = Search(

@@ -149,13 +149,15 @@ def at_batch(inputs: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
     return jax.tree.map(resized, inputs)
 
 
-def check_concrete(inputs: tuple[Any, ...]) -> None:
-    """Raises ValueError if an input has no values."""
-    for path, leaf in zip(*flatten_with_paths(inputs)[:2], strict=True):
-        if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
-            raise ValueError(
-                f"`inputs` must be arrays, since the networks are run on them, got {type(leaf).__name__} at {path!r}."
-            )
+def check_concrete(params: PyTree, inputs: tuple[Any, ...]) -> None:
+    """Raises ValueError if a parameter or an input has no values."""
+    for what, tree in (("params", params), ("inputs", inputs)):
+        for path, leaf in zip(*flatten_with_paths(tree)[:2], strict=True):
+            if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
+                raise ValueError(
+                    f"`{what}` must be arrays with values, since networks are run with them, got "
+                    f"{type(leaf).__name__} at {path!r}. Plan outside of jit."
+                )
 
 
 def _compiled(fn: Callable, params: PyTree, inputs: tuple[Any, ...]) -> Callable[[], list[jax.Array]]:

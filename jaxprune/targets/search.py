@@ -54,7 +54,8 @@ class Candidate(NamedTuple):
         sizes = self.stage.units.sizes
         of_free = sorted({(n, k) for n, k in zip(sizes, self.kept, strict=True) if n != k})
         widths = ", ".join(f"{k} of {n}" for n, k in of_free[:3]) + (", ..." if len(of_free) > 3 else "")
-        layers = f"without {len(self.stage.layers.removed)} layers" if self.stage.layers else ""
+        gone = len(self.stage.layers.removed) if self.stage.layers else 0
+        layers = f"without {gone} layer{'s' * (gone > 1)}" if gone else ""
         return "; ".join(filter(None, (layers, widths))) or "dense"
 
     def made(self) -> tuple[Any, Network]:
@@ -159,10 +160,13 @@ class Search:
 
     @cached_property
     def weights(self) -> dict[str, float] | None:
-        """How much groups of the full model matter, by name; None if scores say it."""
+        """How much groups of the full model matter, by name; None if scores say it.
+
+        Where no error tells groups apart, they matter as much as they cost, and lose equal shares.
+        """
         if not self._is_weighted:
             return None
-        units, found = self.full.units, {}
+        units, found, neutral = self.full.units, {}, {}
         for groups in self._kinds:
             row = list(units.sizes)
             lost = 0.0
@@ -171,11 +175,14 @@ class Search:
                 lost += _lost(units.scores[group], units.sizes[group] - row[group])
             measured = self.table.get(tuple(row))
             error = None if measured is None else measured.error
-            weight = error / lost if error is not None and lost > 0 else 0.0
-            found.update({units.groups.groups[group].name: weight for group in groups})
+            saved = self._cost(units).saved(units.sizes, {g: units.sizes[g] - row[g] for g in groups})
+            for group in groups:
+                name = units.groups.groups[group].name
+                found[name] = error / lost if error is not None and lost > 0 else 0.0
+                neutral[name] = float(saved) / lost if lost > 0 else float(saved)
         known = [weight for weight in found.values() if 0 < weight < np.inf]
         if not known:
-            return dict.fromkeys(found, 1.0)
+            return neutral
         return {name: float(np.clip(w, 1e-6 * max(known), max(known))) for name, w in found.items()}
 
     @property
