@@ -198,6 +198,18 @@ def test_layers_that_differ_have_no_one_size():
     assert dimensions["layers/*/attn/q[1]"] == Dimension((8,), (8,))
     with pytest.raises(KeyError, match=r"has no one size: 16 in layers/0/mlp/up\[1\], 15 in .*`alike`"):
         dimensions["layers/*/mlp/up[1]"]
+
+
+def test_every_name_that_iteration_gives_has_a_size():
+    """Two of three layers keep the same number: one row of the table, but no one size for all."""
+    fn, params = branch_models.language_model(branch_models.pre_norm, lambda f: f), branch_models.listed()
+    groups = jp.find_groups(fn, params, branch_models.IDS)
+    plan = plan_units(groups, {f"layers/{i}/mlp/down[0]": np.arange(16) >= max(i, 1) for i in range(3)})
+    dimensions = plan.dimensions()
+    sizes = {name: dimension.new for name, dimension in dimensions.items() if "mlp" in name}
+    assert len(dict(dimensions)) == len(dimensions)
+    assert sizes == {f"layers/{i}/mlp/down[0]": n for i, n in enumerate((15, 15, 14))}
+    assert "layers/*/mlp/down[0] x 2" in str(dimensions)
     with pytest.raises(KeyError, match=r"no dimension 'layers/\*/mlp'. There are: embedding\[1\]"):
         dimensions["layers/*/mlp"]
     assert "layers/*/mlp/up[1]" not in dimensions

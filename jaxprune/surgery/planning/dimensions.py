@@ -47,7 +47,8 @@ class Dimension(NamedTuple):
 class Dimensions(Mapping):
     """The sizes of the axes that units may be removed from, and the numbers of layers; it prints as a table.
 
-    It is a mapping from the names in the table's first column. `dimensions["layers/*/mlp/up/kernel[1]"]` gives the
+    It is a mapping from the names in the table's first column; where only some of the layers keep the same number, from
+    the names of their axes. `dimensions["layers/*/mlp/up/kernel[1]"]` gives the
     `Dimension` of any axis (`.before`, `.after`, and as whole numbers `.old`, `.new`), with `*` for all layers.
 
     Attributes:
@@ -78,25 +79,27 @@ class Dimensions(Mapping):
 
     def __iter__(self) -> Iterator[str]:
         yield from self.layers
-        for row, _ in self._rows():
-            yield row.paths[0]
+        for row, axes in self._rows():
+            matches = starred_name(row.paths[0]).fullmatch
+            sizes = {dimension for axis, dimension in self.axes.items() if matches(axis)}
+            yield from (row.paths[0],) if len(sizes) == 1 else axes
 
     def __len__(self) -> int:
-        return len(self.layers) + len(self._rows())
+        return sum(1 for _ in self)
 
-    def _rows(self) -> list[tuple[Row, int]]:
-        """The axes with the same units in one row, those of repeated layers too."""
+    def _rows(self) -> list[tuple[Row, list[str]]]:
+        """The axes with the same units in one row, those of repeated layers too; and the first axis of each layer."""
         of: dict[Any, list[str]] = {}
         for axis in self.axes:
             of.setdefault(self.together.get(axis, axis), []).append(axis)
         rows = [Row(tuple(axes), tuple(map(_text, self.axes[axes[0]]))) for axes in of.values()]
-        return [(row, len(places)) for row, places in folded_places(rows, repeats=2)]
+        return [(row, [rows[i].paths[0] for i in places]) for row, places in folded_places(rows, repeats=2)]
 
     def __str__(self) -> str:
         cells = [(stack, *map(_text, number), "layers") for stack, number in self.layers.items()]
-        for row, count in self._rows():
+        for row, axes in self._rows():
             name, *others = row.paths
-            cells.append((times(name, count), *row.cells, listed(others, 6)))
+            cells.append((times(name, len(axes)), *row.cells, listed(others, 6)))
         return table_text(("axis", "before", "after", "the same in"), cells, numbers=("before", "after"))
 
     __repr__ = __str__
