@@ -82,7 +82,7 @@ def plan_to(
       round_to: the number of kept units of a group is a multiple of this. None means 1, and for a latency 8 in groups
         of at least 64 units.
       minimum, exclude, only, alike: as for `plan_removal`.
-      seconds: for which each network is timed.
+      seconds: for which each network, and the dense one beside it, is timed; more where the times differ.
 
     Returns:
       The plan. `plan.measured` tells what was measured, and printing the plan shows it. If the costs of units are too

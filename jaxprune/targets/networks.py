@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.delivery.flat_model import flat_model
-from jaxprune.delivery.latency import shortest_times
+from jaxprune.delivery.latency import relative_time
 from jaxprune.delivery.onnx_model import check_installed, run_onnx, write_onnx
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
@@ -20,7 +20,6 @@ from jaxprune.targets.measured import Measurement
 
 Network = tuple[Callable, PyTree]  # a function and its parameters
 Clock = Callable[[Callable, PyTree, tuple[Any, ...]], float]
-_DENSE = ""
 
 
 class _Runs(NamedTuple):
@@ -41,7 +40,7 @@ class Networks:
 
     Attributes:
       table: all that was measured.
-      dense_seconds: the latest latency of the dense network.
+      dense_seconds: the shortest latency of the dense network.
       compilations: of networks.
     """
 
@@ -75,27 +74,22 @@ class Networks:
         return runtime if self.batch is None else f"{runtime}, batch {self.batch}"
 
     def measure(self, networks: Mapping[str, Network]) -> dict[str, Measurement]:
-        """Runs networks, which take turns with the dense one."""
+        """Runs networks, each in turns with the dense one."""
         if self._dense is None:
             self._dense = self._made(self.dense)
             self._outputs = _floats(self._dense.outputs()) if self._dense.outputs else []
         made = {name: self._made(network) for name, network in networks.items()}
         errors = {name: self._error(runs) for name, runs in made.items()}
-        times: Mapping[str, float] = {}
+        ratios: dict[str, float] = {}
         if callable(self.runtime):
-            seconds = {
-                name: _checked(self.runtime(*net, self._timed_inputs)) for name, net in networks.items()
-            }
-            times = {_DENSE: _checked(self.runtime(*self.dense, self._timed_inputs)), **seconds}
+            self.dense_seconds = _checked(self.runtime(*self.dense, self._timed_inputs))
+            for name, network in networks.items():
+                ratios[name] = _checked(self.runtime(*network, self._timed_inputs)) / self.dense_seconds
         elif self.runtime:
-            timed = {_DENSE: self._dense.timed, **{name: runs.timed for name, runs in made.items()}}
-            times = shortest_times(timed, self.seconds)
-        if times:
-            self.dense_seconds = times[_DENSE]
-        found = {
-            name: Measurement(name, times[name] / times[_DENSE] if times else None, error)
-            for name, error in errors.items()
-        }
+            for name, runs in made.items():
+                ratios[name], seconds = relative_time(runs.timed, self._dense.timed, self.seconds)
+                self.dense_seconds = min(seconds, self.dense_seconds or seconds)
+        found = {name: Measurement(name, ratios.get(name), error) for name, error in errors.items()}
         self.table.extend(found.values())
         return found
 
