@@ -217,9 +217,10 @@ def _product(sizes: Any) -> Any:
 
 
 def _pad(eqn: JaxprEqn, operand: Any, fill: Any) -> Any:
-    """A padding with neither gaps nor cuts as a concatenation: the converter's own knows no symbolic sizes."""
+    """A padding of symbolic sizes, with neither gaps nor cuts, as a concatenation: the converter's own knows none."""
     config = eqn.params["padding_config"]
-    if any(low < 0 or high < 0 or inner for low, high, inner in config):
+    is_known = all(isinstance(size, int) for size in operand.shape)
+    if is_known or any(low < 0 or high < 0 or inner for low, high, inner in config):
         return bind(eqn, [operand, fill])[0]
     for axis, (low, high, _) in enumerate(config):
         sides = [
