@@ -302,3 +302,34 @@ def test_latencies_are_told_for_both_models_and_each_batch(tmp_path):
     done = jp.export(tmp_path / "out", fn, params, x, reference=(fn, params), **options)
     assert [(e["runtime"], e["batch"]) for e in done.report["latency"]] == [("JAX", 1), ("JAX", 5)]
     assert all(e["dense"] > 0 and e["exported"] > 0 for e in done.report["latency"])
+
+
+def stacked(params, x):
+    """Residual layers in a scan."""
+    x, _ = jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w["up"]) @ w["down"], None), x, params["layers"])
+    return x @ params["out"]
+
+
+def listed(params, x):
+    for layer in params["layers"]:
+        x = x + jnp.tanh(x @ layer["up"]) @ layer["down"]
+    return x @ params["out"]
+
+
+@pytest.mark.parametrize("fn", [listed, stacked])
+def test_layers_that_are_left_out_leave_the_batch_free(tmp_path, fn):
+    keys = jax.random.split(jax.random.key(0), 6)
+    layers = [
+        {"up": jax.random.normal(a, (4, 8)), "down": jax.random.normal(b, (8, 4))}
+        for a, b in zip(keys[:3], keys[3:], strict=True)
+    ]
+    if fn is stacked:
+        layers = jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
+    params = {"layers": layers, "out": jnp.ones((4, 2))}
+    x = jax.random.normal(keys[0], (5, 4))
+    plan = jp.plan_layers(jp.find_branches(fn, params, x), params, number=1)
+    done = jp.export(
+        tmp_path / "out", fn, params, x, plan=plan, formats=("stablehlo", "safetensors"), latency_batches=()
+    )
+    assert done.report["outputs"][0]["shape"] == ["b", 2]
+    assert done.report["errors"]["stablehlo"]["relative"] < 1e-5

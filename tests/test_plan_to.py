@@ -117,7 +117,7 @@ def test_other_targets_are_exact_and_no_unit_too_many_goes(target, scope, normal
             "bytes": sum(leaf.nbytes for leaf in leaves),
         }[target]
 
-    plan = jp.plan_to(groups, fn, params, X, scope=scope, normalize=normalize, **{target: 0.5})
+    plan = jp.plan_to(groups, fn, params, X, scope=scope, normalize=normalize, round_to=1, **{target: 0.5})
     small = plan.shrink(params)
     assert plan.measured.reached == pytest.approx(cost(small) / cost(params), abs=1e-12)
     assert plan.measured.small == cost(small) and plan.measured.dense == cost(params)
@@ -162,7 +162,7 @@ def test_scores_that_are_damages_make_a_knapsack():
         {by_path["cheap"]: np.array([2.0, 5.0, 9.0]), by_path["dear"]: np.array([4.0, 6.0, 50.0])}
     )
     # Costs 2 and 5. Damage over cost: cheap 1, 2.5, 4.5 and dear 0.8, 1.2, 10: dear, cheap, dear, cheap.
-    choice = Choice.of(groups, (), None, (), 1, None, False)
+    choice = Choice.of(groups, (), None, (), 1, 1)
     units = choice.units(groups, params, score)
     found = unit_cost(groups, units.numbers, "params")
     terms = dict(zip(found.factors, found.coefficients, strict=True))
@@ -174,7 +174,7 @@ def test_scores_that_are_damages_make_a_knapsack():
 def test_one_share_of_all_groups():
     params = layers_of(jax.random.key(1))
     groups = jp.find_groups(fn, params, X)
-    units = Choice.of(groups, "in", None, (), 2, 4, False).units(groups, params, None)
+    units = Choice.of(groups, "in", None, (), 2, 4).units(groups, params, None)
     path = uniform_path(units)
     hidden = [i for i, group in enumerate(groups) if group.size > 8]
     shares = path[:, hidden] / np.array(units.sizes)[hidden]
@@ -187,7 +187,7 @@ def test_seconds_of_products_are_found():
     """Two kinds of products, one ten times as slow for its FLOPs, and a constant."""
     params = layers_of(jax.random.key(1), depth=2, width=32)
     groups = jp.find_groups(fn, params, X)
-    units = Choice.of(groups, "in", None, (), 1, None, False).units(groups, params, None)
+    units = Choice.of(groups, "in", None, (), 1, 1).units(groups, params, None)
     parts = part_costs(groups, units.numbers)
 
     def truth(kept):
@@ -236,6 +236,16 @@ def test_branches_alone_lose_as_few_layers_as_needed():
     plan = jp.plan_to(branches, fn, params, X, latency=0.8, score=score, runtime=clock)
     assert plan.removed == ("layer_1",)
     assert plan.measured.reached == pytest.approx(size(plan.shrink(params)) / size(params))
+
+
+def test_large_groups_keep_multiples_of_eight_unless_told_otherwise():
+    params = layers_of(jax.random.key(4), depth=3)
+    groups = jp.find_groups(fn, params, X)
+    plan = jp.plan_to(groups, fn, params, X, params=0.7, exclude="in", scope="local")
+    assert [plan.small_shapes[f"layer_{i}/up"][1] % 8 for i in (1, 2)] == [0, 0]
+    assert plan.small_shapes["layer_0/up"][1] % 8  # a group of 16
+    plan = jp.plan_to(groups, fn, params, X, params=0.7, exclude="in", scope="local", round_to=5)
+    assert [plan.small_shapes[f"layer_{i}/up"][1] % 5 for i in range(3)] == [0, 0, 0]
 
 
 def test_alike_groups_keep_the_same_number_of_units():
@@ -313,7 +323,7 @@ def test_where_nothing_tells_groups_apart_all_matter_alike():
     groups = jp.find_groups(fn, params, X)
     zero = jp.surgery.UnitScores({group.name: np.zeros(group.size) for group in groups})
     for x, score in ((0 * X, None), (jnp.nan * X, None), (X, zero)):
-        plan = jp.plan_to(groups, fn, params, x, params=0.5, score=score, exclude="in")
+        plan = jp.plan_to(groups, fn, params, x, params=0.5, score=score, exclude="in", round_to=1)
         small = plan.small_shapes
         assert 0.4 < plan.measured.reached <= 0.5
         assert score is not None or small["layer_0/up"][1] == pytest.approx(small["layer_1/up"][1] / 2, abs=2)

@@ -66,7 +66,8 @@ class ShrinkOptions(ExportOptions):
     repeated layers."""
 
     round_to: int | None = None
-    """The number of kept units of a group is a multiple of this. Default: 1; for --latency 8 in large groups."""
+    """The number of kept units of a group is a multiple of this. Default: 8 in groups of at least 32 units, since odd
+    widths can be slower than the dense one, and 1 in the others; 1 with --units."""
 
     minimum: int = 1
     """Least number of units that each group keeps."""

@@ -219,10 +219,10 @@ class _Files:
     def signature(self) -> dict[str, Any]:
         model, (inputs, outputs) = self.model, self.cases[0]
         ins = zip(model.input_names, model.dims, inputs, strict=True)
-        outs = zip(model.output_names, outputs, strict=True)
+        outs = zip(model.output_names, model.output_dims(), outputs, strict=True)
         return {
-            "inputs": [{"name": n, "shape": list(dims), "dtype": str(x.dtype)} for n, dims, x in ins],
-            "outputs": [{"name": n, "shape": list(x.shape), "dtype": str(x.dtype)} for n, x in outs],
+            name: [{"name": n, "shape": list(dims), "dtype": str(x.dtype)} for n, dims, x in arrays]
+            for name, arrays in (("inputs", ins), ("outputs", outs))
         }
 
     def _check(self, name: str, run: Callable[..., Sequence[Any]]) -> None:

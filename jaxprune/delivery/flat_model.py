@@ -64,6 +64,15 @@ class FlatModel:
             found.append(x)
         return tuple(found)
 
+    def output_dims(self) -> tuple[Dims, ...]:
+        """Sizes of each output, as a text where they follow from sizes that may vary."""
+        weights = [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in self.weights.values()]
+        try:
+            outputs = jax.eval_shape(self.call, weights, list(self.specs))
+        except Exception:  # a function that no symbolic size goes through; its formats say so
+            outputs = jax.eval_shape(self.call, weights, list(self.inputs))
+        return tuple(tuple(n if isinstance(n, int) else str(n) for n in x.shape) for x in outputs)
+
     def elsewhere(self) -> tuple[np.ndarray, ...] | None:
         """The example at other sizes; None if all sizes are fixed."""
         new = {name: size - 1 for name, size in self.sizes.items() if size > 1 and not self.constrained}

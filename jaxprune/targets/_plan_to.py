@@ -79,8 +79,8 @@ def plan_to(
       runtime: where latency is measured: "jax", "onnx" (ONNX Runtime, needs `jaxprune[export]`), or a function
         `(fn, params, inputs) -> seconds`, of another machine for example.
       tolerance: how far the latency may be from the one asked for, relative to it.
-      round_to: the number of kept units of a group is a multiple of this. None means 1, and for a latency 8 in groups
-        of at least 64 units.
+      round_to: the number of kept units of a group is a multiple of this. None means 8 in groups of at least 32 units
+        (odd widths can be slower than the dense one), and 1 in the others.
       minimum, exclude, only, alike: as for `plan_removal`.
       seconds: for which each network, and the dense one beside it, is timed; more where the times differ.
 
@@ -113,9 +113,7 @@ def plan_to(
     all_groups, has_units, branches = parts_of(groups, fn, weights, inputs)
     if not has_units and layer_score is None:
         score, layer_score = None, score  # type: ignore[assignment]
-    choice = Choice.of(
-        all_groups, exclude, only if has_units else (), alike, minimum, round_to, target == "latency"
-    )
+    choice = Choice.of(all_groups, exclude, only if has_units else (), alike, minimum, round_to)
     with_errors = has_units and (branches is not None or (scope == "global" and normalize is not None))
     if target == "latency" or with_errors or (branches is not None and layer_score is None):
         check_concrete(weights, inputs)

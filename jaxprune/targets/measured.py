@@ -31,7 +31,7 @@ class Measured(NamedTuple):
       asked, reached: the share of the dense model's.
       dense, small: the amounts: seconds, FLOPs, parameters or bytes.
       where: the runtime and the batch of a latency.
-      compilations: how many networks were compiled.
+      compilations: of networks; one whose latency and whose outputs are needed may take two.
       table: the networks that were run, in order.
     """
 
@@ -52,7 +52,11 @@ class Measured(NamedTuple):
         where = f" in {self.where}" if self.where else ""
         line = f"{self.target}{where}: {self.reached:.3f} of the dense model's ({amounts}; asked: {self.asked:g})"
         if self.compilations:
-            line += f", {self.compilations} networks compiled"
+            line += f", {self.compilations} compilations"
+        if self.reached < 0.95 * self.asked:
+            line += (
+                "; no plan in between, since units are removed together and widths are multiples (`round_to`)"
+            )
         if not self.table:
             return line
         rows = [

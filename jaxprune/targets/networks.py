@@ -56,7 +56,7 @@ class Networks:
         if runtime == "onnx":
             check_installed()
         self.dense, self.inputs = dense, inputs
-        self.runtime, self.batch, self.seconds = runtime, batch, seconds
+        self.runtime, self.seconds = runtime, seconds
         self.with_errors = with_errors
         self.table: list[Measurement] = []
         self.dense_seconds = 0.0
@@ -71,7 +71,8 @@ class Networks:
         runtime = {"jax": f"JAX ({jax.default_backend()})", "onnx": "ONNX Runtime"}.get(
             str(self.runtime), getattr(self.runtime, "__name__", "the given runtime")
         )
-        return runtime if self.batch is None else f"{runtime}, batch {self.batch}"
+        sizes = {x.shape[0] for x in jax.tree.leaves(self._timed_inputs) if is_array_leaf(x) and x.ndim}
+        return f"{runtime}, batch {min(sizes)}" if len(sizes) == 1 else runtime
 
     def measure(self, networks: Mapping[str, Network]) -> dict[str, Measurement]:
         """Runs networks, each in turns with the dense one."""

@@ -53,7 +53,9 @@ class Candidate(NamedTuple):
         """How it was made small."""
         sizes = self.stage.units.sizes
         of_free = sorted({(n, k) for n, k in zip(sizes, self.kept, strict=True) if n != k})
-        widths = ", ".join(f"{k} of {n}" for n, k in of_free[:3]) + (", ..." if len(of_free) > 3 else "")
+        widths = ", ".join(f"{k} of {n}" for n, k in of_free[:3])
+        if len(of_free) > 3:
+            widths += f", ... ({sum(self.kept)} of {sum(sizes)} units)"
         gone = len(self.stage.layers.removed) if self.stage.layers else 0
         layers = f"without {gone} layer{'s' * (gone > 1)}" if gone else ""
         return "; ".join(filter(None, (layers, widths))) or "dense"

@@ -17,7 +17,7 @@ from jaxprune.surgery.planning.removal import excluded, plan_units
 from jaxprune.surgery.scores import UnitScores, l2_scores, unit_scores
 from jaxprune.surgery.unit_cost import unit_cost
 
-ROUNDED = 64  # a group of so many units keeps a multiple of 8, so that vectors are full
+ROUNDED = 32  # a group of so many units keeps a multiple of 8, so that vectors are full
 _WIDTH = 8
 
 
@@ -100,18 +100,11 @@ class Choice:
         alike: Alike,
         minimum: int,
         round_to: int | None,
-        rounded: bool,
     ) -> Choice:
-        """What the arguments say of all groups.
-
-        Args:
-          rounded: whether large groups keep multiples of 8 where `round_to` is None.
-        """
+        """What the arguments say of all groups; where `round_to` is None, large ones keep multiples of 8."""
         fixed = dict.fromkeys(excluded(groups, exclude, only), 0.0)
         sets = alike_sets(groups, alike, fixed)
-        steps = {
-            group.name: round_to or (_WIDTH if rounded and group.size >= ROUNDED else 1) for group in groups
-        }
+        steps = {group.name: round_to or (_WIDTH if group.size >= ROUNDED else 1) for group in groups}
         return Choice(groups, frozenset(set(groups.keys()) - set(fixed)), sets, minimum, steps)
 
     def units(self, groups: Groups, params: PyTree, score: Any) -> Units:

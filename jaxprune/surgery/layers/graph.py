@@ -190,10 +190,15 @@ def inlined(
     return walk(jaxpr, consts, ins, lambda literal: LITERAL, equation)
 
 
+def _size(dim: Any) -> int:
+    """A dimension; a symbolic one counts once."""
+    return dim if isinstance(dim, int) else 1
+
+
 def _flops(eqn: JaxprEqn) -> int:
     if eqn.primitive.name in PRODUCTS:
         left, right = map(shape_of, eqn.invars[:2])
-        return product_flops(eqn, left, right, shape_of(eqn.outvars[0]))
+        return product_flops(eqn, left, right, shape_of(eqn.outvars[0]), _size)
     bodies = bodies_of(eqn)
     if not bodies:
         return 0
