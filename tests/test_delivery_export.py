@@ -304,6 +304,27 @@ def test_latencies_are_told_for_both_models_and_each_batch(tmp_path):
     assert all(e["dense"] > 0 and e["exported"] > 0 for e in done.report["latency"])
 
 
+def test_a_report_compares_only_where_there_is_a_dense_model(tmp_path):
+    fn, params, x = model()
+    alone = jp.export(tmp_path / "alone", fn, params, x, **PLAIN)
+    beside = jp.export(tmp_path / "beside", fn, params, x, reference=(fn, params), **PLAIN)
+    assert "|  | exported |" in str(alone) and "dense" not in str(alone)
+    assert "|  | dense | exported | share |" in str(beside) and "100.0%" in str(beside)
+
+
+def test_load_py_says_which_package_is_missing(tmp_path):
+    fn, params, x = model()
+    jp.export(tmp_path / "out", fn, params, x, **PLAIN)
+    code = (
+        "import sys, runpy; sys.modules['onnxruntime'] = None; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out" / "load.py"), "onnx"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "model.onnx needs the package onnxruntime: pip install onnxruntime"
+
+
 def stacked(params, x):
     """Residual layers in a scan."""
     x, _ = jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w["up"]) @ w["down"], None), x, params["layers"])

@@ -95,7 +95,7 @@ def _sizes(report: Mapping[str, Any]) -> str:
         rows.append((title, "–" if dense is None else f"{dense:,}", f"{small:,}", share))
     rows.append(("that are not zero", "", f"{report['parameters']['nonzero']:,}", ""))
     files = [(f"`{name}`", f"{size:,}") for name, size in report["files"].items()]
-    return _table(("", "dense", "exported", "share"), rows) + "\n\n" + _table(("file", "bytes"), files)
+    return _compared(("", "dense", "exported", "share"), rows) + "\n\n" + _table(("file", "bytes"), files)
 
 
 def _latency(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -105,7 +105,7 @@ def _latency(entries: Sequence[Mapping[str, Any]]) -> str:
         times = ["–" if t is None else f"{t * 1e3:.3g} ms" for t in (dense, small)]
         share = "" if dense is None or not small else f"{dense / small:.2f}x"
         rows.append((entry["runtime"], str(entry["batch"]), *times, share))
-    return _table(("", "batch", "dense", "exported", "faster"), rows)
+    return _compared(("", "batch", "dense", "exported", "faster"), rows)
 
 
 def _removed(report: Mapping[str, Any]) -> str:
@@ -128,6 +128,15 @@ def _removed(report: Mapping[str, Any]) -> str:
             f"The plan removes {gone:,} parameters.\n\n" + _table(("parameter", "shape", "small shape"), rows)
         )
     return "\n\n".join(parts)
+
+
+def _compared(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The table, without what compares the model to a dense one where there is none."""
+    place = heads.index("dense")
+    if any(row[place] not in ("", "–") for row in rows):
+        return _table(heads, rows)
+    kept = [i for i in range(len(heads) - 1) if i != place]
+    return _table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -83,7 +83,10 @@ def main(way=None):
         return
     report, example = json.loads((HERE / "report.json").read_text()), read(HERE / "example.safetensors")
     names = [x["name"] for x in report["inputs"]]
-    outputs = {"onnx": onnx, "stablehlo": stablehlo}[way](names, [example[name] for name in names])
+    try:
+        outputs = {"onnx": onnx, "stablehlo": stablehlo}[way](names, [example[name] for name in names])
+    except ModuleNotFoundError as error:
+        sys.exit(f"model.{way} needs the package {error.name}: pip install {error.name}")
     for x, found in zip(report["outputs"], outputs, strict=True):
         found, wanted = np.asarray(found), example[x["name"]]
         error = np.abs(found.astype("c16") - wanted.astype("c16")).max(initial=0)
