@@ -78,7 +78,7 @@ def test_a_disk_that_takes_nothing_is_told_and_leaves_no_folder(capsys, tmp_path
         claimed(Settings(out=str(tmp_path / "a"))),
     ):
         pass
-    monkeypatch.setattr("jaxprune.commands.claim._locked", full)
+    monkeypatch.setattr("jaxprune.commands.claim.locked", full)
     assert "can't be used: No space left on device" in line(capsys, "imp", "--out", str(tmp_path / "b" / "c"))
     assert [p.name for p in tmp_path.iterdir()] == []
 
