@@ -1,4 +1,4 @@
-"""Latencies: the shortest of several runs, which take turns."""
+"""Latencies of runs that take turns: the shortest ones, and the ratio of two."""
 
 from __future__ import annotations
 
@@ -9,29 +9,21 @@ from typing import Any
 
 _ROUNDS = 4
 _MOST_ROUNDS = 40
-_STEADY = 3
 _CHANGE = 0.01
 _ERROR_OF_SPREAD = 1.4826 * 1.2533  # of a median, for the median distance from it; times 1 / sqrt(n)
 
 
 def shortest_times(runs: Mapping[str, Callable[[], Any]], seconds: float = 0.2) -> dict[str, float]:
-    """Shortest time of each run in seconds; each takes about `seconds` in four turns, and more if they differ.
+    """Shortest time of each run in seconds; each takes about `seconds` in all, and at least four runs.
 
-    On a shared machine the shortest time is the one that is disturbed least: turns are added until three of them
-    made no time shorter by more than 1 %, or there were 40. Runs that are shorter than a turn are timed together:
-    the shortest single one of many is a matter of luck.
+    On a shared machine the shortest time is the one that is disturbed least. Runs that are shorter than a turn are
+    timed together: the shortest single one of many is a matter of luck.
     """
     best = dict.fromkeys(runs, float("inf"))
     numbers = {name: _number(run, seconds) for name, run in runs.items()}
-    steady = 0
-    for turn in range(_MOST_ROUNDS):
-        before = dict(best)
+    for _ in range(_ROUNDS):
         for name, run in runs.items():
             best[name] = min(best[name], _time(run, numbers[name]) / numbers[name])
-        is_steady = all(best[name] >= (1 - _CHANGE) * before[name] for name in runs)
-        steady = steady + 1 if is_steady else 0
-        if turn + 1 >= _ROUNDS and steady >= _STEADY:
-            break
     return best
 
 

@@ -17,6 +17,7 @@ from jaxprune.delivery.onnx_model import check_installed, run_onnx, write_onnx
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.targets.measured import Measurement
+from jaxprune.tree_nodes import split_leaves
 
 Network = tuple[Callable, PyTree]  # a function and its parameters
 Clock = Callable[[Callable, PyTree, tuple[Any, ...]], float]
@@ -157,16 +158,12 @@ def check_concrete(params: PyTree, inputs: tuple[Any, ...]) -> None:
 
 def _compiled(fn: Callable, params: PyTree, inputs: tuple[Any, ...]) -> Callable[[], list[jax.Array]]:
     """Runs a network on its inputs; leaves that are no arrays stay what they are."""
-    leaves, treedef = jax.tree.flatten((params, inputs))
-    places = [i for i, leaf in enumerate(leaves) if is_array_leaf(leaf)]
-    arrays = [jnp.asarray(leaves[i]) for i in places]
+    found, join = split_leaves((params, inputs), is_array_leaf)
+    arrays = [jnp.asarray(x) for x in found]
 
     @jax.jit
     def run(arrays: Sequence[Any]) -> Any:
-        full = list(leaves)
-        for i, x in zip(places, arrays, strict=True):
-            full[i] = x
-        params, inputs = jax.tree.unflatten(treedef, full)
+        params, inputs = join(arrays)
         return [x for x in jax.tree.leaves(fn(params, *inputs)) if is_array_leaf(x)]
 
     return lambda: jax.block_until_ready(run(arrays))

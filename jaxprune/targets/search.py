@@ -14,7 +14,7 @@ from jaxprune.surgery import LayerPlan, find_groups, plan_layers
 from jaxprune.surgery.layers import Branches, block_influence
 from jaxprune.surgery.planning.budget import count
 from jaxprune.surgery.scores import UnitScores
-from jaxprune.surgery.unit_cost import part_costs, unit_cost
+from jaxprune.surgery.unit_cost import unit_cost
 from jaxprune.targets.costs import Cost
 from jaxprune.targets.latency_model import Seconds, fit, latency_cost
 from jaxprune.targets.measured import Measured, Measurement
@@ -118,7 +118,7 @@ class Search:
 
     def _cost(self, units: Units) -> Cost:
         if self.target == "latency":
-            return latency_cost(units.sizes, part_costs(units.groups, units.numbers), self.seconds)
+            return latency_cost(units.sizes, units.parts, self.seconds)
         found = unit_cost(units.groups, units.numbers, self.target)  # type: ignore[arg-type]
         return Cost(found.sizes, dict(zip(found.factors, found.coefficients, strict=True)))
 
@@ -130,12 +130,10 @@ class Search:
         units = self.full.units
         kept: dict[tuple[int, ...], str] = {}
         for groups in self._kinds if self._is_weighted or self.target == "latency" else ():
-            row = list(units.sizes)
-            for group in groups:
-                row[group] = units.allowed(group, units.sizes[group] // 2)
+            row = units.halved(groups)
             names = [units.groups.groups[group].name for group in groups]
             several = f" ({len(names)} groups)" if len(names) > 1 else ""
-            kept.setdefault(tuple(row), f"{names[0]}{several}: {row[groups[0]]} of {units.sizes[groups[0]]}")
+            kept.setdefault(row, f"{names[0]}{several}: {row[groups[0]]} of {units.sizes[groups[0]]}")
         for share in _SHARES if self.target == "latency" and self.choice.free else ():
             row = list(units.sizes)
             for groups in units.sets:
@@ -155,7 +153,7 @@ class Search:
         units = self.full.units
         rows = [units.sizes, *self.table]
         return fit(
-            part_costs(units.groups, units.numbers),
+            units.parts,
             rows,
             [1.0, *(float(found.latency or 1.0) for found in self.table.values())],
         )
@@ -169,15 +167,14 @@ class Search:
         if not self._is_weighted:
             return None
         units, found, neutral = self.full.units, {}, {}
+        cost = self._cost(units)
         for groups in self._kinds:
-            row = list(units.sizes)
-            lost = 0.0
-            for group in groups:
-                row[group] = units.allowed(group, units.sizes[group] // 2)
-                lost += _lost(units.scores[group], units.sizes[group] - row[group])
-            measured = self.table.get(tuple(row))
+            row = units.halved(groups)
+            removed = {group: units.sizes[group] - row[group] for group in groups}
+            lost = sum(_lost(units.scores[group], number) for group, number in removed.items())
+            measured = self.table.get(row)
             error = None if measured is None else measured.error
-            saved = self._cost(units).saved(units.sizes, {g: units.sizes[g] - row[g] for g in groups})
+            saved = cost.saved(units.sizes, removed)
             for group in groups:
                 name = units.groups.groups[group].name
                 found[name] = error / lost if error is not None and lost > 0 else 0.0
@@ -244,8 +241,8 @@ class Search:
 
     # The target
 
-    def _first(self, path: Sequence[Candidate], goal: float | None = None) -> int:
-        return first_below(self._costs(path), self.share if goal is None else goal)
+    def _first(self, path: Sequence[Candidate]) -> int:
+        return first_below(self._costs(path), self.share)
 
     def _costs(self, path: Sequence[Candidate]) -> np.ndarray:
         if len({id(candidate.stage) for candidate in path}) > 1:

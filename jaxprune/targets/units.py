@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxprune.surgery.inference.axes import Atom
 from jaxprune.surgery.planning.alike import Alike, alike_sets
 from jaxprune.surgery.planning.removal import excluded, plan_units
 from jaxprune.surgery.scores import UnitScores, l2_scores, unit_scores
-from jaxprune.surgery.unit_cost import unit_cost
+from jaxprune.surgery.unit_cost import UnitCost, part_costs, unit_cost
 
 ROUNDED = 32  # a group of so many units keeps a multiple of 8, so that vectors are full
 _WIDTH = 8
@@ -51,6 +52,18 @@ class Units:
         """Each group's number."""
         return {group.atom: i for i, group in enumerate(self.groups)}
 
+    @functools.cached_property
+    def parts(self) -> Mapping[Hashable, UnitCost]:
+        """What the parts of the model cost."""
+        return part_costs(self.groups, self.numbers)
+
+    def halved(self, groups: Iterable[int]) -> tuple[int, ...]:
+        """The kept counts when some groups keep half of their units."""
+        row = list(self.sizes)
+        for group in groups:
+            row[group] = self.allowed(group, row[group] // 2)
+        return tuple(row)
+
     def allowed(self, group: int, kept: int) -> int:
         """The smallest number of units, and at least `kept`, that a group may keep."""
         size, step = self.groups.groups[group].size, self.steps[group]
@@ -70,8 +83,7 @@ class Units:
         costs = [unit_cost(self.groups, self.numbers, kind) for kind in ("params", "flops")]
         found: dict[Any, list[int]] = {}
         for group in sorted(group for names in self.sets for group in names):
-            kept = list(self.sizes)
-            kept[group] = self.allowed(group, kept[group] // 2)
+            kept = self.halved([group])
             key = self.sizes[group], kept[group], *(cost.whole - cost.known(kept) for cost in costs)
             found.setdefault(key, []).append(group)
         return [tuple(groups) for groups in found.values()]
