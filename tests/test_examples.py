@@ -1,16 +1,13 @@
 """Every script of `examples/` runs, with small settings, and does what it says."""
 
 import importlib.util
-import os
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from two_at_once import outputs_of_two
 
 import jaxprune as jp
 
@@ -95,27 +92,7 @@ def test_sharded_training_keeps_weights_and_masks_in_their_places():
 
 @pytest.mark.slow
 def test_two_processes_prune_the_same_weights():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(EXAMPLES.parent), os.environ.get("PYTHONPATH")])),
-    }
-    command = [sys.executable, str(EXAMPLES / "two_processes.py"), address, "2"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(i)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for i in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    outputs = outputs_of_two(EXAMPLES / "two_processes.py", lambda i: (2, i), timeout=240)
     found = [re.search(r"(\d+) of (\d+) weights kept; (\d) shards", output).groups() for output in outputs]
     kept, total, shards = map(int, found[0])
     assert found[0] == found[1] and kept == total - round(0.8 * total) and shards == 4

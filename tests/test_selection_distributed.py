@@ -1,13 +1,11 @@
 """Two processes of four CPU devices each choose the same masks as one device."""
 
-import os
 import pathlib
-import socket
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+from two_at_once import outputs_of_two
 
 SHAPES = ((16, 24), (8,), (3, 3, 4, 8), (5, 3))
 
@@ -51,31 +49,7 @@ def test_two_processes_agree_with_one_device(tmp_path):
 
     from jaxprune.selection import nm_keep, select
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    root = str(pathlib.Path(__file__).parents[1])
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, address, str(process), str(tmp_path)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=180)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    outputs_of_two(__file__, lambda i: (i, tmp_path), timeout=180)
 
     wanted = {f"{k}": select(leaves(), k) for k in (1, 300, 650)}
     wanted["nm"] = [nm_keep(jnp.asarray(leaves()[0]), 1, 2, 0)]
