@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.jaxprs.program import flatten
 from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
@@ -66,6 +68,12 @@ class _Scores:
         shapes = [tuple(aval.shape) for aval in traced.avals]
         values = dict(zip(paths, leaves if scores is None else aligned(params, scores, "scores"), strict=True))
         found = dict(zip(paths, leaves, strict=True))
+        for path in chosen:
+            if isinstance(values[path], Tracer | jax.ShapeDtypeStruct):
+                raise TypeError(
+                    f"`{'params' if scores is None else 'scores'}` must be arrays, got {values[path]!r} at {path!r}: "
+                    "orders are found outside `jit`. With `orders` jp.permute works inside it."
+                )
         for path, shape in zip(traced.paths, shapes, strict=True):
             have = np.shape(found[path]) if path in found else None
             if have != shape:

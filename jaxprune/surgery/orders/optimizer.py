@@ -67,13 +67,13 @@ def _reorder_one(
     path: str, leaf: Any, owner: Owner, shape: Sequence[int], orders: AxisOrders, low_rank: bool
 ) -> Any:
     have, mine = np.shape(leaf), list(zip(shape, orders, strict=True))
+    if have == (1,) != tuple(shape):
+        return leaf  # Adafactor's place of a moment that it does not use
     if owner.axis is not None:  # SM3: one statistic per entry of an axis, with or without the other axes
         mine = [pair if i == owner.axis else (1, None) for i, pair in enumerate(mine)]
         mine = [mine[owner.axis]] if len(have) == 1 else mine
     elif len(have) == len(shape) - 1 and not low_rank:
-        mine = _without_one(path, have, mine)  # Adafactor's moments lack one of the two largest axes
-    elif have == (1,):
-        return leaf
+        mine = _without_one(path, mine)  # Adafactor's moments lack one of the two largest axes
     extra = len(have) - len(mine)  # a history of updates has axes before the parameter's
     fits = extra >= 0 and all(n in (1, m) for n, (m, _) in zip(have[extra:], mine, strict=True))
     if low_rank and len(shape) > 1 or not fits:
@@ -90,7 +90,7 @@ def _reorder_one(
     return take_entries(leaf, chosen)
 
 
-def _without_one(path: str, have: tuple[int, ...], mine: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+def _without_one(path: str, mine: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
     """The axes of a moment that lacks the largest axis (`v_row`) or the second largest (`v_col`)."""
     second, first = map(int, np.argsort([n for n, _ in mine])[-2:])
     gone = {"v_row": first, "v_col": second}

@@ -15,6 +15,8 @@ from scipy.optimize import linear_sum_assignment
 
 _MOST_SPLITS = 40  # of 2m rows into two groups of m: 35 for m = 4, 6435 for m = 8, where assignments must do
 
+_FEW_GROUPS = 32  # with fewer groups a round costs so little that there are more of them
+
 
 def kept_sum(rows: np.ndarray, n: int, m: int) -> float:
     """Sum of the n largest of every m neighbouring rows, in each column."""
@@ -37,13 +39,29 @@ def best_order(rows: np.ndarray, n: int, m: int, rounds: int) -> np.ndarray:
     if count < 2 or not rows.size:
         return np.arange(len(rows))
     rng = np.random.default_rng(0)
-    groups = max(_starts(rows, m), key=lambda groups: kept_sum(rows[groups.ravel()], n, m))
     pairs = math.comb(2 * m, m) // 2 <= _MOST_SPLITS
-    for _ in range(rounds):
+    kept, best = max(
+        ((kept_sum(rows[groups.ravel()], n, m), groups) for groups in _starts(rows, m)), key=lambda pair: pair[0]
+    )
+    groups = best
+    for _ in range(rounds * (1 + _FEW_GROUPS // count)):
         groups = _assigned(rows, groups, n, rng)
         if pairs:
             groups = _paired(rows, groups, n, rng)
-    return _in_place(groups)
+        now = kept_sum(rows[groups.ravel()], n, m)
+        if now > kept:
+            kept, best = now, groups
+        else:
+            groups = _shaken(best, rng)
+    return _in_place(best)
+
+
+def _shaken(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The groups after rows of a few of them are exchanged at random, to leave a local optimum."""
+    some = rng.permutation(len(groups))[: max(2, len(groups) // 16)]
+    groups = groups.copy()
+    groups[some] = rng.permutation(groups[some].ravel()).reshape(len(some), -1)
+    return groups
 
 
 def _starts(rows: np.ndarray, m: int) -> list[np.ndarray]:
