@@ -86,8 +86,8 @@ def reconstruct(
       ValueError: if `calibrate` would raise one; if a sparsity is outside [0, 1), or differs from the pattern's
         with N:M; if `dense_targets` is outside [0, 1]; if `fn` multiplies by only a part of a weight, or by
         slices of it that overlap; if N:M does not fit a weight that `where` or a tree of sparsities names; if N:M
-        fits no weight.
-      TypeError: if the structure is of another kind; if parameters are tracers.
+        fits no weight; if `permute` is given without N:M.
+      TypeError: if the structure is of another kind; if parameters are tracers; if `permute` is not groups.
 
     Warns:
       UserWarning: if no `where` is given, and weights multiply no activations, or N:M does not fit them (the three
@@ -108,6 +108,7 @@ def reconstruct(
       Li et al., GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration, 2025,
       arXiv:2504.02692, and Arai, Ichikawa, Quantization Error Propagation: Revisiting Layer-Wise Post-Training
       Quantization, 2025, arXiv:2504.09629 (targets from the dense model, in full and in part).
+      Pool, Yu, Channel Permutations for N:M Sparsity, 2021 (NeurIPS).
       van der Ouderaa et al., The LLM Surgeon, 2023, arXiv:2312.17244 (Fisher information as the product of what
       the inputs and what the outputs say; here the outputs' part is a diagonal).
     """

@@ -91,7 +91,9 @@ def test_the_function_is_the_same_and_the_masks_keep_more(dtype):
         where = jp.prunable(params, include="down")
         masks = jp.make_masks(score, 0.5, structure=jp.NM(2, 4), where=where)
         masked = jp.apply_masks(params, masks)["down"]
-        return float(jnp.abs(masked).astype(jnp.float32).sum() / jnp.abs(score["down"].astype(jnp.float32)).sum())
+        return float(
+            jnp.abs(masked).astype(jnp.float32).sum() / jnp.abs(score["down"].astype(jnp.float32)).sum()
+        )
 
     before, after = orders.retained["bias[0]"]
     assert after > before
@@ -136,7 +138,9 @@ def test_channels_of_a_convolution_move_alike_at_all_positions():
     rng = np.random.default_rng(0)
     params = {
         "a": jnp.asarray(rng.standard_normal((3, 3, 2, 8)), jnp.float32),
-        "b": jnp.asarray(rng.standard_normal((3, 3, 8, 5)) * np.array([[9, 9, 9, 9, 1, 1, 1, 1]]).T, jnp.float32),
+        "b": jnp.asarray(
+            rng.standard_normal((3, 3, 8, 5)) * np.array([[9, 9, 9, 9, 1, 1, 1, 1]]).T, jnp.float32
+        ),
     }
 
     def fn(params, x):
@@ -180,7 +184,11 @@ def test_orders_apply_to_masks_under_jit_and_to_shapes():
     groups = jp.find_groups(mlp, params, X)
     orders = jp.surgery.find_orders(groups, params)
     order = orders.units["bias[0]"]
-    masks = {"up": jnp.ones((1, 16), bool).at[0, :5].set(False), "bias": True, "down": jnp.ones((16, 1), bool)}
+    masks = {
+        "up": jnp.ones((1, 16), bool).at[0, :5].set(False),
+        "bias": True,
+        "down": jnp.ones((16, 1), bool),
+    }
     moved = jp.permute(groups, masks, orders=orders)
     assert moved["bias"] is True
     np.testing.assert_array_equal(moved["up"][0], np.asarray(masks["up"][0])[order])

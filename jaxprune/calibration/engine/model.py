@@ -34,7 +34,9 @@ class CalibrationModel(NamedTuple):
 
     def with_values(self, params: PyTree) -> CalibrationModel:
         """The same model with other values of its parameters."""
-        return self._replace(values=[jnp.asarray(leaf) for leaf in jax.tree.leaves(params) if is_array_leaf(leaf)])
+        return self._replace(
+            values=[jnp.asarray(leaf) for leaf in jax.tree.leaves(params) if is_array_leaf(leaf)]
+        )
 
     def moments(self, site: Site, kind: Kind) -> tuple[Moments, bool]:
         """The checked moments of a site's inputs, and whether the row weights fit them."""

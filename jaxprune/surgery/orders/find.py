@@ -66,7 +66,9 @@ class _Scores:
         chosen = {paths[i] for i in prunable_leaves(params, where)}
         traced = model.traced
         shapes = [tuple(aval.shape) for aval in traced.avals]
-        values = dict(zip(paths, leaves if scores is None else aligned(params, scores, "scores"), strict=True))
+        values = dict(
+            zip(paths, leaves if scores is None else aligned(params, scores, "scores"), strict=True)
+        )
         found = dict(zip(paths, leaves, strict=True))
         for path in chosen:
             if isinstance(values[path], Tracer | jax.ShapeDtypeStruct):

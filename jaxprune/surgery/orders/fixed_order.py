@@ -94,8 +94,7 @@ def _is_uniform(frame: Frame, atom: Any, dim: int) -> bool:
     if eqn.primitive.name in POINTWISE and len(eqn.outvars) == 1:
         rank = len(shape_of(eqn.outvars[0]))
         return all(
-            len(shape_of(v)) < rank or shape_of(v)[dim] == 1 or _is_uniform(frame, v, dim)
-            for v in eqn.invars
+            len(shape_of(v)) < rank or shape_of(v)[dim] == 1 or _is_uniform(frame, v, dim) for v in eqn.invars
         )
     return False
 

@@ -41,7 +41,8 @@ def best_order(rows: np.ndarray, n: int, m: int, rounds: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     pairs = math.comb(2 * m, m) // 2 <= _MOST_SPLITS
     kept, best = max(
-        ((kept_sum(rows[groups.ravel()], n, m), groups) for groups in _starts(rows, m)), key=lambda pair: pair[0]
+        ((kept_sum(rows[groups.ravel()], n, m), groups) for groups in _starts(rows, m)),
+        key=lambda pair: pair[0],
     )
     groups = best
     for _ in range(rounds * (1 + _FEW_GROUPS // count)):

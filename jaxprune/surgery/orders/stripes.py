@@ -50,7 +50,9 @@ class Stripes(NamedTuple):
         ]
 
 
-def products_of(uses: Iterable[Use], paths: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[Product]:
+def products_of(
+    uses: Iterable[Use], paths: Sequence[str], shapes: Sequence[tuple[int, ...]]
+) -> list[Product]:
     """The different products by parameters."""
     found = {}
     for use in uses:
