@@ -7,7 +7,7 @@ import pytest
 
 import jaxprune as jp
 
-NM = jp.NM(2, 4)
+NM, WANDA = jp.NM(2, 4), jp.MaskOnly("wanda")
 
 
 def mlp(params, x):
@@ -23,7 +23,7 @@ def task():
     return params, batches, jp.find_groups(mlp, params, batches[0])
 
 
-def pruned(task, permute, method=jp.MaskOnly("wanda"), **more):
+def pruned(task, permute, method=WANDA, **more):
     params, batches, _ = task
     found = []
     result = jp.reconstruct(
@@ -32,7 +32,7 @@ def pruned(task, permute, method=jp.MaskOnly("wanda"), **more):
     return (*result, {layer.path: layer.error for layer in found})
 
 
-@pytest.mark.parametrize("method", [jp.MaskOnly("wanda"), jp.SparseGPT()])
+@pytest.mark.parametrize("method", [WANDA, jp.SparseGPT()])
 def test_masks_have_the_pattern_and_lose_less(task, method):
     _, _, errors = pruned(task, None, method)
     new, masks, lower = pruned(task, task[2], method)
@@ -67,5 +67,5 @@ def test_mistakes_are_named(task):
     params, batches, groups = task
     with pytest.raises(ValueError, match="`permute` reorders inputs for a pattern"):
         jp.reconstruct(mlp, params, batches, 0.5, permute=groups)
-    with pytest.raises(TypeError, match="`permute` must be what jp.find_groups"):
+    with pytest.raises(TypeError, match="`permute` must be what"):
         jp.reconstruct(mlp, params, batches, structure=NM, permute=True)

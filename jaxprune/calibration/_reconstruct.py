@@ -71,8 +71,9 @@ def reconstruct(
         None for `prunable(params)`.
       permute: groups of `jp.find_groups(fn, params, *inputs)`, for N:M: their units are first reordered as `jp.permute`
         does, so that the pattern loses least of the layers' outputs in the dense model (scores $w^2 \|X_i\|^2$, as a
-        part of their sum in each matrix). It takes one more pass of every fourth batch. Parameters and masks are returned in the new
-        order, in which `fn` is the same function; an optimizer state or another tree from before does not fit it.
+        part of their sum in each matrix). It takes one more pass of every fourth batch. Parameters and masks are
+        returned in the new order, in which `fn` is the same function; an optimizer state or another tree from before
+        does not fit it.
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
       on_layer: function that is called with a `LayerResult` for each weight. The errors in it need X^T X, whereas
         `MaskOnly` alone needs only its diagonal.

@@ -76,7 +76,7 @@ def _reorder_one(
         mine = _without_one(path, mine)  # Adafactor's moments lack one of the two largest axes
     extra = len(have) - len(mine)  # a history of updates has axes before the parameter's
     fits = extra >= 0 and all(n in (1, m) for n, (m, _) in zip(have[extra:], mine, strict=True))
-    if low_rank and len(shape) > 1 or not fits:
+    if (low_rank and len(shape) > 1) or not fits:
         raise ValueError(
             f"the optimizer state has an array of shape {have} at {path!r}. It belongs to the parameter "
             f"{owner.path!r} of shape {tuple(shape)}, but it can't be reordered: its entries are not those of the "
