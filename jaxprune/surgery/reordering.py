@@ -40,7 +40,8 @@ def permute(
     Groups keep their order where the function depends on it: a constant differs between the units (a RoPE angle), a
     sum runs along them, a router chooses among them. A group of units that no pattern depends on, such as heads of a
     multiple of m numbers, keeps its order too. Units of parts of an axis in which m does not divide the start or
-    the size move within whole groups of m only.
+    the size move within whole groups of m only. One group has one order: the layers of a `scan`, the experts of a stack
+    and the heads of a layer share it, so they gain less than layers with parameters of their own.
 
     Args:
       groups: the groups that `jp.find_groups` returned.

@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxprune.jaxprs.program import Use
 from jaxprune.jaxprs.rows import ConvRows
-from jaxprune.jaxprs.views import Matrix
-from jaxprune.surgery.inference.axes import Atom, Axes, size_of
+from jaxprune.jaxprs.views import Factors, Matrix
+from jaxprune.surgery.inference.axes import Atom, Axes, leaves_of, size_of
 from jaxprune.surgery.inference.kept import slices
 
 
@@ -113,20 +113,27 @@ def _stripes(product: Product, labels: np.ndarray, m: int) -> list[Stripes]:
 
 def _labels(axes: Axes, atom: Atom, product: Product) -> np.ndarray | None:
     """The unit of each input of each matrix, (matrices, inputs), or -1; None if the product sums over no units."""
-    labels = np.full(product.matrix.shape[:2], -1)
+    matrix = product.matrix
+    first = matrix.offset + _places(matrix.groups)[:, None]
+    inputs, outputs = first + _places(matrix.inputs), first + _places(matrix.outputs)
+    labels = np.full(inputs.shape, -1)
     for dim, axis in enumerate(axes):
+        if not any(leaf is atom for leaf in leaves_of(axis)):
+            continue
         along = np.full(size_of(axis), -1)
         for block in slices(axis, np.arange(len(along)), atom):
             along[block] = np.arange(atom.size)[:, None]
-        if (along < 0).all():
-            continue
-        of_entries = np.broadcast_to(
-            along.reshape([-1 if d == dim else 1 for d in range(len(axes))]), product.shape
-        )
-        of_entries = np.ascontiguousarray(of_entries)
-        of_inputs = product.matrix._replace(outputs=()).of(of_entries)[:, :, 0]
-        of_outputs = product.matrix._replace(inputs=()).of(of_entries)[:, 0, :]
+        stride = math.prod(product.shape[dim + 1 :])
+        of_inputs, of_outputs = (along[at // stride % len(along)] for at in (inputs, outputs))
         # Units of the outputs, or of whole matrices (in a depthwise convolution), are not summed over here.
         runs = (of_inputs != of_inputs[:, :1]).any(1) & (of_outputs == of_outputs[:, :1]).all(1)
         labels[runs] = np.maximum(labels[runs], of_inputs[runs])
     return None if (labels < 0).all() else labels
+
+
+def _places(factors: Factors) -> np.ndarray:
+    """The places in a parameter of the entries of some factors, in their order."""
+    places = np.zeros(1, int)
+    for size, stride in factors:
+        places = (places[:, None] + np.arange(size) * stride).ravel()
+    return places
