@@ -62,7 +62,7 @@ def permute(
 
     Raises:
       ValueError: unless 0 < n < m; if `params` or `scores` are not trees of the parameters that were analysed; if a
-        score is NaN beside others that are not; if a pattern matches no group.
+        score is not finite (other than a whole leaf of NaN); if a pattern matches no group.
 
     Example:
       >>> import jax.numpy as jnp

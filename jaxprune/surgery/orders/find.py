@@ -103,12 +103,13 @@ class _Scores:
                 f"`scores` must have a score for each weight, got shape {shape} at {path!r} of shape "
                 f"{self._shapes[path]}. Use a function of jp.scores."
             )
-        missing = np.isnan(np.asarray(score).astype(np.float32))
-        if missing.all() and not self._of_magnitude:
+        score = np.asarray(score).astype(np.float32)
+        if np.isnan(score).all() and not self._of_magnitude:
             return False
-        if missing.any():
+        if not np.isfinite(score).all():
             raise ValueError(
-                f"`{'params' if self._of_magnitude else 'scores'}` must not be NaN, got NaN at {path!r}."
+                f"`{'params' if self._of_magnitude else 'scores'}` must be finite, got NaN or infinite values at "
+                f"{path!r}."
             )
         return True
 
@@ -141,7 +142,9 @@ def _rows(stripes: Sequence[Stripes], scores: _Scores) -> np.ndarray:
     """The scores of each unit in stripes, (units, columns)."""
     step = -(-sum(s.columns for s in stripes) // _MOST_COLUMNS)
     parts = [part[:, ::step] for s in stripes for part in s.rows(scores.of(s.product.path))]
-    return np.ascontiguousarray(np.concatenate(parts, 1))
+    rows = np.concatenate(parts, 1)
+    largest = np.abs(rows).max(initial=0)  # sums of the quotients fit float32
+    return rows / largest if largest > 0 else rows
 
 
 def _kept(product: Product, scores: np.ndarray, n: int, m: int) -> float:
