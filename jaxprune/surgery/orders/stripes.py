@@ -89,7 +89,8 @@ def stripes_of(
 
 def _stripes(product: Product, labels: np.ndarray, m: int) -> list[Stripes]:
     """The stripes that consist of m neighbouring units: one `Stripes` for each set of units that they begin at."""
-    places: dict[tuple[int, ...], list[list[np.ndarray]]] = {}
+    none = np.zeros((0, 0), int)
+    places: dict[tuple[int, ...], list[np.ndarray]] = {}
     for number, of_inputs in enumerate(labels):
         of_stripes = of_inputs.reshape(-1, m)
         whole = (of_stripes[:, :1] >= 0).all(1) & (of_stripes == of_stripes[:, :1] + np.arange(m)).all(1)
@@ -103,12 +104,8 @@ def _stripes(product: Product, labels: np.ndarray, m: int) -> list[Stripes]:
             continue
         of_place = at.reshape(len(starts), -1)
         inputs = (of_place[:, None, :] * m + np.arange(m)[:, None]).reshape(len(starts) * m, -1)
-        places.setdefault(tuple(starts.tolist()), [[] for _ in labels])[number] = inputs
-    none = np.zeros((0, 0), int)
-    return [
-        Stripes(product, starts, tuple(none if isinstance(x, list) else x for x in inputs))
-        for starts, inputs in places.items()
-    ]
+        places.setdefault(tuple(starts.tolist()), [none] * len(labels))[number] = inputs
+    return [Stripes(product, starts, tuple(inputs)) for starts, inputs in places.items()]
 
 
 def _labels(axes: Axes, atom: Atom, product: Product) -> np.ndarray | None:
