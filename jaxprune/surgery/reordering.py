@@ -73,7 +73,7 @@ def permute(
       >>> x = jnp.ones((1, 1))
       >>> permuted = jp.permute(jp.find_groups(mlp, params, x), params)
       >>> permuted["down"].ravel()
-      Array([9., 8., 1., 1., 7., 6., 1., 1.], dtype=float32)
+      Array([9., 1., 1., 6., 8., 1., 1., 7.], dtype=float32)
       >>> bool(jnp.allclose(mlp(permuted, x), mlp(params, x)))
       True
 
