@@ -43,6 +43,7 @@ class Recipe(NamedTuple):
     refine: tuple[Any, ...] = ()
     dense_targets: float = 0.0
     allocation: str = "uniform"
+    permute: bool = False  # units are reordered before a pattern prunes them
     with_errors: bool = True  # layer errors ask for X^T X, which Wanda itself does without
 
 
@@ -54,11 +55,13 @@ RECIPES = {
     "wanda, no errors": Recipe(jp.MaskOnly("wanda"), with_errors=False),
     "ria": Recipe(jp.MaskOnly("ria")),
     "sparsegpt": Recipe(jp.SparseGPT()),
+    "sparsegpt, permuted": Recipe(jp.SparseGPT(), permute=True),
     "admm": Recipe(jp.ADMM()),
     "wanda+swaps": Recipe(jp.MaskOnly("wanda"), (jp.Swaps(dense_values=True),)),
     "admm+swaps+ls": Recipe(jp.ADMM(), (jp.Swaps(), jp.LeastSquares())),
     "admm long": Recipe(_LONG, _LEAST_SQUARES),
     "admm long+targets": Recipe(_LONG, _LEAST_SQUARES, dense_targets=0.5),
+    "admm long+targets, permuted": Recipe(_LONG, _LEAST_SQUARES, dense_targets=0.5, permute=True),
     "sparsegpt, owl": Recipe(jp.SparseGPT(), allocation="owl"),
     "sparsegpt, fisher": Recipe(jp.SparseGPT(), allocation="fisher"),
     "admm long, fisher": Recipe(_LONG, _LEAST_SQUARES, allocation="fisher"),
@@ -77,6 +80,7 @@ class Task(NamedTuple):
     measure: Callable[[Any], float]
     fisher: Callable[[], Any]  # scores of the weights to prune: how much the loss minds
     layer: Callable[[str], str]  # the block that a path belongs to
+    groups: Callable[[], Any]  # groups of the whole model, for its units in another order
 
 
 def smollm2(data: Path, sequences: int = 64, evaluated: int = 24, length: int = 512, batch: int = 8) -> Task:
@@ -101,7 +105,10 @@ def smollm2(data: Path, sequences: int = 64, evaluated: int = 24, length: int = 
     def measure(params: Any) -> float:
         return model.perplexity(params, second)
 
-    return Task(model.hidden, params, where, batches, None, measure, fisher, _block)
+    def groups() -> Any:
+        return jp.find_groups(model.nll, params, batches[0])  # its output leaves the residual stream free
+
+    return Task(model.hidden, params, where, batches, None, measure, fisher, _block, groups)
 
 
 def minilm(data: Path, sequences: int = 512, length: int = 32) -> Task:
@@ -129,7 +136,10 @@ def minilm(data: Path, sequences: int = 512, length: int = 32) -> Task:
         noise = jax.random.normal(jax.random.key(0), (len(ids), 384))
         return {**params, "layers": jp.scores.fisher(loss, params["layers"], (ids, mask, noise))}
 
-    return Task(model.embed, params, where, batches, lambda ids, mask: mask, measure, fisher, _block)
+    def groups() -> Any:
+        return jp.find_groups(model.embed, params, *batches[0])
+
+    return Task(model.embed, params, where, batches, lambda ids, mask: mask, measure, fisher, _block, groups)
 
 
 def _block(path: str) -> str:
@@ -180,6 +190,7 @@ def run(task_name: str, data: Path, name: str, pattern: str, sequences: int | No
             fisher=fisher,
             dense_targets=recipe.dense_targets,
             where=task.where,
+            permute=task.groups() if recipe.permute else None,
             row_weights=task.row_weights,
             on_layer=layers.append if recipe.with_errors else None,
             progress=sys.stderr.isatty(),
@@ -251,6 +262,8 @@ def main() -> None:
         for name in args.methods:
             if pattern == "2:4" and name != "dense" and RECIPES[name].allocation != "uniform":
                 continue  # a pattern prunes every matrix alike
+            if pattern != "2:4" and name != "dense" and RECIPES[name].permute:
+                continue  # only a pattern depends on the order
             at = "" if name == "dense" else pattern
             if any((r["model"], r["method"], r["pattern"]) == (args.model, name, at) for r in results):
                 continue

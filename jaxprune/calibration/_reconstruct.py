@@ -13,6 +13,7 @@ from jaxprune.calibration.engine.fitting import check_structure, fits, misfit
 from jaxprune.calibration.engine.layers import LayerWeights, OnLayer, by_method
 from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model
 from jaxprune.calibration.engine.parts import counts_of, parts_of
+from jaxprune.calibration.engine.permuting import Reorderable, found_orders
 from jaxprune.calibration.engine.sending import send_through
 from jaxprune.calibration.methods import Method, Refinement, SparseGPT
 from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
@@ -32,6 +33,7 @@ def reconstruct(
     fisher: PyTree | None = None,
     dense_targets: float = 0.0,
     where: PyTree | None = None,
+    permute: Reorderable | None = None,
     row_weights: RowWeights | None = None,
     on_layer: OnLayer | None = None,
     progress: bool = False,
@@ -67,6 +69,11 @@ def reconstruct(
         residual stream, the target is the dense sum. A value above 0 needs a second pass.
       where: tree of bools (or a prefix of one, or a function that returns it) that selects the weights to prune;
         None for `prunable(params)`.
+      permute: groups of `jp.find_groups(fn, params, *inputs)`, for N:M: their units are first reordered as `jp.permute`
+        does, so that the pattern loses least of the layers' outputs in the dense model (scores $w^2 \|X_i\|^2$, as a
+        part of their sum in each matrix). It takes one more pass of every fourth batch. Parameters and masks are
+        returned in the new order, in which `fn` is the same function; an optimizer state or another tree from before
+        does not fit it.
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
       on_layer: function that is called with a `LayerResult` for each weight. The errors in it need X^T X, whereas
         `MaskOnly` alone needs only its diagonal.
@@ -80,8 +87,8 @@ def reconstruct(
       ValueError: if `calibrate` would raise one; if a sparsity is outside [0, 1), or differs from the pattern's
         with N:M; if `dense_targets` is outside [0, 1]; if `fn` multiplies by only a part of a weight, or by
         slices of it that overlap; if N:M does not fit a weight that `where` or a tree of sparsities names; if N:M
-        fits no weight.
-      TypeError: if the structure is of another kind; if parameters are tracers.
+        fits no weight; if `permute` is given without N:M.
+      TypeError: if the structure is of another kind; if parameters are tracers; if `permute` is not groups.
 
     Warns:
       UserWarning: if no `where` is given, and weights multiply no activations, or N:M does not fit them (the three
@@ -102,6 +109,7 @@ def reconstruct(
       Li et al., GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration, 2025,
       arXiv:2504.02692, and Arai, Ichikawa, Quantization Error Propagation: Revisiting Layer-Wise Post-Training
       Quantization, 2025, arXiv:2504.09629 (targets from the dense model, in full and in part).
+      Pool, Yu, Channel Permutations for N:M Sparsity, 2021 (NeurIPS).
       van der Ouderaa et al., The LLM Surgeon, 2023, arXiv:2312.17244 (Fisher information as the product of what
       the inputs and what the outputs say; here the outputs' part is a diagonal).
     """
@@ -126,6 +134,10 @@ def reconstruct(
                 stacklevel=2,
             )
     method.check(cutting)
+    if permute is not None:
+        orders = found_orders(permute, model, params, cutting, where)
+        params, fisher = orders.apply(params), None if fisher is None else orders.apply(fisher)
+        model = model.with_values(params)
     counts = counts_of(parts_of(model), shares, cutting)
     layers = LayerWeights(model, cutting, counts, _fisher_scores(model, params, fisher))
     start = by_method(method, counts, cutting)

@@ -26,10 +26,12 @@ from jaxprune.surgery.layers import (
     replace_layers,
 )
 from jaxprune.surgery.masked_function import masked_fn
+from jaxprune.surgery.orders.orders import Orders
 from jaxprune.surgery.planning.dimensions import Dimension, Dimensions
 from jaxprune.surgery.planning.from_masks import plan_from_masks
 from jaxprune.surgery.planning.plan import Plan
 from jaxprune.surgery.planning.removal import plan_removal, plan_units
+from jaxprune.surgery.reordering import find_orders, permute, unit_orders
 from jaxprune.surgery.scores import (
     UnitScores,
     activation_scores,
@@ -60,6 +62,7 @@ __all__ = [
     "LayerPlan",
     "LayerVerification",
     "Member",
+    "Orders",
     "Plan",
     "Replaced",
     "Replacement",
@@ -73,6 +76,7 @@ __all__ = [
     "compensate",
     "find_branches",
     "find_groups",
+    "find_orders",
     "fpgm_scores",
     "greedy_loss_increase",
     "l2_scores",
@@ -80,6 +84,7 @@ __all__ = [
     "masked_fn",
     "mean_scores",
     "obs_scores",
+    "permute",
     "plan_from_masks",
     "plan_layers",
     "plan_removal",
@@ -89,6 +94,7 @@ __all__ = [
     "replace_layers",
     "shrink_module",
     "taylor_scores",
+    "unit_orders",
     "unit_scores",
 ]
 

@@ -11,6 +11,8 @@ from jaxprune.patterns import names_of
 from jaxprune.surgery.inference.axes import Atom, Axis, leaves_of, normal, parts_of
 from jaxprune.surgery.inference.made import made_units
 from jaxprune.surgery.inference.model import Model, State, analyse
+from jaxprune.surgery.orders.find import Pattern, found_orders
+from jaxprune.surgery.orders.orders import Orders
 from jaxprune.tables import Row, folded, listed, table_text, times
 
 
@@ -142,6 +144,28 @@ class Groups:
         given = (patterns,) if isinstance(patterns, str) else patterns
         paths = {group.name: [*_paths(group)] for group in self}
         return names_of(argument, given, paths, "group")
+
+    def find_orders(
+        self,
+        params: PyTree,
+        n: int,
+        m: int,
+        *,
+        scores: PyTree | None = None,
+        where: Any = None,
+        exclude: str | Iterable[str] = (),
+        only: str | Iterable[str] | None = None,
+        rounds: int = 10,
+    ) -> Orders:
+        """Orders of the units that suit an N:M pattern: `jp.surgery.find_orders`."""
+        if not (isinstance(n, int) and isinstance(m, int) and 0 < n < m):
+            raise ValueError(f"`n` and `m` must be whole numbers with 0 < n < m, got n={n!r}, m={m!r}.")
+        if not isinstance(rounds, int) or rounds < 0:
+            raise ValueError(f"`rounds` must be a whole number of at least 0, got {rounds!r}.")
+        names = set(self.keys() if only is None else self.named(only, "only"))
+        names -= set(self.named(exclude, "exclude"))
+        atoms = {group.name: group.atom for group in self}
+        return found_orders(self.model, atoms, params, Pattern(n, m, rounds), scores, where, names)
 
     def __str__(self) -> str:
         rows = []

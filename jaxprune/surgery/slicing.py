@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,11 @@ def take(leaf: Any, kept: Sequence[np.ndarray | None]) -> Any:
         shape = small_shape(leaf.shape, kept)
         return jax.ShapeDtypeStruct(shape, leaf.dtype)
     chosen = {dim: np.flatnonzero(m) for dim, m in enumerate(kept) if m is not None and not m.all()}
+    return take_entries(leaf, chosen)
+
+
+def take_entries(leaf: Any, chosen: Mapping[int, np.ndarray]) -> Any:
+    """Takes entries along axes: dimension -> their positions, in the order of the result."""
     if not chosen:
         return leaf
     if on_host(leaf):

@@ -8,6 +8,7 @@ import pytest
 from checks import difference, gradient_error, masked_function, permuted, places_of, random_plan
 
 import jaxprune as jp
+from jaxprune.surgery.orders.fixed_order import fixed_orders
 
 MODELS = {**plain_models.MODELS, **library_models.MODELS}
 
@@ -71,8 +72,17 @@ ZEROING_DIFFERS = {
 
 NOT_DIFFERENTIABLE = {"loops", "unknown primitive"}
 
-# Models whose units are told apart: by a constant (a RoPE angle), or that a cumulative sum runs over.
-ORDER_MATTERS = {"llama", "llama, RoPE from iota", "dropout", "mixed reductions"}
+# Groups whose units are told apart: by a constant (a RoPE angle), by their random numbers, by a cumulative sum over
+# them, or where scores are equal, by a router.
+ORDER_MATTERS = {
+    "llama": {"k[1: 2 x ([4] + [4])]"},
+    "llama, RoPE from iota": {"k[1: 2 x ([4] + [4])]"},
+    "dropout": {"w1[1]"},
+    "mixed reductions": {"w2[1]"},
+    "mixture of experts, top 2": {"down[0]"},
+    "top_k over units": {"w1[1]"},
+    "Equinox CNN": {"conv/weight[0]"},
+}
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -126,13 +136,21 @@ def test_runs_at_other_batch_sizes(model):
 @pytest.mark.slow_beyond(1)
 def test_permuting_all_members_of_a_group_changes_nothing_and_fewer_changes_something(model):
     name, fn, params, inputs, groups = model
-    if name in ORDER_MATTERS:
-        pytest.skip("the order of the units matters")
+    fixed = fixed_orders(groups.model, {group.atom for group in groups})
+    free = [group for group in groups if group.atom not in fixed]
+    assert {group.name for group in groups} - {group.name for group in free} == ORDER_MATTERS.get(name, set())
     fn = jax.jit(fn)
     expected = fn(params, *inputs)
-    for group in groups:
+    for group in free:
         order = np.roll(np.arange(group.size), 1)
         assert difference(fn(permuted(groups, params, group.name, order), *inputs), expected) < 1e-4
         ranks = places_of(groups, group.name)
         changed = permuted(groups, params, group.name, order, leave_out=int(np.argmax(ranks)))
         assert len(ranks) == 1 or difference(fn(changed, *inputs), expected) > 1e-4, group.name
+    rng = np.random.default_rng(0)
+    orders = jp.surgery.unit_orders(groups, {group.name: rng.permutation(group.size) for group in free})
+    moved = jp.permute(groups, params, orders=orders)
+    assert difference(fn(moved, *inputs), expected) < 1e-6  # all groups at once
+    back = orders.inverse().apply(moved)
+    for before, after in zip(jax.tree.leaves(params), jax.tree.leaves(back), strict=True):
+        np.testing.assert_array_equal(before, after)

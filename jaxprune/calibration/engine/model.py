@@ -32,6 +32,12 @@ class CalibrationModel(NamedTuple):
     def stream(self, wanted: Sequence[int] = ()) -> Stream:
         return Stream(self.program, self.values, self.batches, wanted)
 
+    def with_values(self, params: PyTree) -> CalibrationModel:
+        """The same model with other values of its parameters."""
+        return self._replace(
+            values=[jnp.asarray(leaf) for leaf in jax.tree.leaves(params) if is_array_leaf(leaf)]
+        )
+
     def moments(self, site: Site, kind: Kind) -> tuple[Moments, bool]:
         """The checked moments of a site's inputs, and whether the row weights fit them."""
         moments, fit = moments_of(site.activations, site.uses[0].rows, kind, self.row_weights)

@@ -1,0 +1,1 @@
+"""Orders of units: which groups may be reordered, and which order suits an N:M pattern."""
