@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune.allocation import shares_of
+from jaxprune.calibration.engine.activation_statistics import ActivationStatistics
 from jaxprune.calibration.engine.fitting import check_structure, fits, misfit
 from jaxprune.calibration.engine.layers import LayerWeights, OnLayer, by_method
 from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model
@@ -31,6 +32,7 @@ def reconstruct(
     refine: Sequence[Refinement] = (),
     fisher: PyTree | None = None,
     dense_targets: float = 0.0,
+    statistics: bool = True,
     where: PyTree | None = None,
     row_weights: RowWeights | None = None,
     on_layer: OnLayer | None = None,
@@ -130,9 +132,12 @@ def reconstruct(
     layers = LayerWeights(model, cutting, counts, _fisher_scores(model, params, fisher))
     start = by_method(method, counts, cutting)
     is_full = method.moments == "full" or refine or dense_targets or on_layer is not None
-    send_through(layers, start, refine, dense_targets, on_layer, progress, "full" if is_full else "diagonal")
+    kind = "full" if is_full else "diagonal"
+    follow = ActivationStatistics(model) if statistics else None
+    send_through(layers, start, refine, dense_targets, on_layer, progress, kind, follow)
     layers.warn_of_unseen("They are pruned by magnitude, and the kept ones keep their values", stacklevel=2)
-    return layers.result(params)
+    params, masks = layers.result(params)
+    return (params if follow is None else follow.inserted(params)), masks
 
 
 def _fisher_scores(
