@@ -55,47 +55,64 @@ class ActivationStatistics:
         """The values that a stream must let through to `follow`."""
         return [norm.x for norm in self._before]
 
-    def follow(self, stream: Stream) -> None:
-        """Keeps the statistics of a stream up to date: each before the next weight that depends on it."""
-        stream.before_site = functools.partial(self._update_before, stream)
+    def follow(self, stream: Stream, beside: Stream | None = None) -> None:
+        """Keeps the statistics of a stream up to date: each before the next weight that depends on it.
+
+        A stream `beside` it gets statistics of its own. Both must reach a site together, that one first.
+        """
+        self._streams = [stream] if beside is None else [stream, beside]
+        self._streams[-1].before_site = self._update_before
 
     def changed(self, leaf: int, value: Any) -> None:
         """Takes note of a new weight."""
         if not bool(jnp.array_equal(value, self.model.values[leaf])):
             self._changed.add(leaf)
 
-    def finish(self, stream: Stream) -> None:
+    def finish(self) -> None:
         """Updates the statistics after the last weight."""
         for norm in tuple(self._open):
-            self._update(stream, norm)
+            self._update(norm)
 
     def inserted(self, params: PyTree) -> PyTree:
-        """`params` with the new statistics."""
+        """`params` with the new statistics.
+
+        Haiku stores an average in two leaves: `hidden`, a sum that training goes on with, is `average` times a number.
+        """
         paths, leaves, treedef = flatten_with_paths(params)
+        old = dict(zip(paths, leaves, strict=True))
         new = {self.model.paths[leaf]: value for leaf, value in self.values.items()}
+        for path in [path for path in new if path.endswith("/average")]:
+            hidden = path.removesuffix("average") + "hidden"
+            if np.shape(old.get(hidden)) == np.shape(old[path]) and hidden not in new:
+                share = jnp.linalg.norm(old[hidden]) / jnp.linalg.norm(old[path])
+                scaled = jnp.where(jnp.isfinite(share), share, 1.0) * new[path]
+                new[hidden] = jax.device_put(scaled.astype(old[hidden].dtype), new[path].sharding)
         return jax.tree.unflatten(
             treedef, [new.get(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
         )
 
-    def _update_before(self, stream: Stream, number: int) -> None:
+    def _update_before(self, number: int) -> None:
         if self._open:
-            needed = stream.ancestors(number)
+            needed = self._streams[0].ancestors(number)
             for norm in [norm for norm in self._open if norm.x in needed]:
-                self._update(stream, norm)
+                self._update(norm)
 
-    def _update(self, stream: Stream, norm: Normalization) -> None:
+    def _update(self, norm: Normalization) -> None:
         self._open.remove(norm)
         if not self._before[norm] & self._changed:
-            stream.take(norm.x)
+            for stream in self._streams:
+                stream.take(norm.x)
             return
         leaves = norm.mean.leaf, norm.variance.leaf
-        now = [self.values.get(leaf, self.model.values[leaf]) for leaf in leaves]
-        for leaf, old, new in zip(
-            leaves, now, _followed(*now, self._dense[norm], self._sample(stream, norm)), strict=True
-        ):
-            self.values[leaf] = jax.device_put(new, old.sharding)
-            self._changed.add(leaf)
-            stream.set_param(leaf, self.values[leaf])
+        self._changed.update(leaves)
+        for i, stream in enumerate(self._streams):
+            now = [stream.param(leaf) for leaf in leaves]
+            sample = self._sample(stream, norm)
+            for leaf, old, new in zip(leaves, now, _followed(*now, self._dense[norm], sample), strict=True):
+                new = jax.device_put(new, old.sharding)
+                stream.set_param(leaf, new)
+                if i == 0:
+                    self.values[leaf] = new
 
     def _sample(self, stream: Stream, norm: Normalization) -> _Sample:
         reads = list(dict.fromkeys([*norm.mean.reads, *norm.variance.reads]))

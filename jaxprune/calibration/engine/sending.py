@@ -57,6 +57,6 @@ def send_through(
             if statistics is not None:
                 statistics.changed(leaf, value)
     if statistics is not None:
-        statistics.finish(stream)
+        statistics.finish()
     if not (fits or shared):
         check_row_weights(model.row_weights)
