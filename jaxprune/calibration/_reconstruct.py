@@ -67,6 +67,10 @@ def reconstruct(
         inputs from the dense layers. At 1 the layer solves $\min \|X W - X_{dense} W_0\|$: it compensates all errors
         of the layers before it, and may fit their noise if there are few rows. If the product is added to a
         residual stream, the target is the dense sum. A value above 0 needs a second pass.
+      statistics: whether means and variances that are parameters, such as BatchNorm's in inference, follow the
+        pruned weights before them: each normalized channel keeps the mean and the variance over the batches that it
+        has in the dense model. Those that several places share remain as they are. It needs a second pass if there
+        are such parameters.
       where: tree of bools (or a prefix of one, or a function that returns it) that selects the weights to prune;
         None for `prunable(params)`.
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
@@ -75,8 +79,8 @@ def reconstruct(
       progress: whether to show a progress bar.
 
     Returns:
-      (params, masks): pruned weights are exactly zero. Masks are bool arrays, True = keep, or the scalar True for a
-      leaf without pruned weights.
+      (params, masks): pruned weights are exactly zero, and statistics have new values. Masks are bool arrays,
+      True = keep, or the scalar True for a leaf without pruned weights.
 
     Raises:
       ValueError: if `calibrate` would raise one; if a sparsity is outside [0, 1), or differs from the pattern's

@@ -201,7 +201,11 @@ class _Finder:
             if name == "mul" and len(step.ins) == 2:
                 for i, n in enumerate(step.ins):
                     origin = self._origins.get(n)
-                    if origin is not None and origin.stage == "linear" and self._base(step.ins[1 - i]) == factor:
+                    if (
+                        origin is not None
+                        and origin.stage == "linear"
+                        and self._base(step.ins[1 - i]) == factor
+                    ):
                         links = (Link(step, i, 0, "after"), *reversed(path))
                         return origin.way._replace(links=(*origin.way.links, *links))
                 return None

@@ -59,7 +59,9 @@ class Stream:
             for number in step.ins:
                 self._readers.setdefault(number, set()).add(i)
         self._done: set[int] = set()
-        self.before_site: Callable[[int], None] | None = None  # called with the number of the next site's activations
+        self.before_site: Callable[[int], None] | None = (
+            None  # called with the number of the next site's activations
+        )
         self._wanted = Counter([*(use.x for use in program.uses), *wanted])
         self._needed = set(self._ancestors(list(self._wanted), lambda i: True))
 
@@ -91,7 +93,10 @@ class Stream:
     def ancestors(self, number: int) -> set[int]:
         """The values that a value depends on, itself included."""
         steps = self._ancestors([number], lambda i: True)
-        return {number, *(n for i in steps for n in (*self.program.steps[i].ins, *self.program.steps[i].outs))}
+        return {
+            number,
+            *(n for i in steps for n in (*self.program.steps[i].ins, *self.program.steps[i].outs)),
+        }
 
     def _values(self, number: int) -> list[Any]:
         """A value batch by batch, or one item if the value depends on no input."""

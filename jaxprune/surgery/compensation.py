@@ -65,14 +65,18 @@ def compensate(
       batches: iterable of batches of one shape: each a tuple of inputs, or one input.
       damping: penalty on changes of a weight; it is added to the diagonal of $X^T X$, relative to each of its
         entries.
+      statistics: whether means and variances that are parameters, such as BatchNorm's in inference, follow the
+        refitted weights before them: each normalized channel that is kept has the mean and the variance over the
+        batches that it has in the dense model. Those that several places share remain as they are. It needs another
+        pass if there are such parameters.
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
       on_layer: function that is called with a `LayerResult` for each weight that loses inputs: its error on these
         batches relative to $\|X W_0\|^2$, and the fraction of its inputs that are removed.
       progress: whether to show a progress bar.
 
     Returns:
-      The full parameters, with zeros at the entries that the plan removes. `plan.shrink` makes the small parameters
-      from them.
+      The full parameters, with new statistics and with zeros at the entries that the plan removes. `plan.shrink`
+      makes the small parameters from them.
 
     Raises:
       ValueError: if the plan was not made for these parameters; if `damping` is negative; in the cases in which

@@ -120,7 +120,8 @@ class ActivationStatistics:
         plan = _Spread(norm, {number: i for i, number in enumerate(others)})
         like, given = self.model.values[norm.mean.leaf], list(others.values())
         activations = stream.take(norm.x)
-        rows = [None if w is None else _of_entries(w, x.shape) for w, x in zip(self.model.row_weights, activations, strict=False)]
+        pairs = zip(self.model.row_weights, activations, strict=False)
+        rows = [None if w is None else _of_entries(w, x.shape) for w, x in pairs]
 
         def mean_of(total, center):
             for x, w in zip(activations, rows, strict=True):
@@ -152,7 +153,13 @@ class _Spread:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _add(
-    plan: _Spread, total: jax.Array, x: jax.Array, weights: Any, like: jax.Array, given: list[Any], center: Any
+    plan: _Spread,
+    total: jax.Array,
+    x: jax.Array,
+    weights: Any,
+    like: jax.Array,
+    given: list[Any],
+    center: Any,
 ) -> jax.Array:
     """Adds (sum of c x, sum of c^2) over the entries of x that each entry of a statistic spreads to.
 
@@ -173,7 +180,9 @@ def _add(
 
 
 @jax.jit
-def _followed(mean: jax.Array, variance: jax.Array, dense: _Sample, pruned: _Sample) -> tuple[jax.Array, jax.Array]:
+def _followed(
+    mean: jax.Array, variance: jax.Array, dense: _Sample, pruned: _Sample
+) -> tuple[jax.Array, jax.Array]:
     """The new statistics; entries without rows, and those that would not be finite, remain as they are."""
     m, v = mean.astype(jnp.float32), variance.astype(jnp.float32)
     varies = dense.variance > 0
@@ -205,5 +214,8 @@ def _own_entries(norms: list[Normalization], samples: dict[Normalization, _Sampl
     return [
         norm
         for norm in norms
-        if all((uses[leaf][np.asarray(samples[norm].seen)] <= 1).all() for leaf in (norm.mean.leaf, norm.variance.leaf))
+        if all(
+            (uses[leaf][np.asarray(samples[norm].seen)] <= 1).all()
+            for leaf in (norm.mean.leaf, norm.variance.leaf)
+        )
     ]
