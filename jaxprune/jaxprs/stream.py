@@ -88,7 +88,7 @@ class Stream:
 
     def shared(self, numbers: Sequence[int]) -> dict[int, Any]:
         """Values that depend on no input, with the parameters as they are now."""
-        return dict(zip(numbers, self._shared_values(list(numbers)), strict=True))
+        return dict(zip(numbers, self._shared_values(list(numbers)), strict=True)) if numbers else {}
 
     def ancestors(self, number: int) -> set[int]:
         """The values that a value depends on, itself included."""

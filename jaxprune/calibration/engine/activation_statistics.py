@@ -35,7 +35,9 @@ class ActivationStatistics:
     def __init__(self, model: CalibrationModel):
         self.model = model
         self.values: dict[int, Any] = {}  # new values of the statistics, by leaf
+        is_float = [jnp.issubdtype(value.dtype, jnp.floating) for value in model.values]
         found = normalizations(model.program, [value.shape for value in model.values])
+        found = [norm for norm in found if is_float[norm.mean.leaf] and is_float[norm.variance.leaf]]
         stream = model.stream([norm.x for norm in found])
         weights = {use.leaf for use in model.program.uses}
         leaf_of = {number: leaf for leaf, number in enumerate(model.program.params)}
