@@ -85,7 +85,7 @@ class ActivationStatistics:
         new = {self.model.paths[leaf]: value for leaf, value in self.values.items()}
         for path in [path for path in new if path.endswith("/average")]:
             hidden = path.removesuffix("average") + "hidden"
-            if np.shape(old.get(hidden)) == np.shape(old[path]) and hidden not in new:
+            if hidden in old and hidden not in new and np.shape(old[hidden]) == np.shape(old[path]):
                 share = jnp.linalg.norm(old[hidden]) / jnp.linalg.norm(old[path])
                 scaled = jnp.where(jnp.isfinite(share), share, 1.0) * new[path]
                 new[hidden] = jax.device_put(scaled.astype(old[hidden].dtype), new[path].sharding)
@@ -108,10 +108,10 @@ class ActivationStatistics:
         leaves = norm.mean.leaf, norm.variance.leaf
         self._changed.update(leaves)
         for i, stream in enumerate(self._streams):
-            now = [stream.param(leaf) for leaf in leaves]
-            sample = self._sample(stream, norm)
-            for leaf, old, new in zip(leaves, now, _followed(*now, self._dense[norm], sample), strict=True):
-                new = jax.device_put(new, old.sharding)
+            mean, variance = (stream.param(leaf) for leaf in leaves)
+            found = _followed(mean, variance, self._dense[norm], self._sample(stream, norm))
+            for leaf, new in zip(leaves, found, strict=True):
+                new = jax.device_put(new, stream.param(leaf).sharding)
                 stream.set_param(leaf, new)
                 if i == 0:
                     self.values[leaf] = new
