@@ -47,7 +47,10 @@ class ActivationStatistics:
         self._changed: set[int] = set()
         self._dense = {}
         if self._open:
-            stream = model.stream(self.wanted)
+            program = model.program._replace(
+                uses=[]
+            )  # activations of the weights need not wait for their sites
+            stream = model._replace(program=program).stream(self.wanted)
             self._dense = {norm: self._sample(stream, norm) for norm in self._open}
             self._open = _own_entries(self._open, self._dense)
             self._before = {norm: self._before[norm] for norm in self._open}
