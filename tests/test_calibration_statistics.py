@@ -12,6 +12,7 @@ from jax import lax
 import jaxprune as jp
 from jaxprune.calibration.engine.model import open_model
 from jaxprune.jaxprs.normalizations import normalizations
+from jaxprune.params import flatten_with_paths
 
 EPSILON = 1e-3
 
@@ -173,9 +174,8 @@ def normalized(params, batches):
     x = np.concatenate([np.asarray(x, np.float64) for x in batches])
     padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
     n, h = x.shape[0], x.shape[1]
-    y = sum(padded[:, i : i + h, j : j + h] @ w[i, j] for i in range(3) for j in range(3)).reshape(
-        n * h * h, -1
-    )
+    parts = [padded[:, i : i + h, j : j + h] @ w[i, j] for i in range(3) for j in range(3)]
+    y = np.sum(parts, axis=0).reshape(n * h * h, -1)
     p = {name: np.asarray(value, np.float64) for name, value in params["norm"].items()}
     y = (y - p["mean"]) / np.sqrt(p["variance"])
     return y.mean(0), y.var(0)
@@ -195,7 +195,7 @@ def is_same(a, b):
 
 
 def by_path(tree):
-    return dict(zip(*jp.params.flatten_with_paths(tree)[:2], strict=True))
+    return dict(zip(*flatten_with_paths(tree)[:2], strict=True))
 
 
 @pytest.mark.slow_beyond(1)
