@@ -40,6 +40,7 @@ _NO_MATRIX = _names(
     r"cls|probe|.+_queries|(latent|learned|learnable|object)_query",
     r"time_(mix|maa)_.*",
 )
+_AVERAGED = _names(r"(.*_)?(mean|var|variance)_ema")  # Haiku's module around `average` and `hidden`
 _STATISTIC = _names(r"(.*_)?(mean|var|variance|std)(_\d+)?|average|hidden")
 # Tables, under these names or in modules with these names. Unless another word says that it is a linear map.
 _EMBEDDING = _names(
@@ -79,6 +80,8 @@ def is_weight(leaf: Leaf, by_path: Mapping[str, Leaf]) -> bool:
         return False
     parts = re.split("[/.]", leaf.path)
     if any(_ADAPTER.fullmatch(part) for part in parts) or _is_in_a_collection(leaf, by_path):
+        return False
+    if any(_AVERAGED.fullmatch(part) for part in parts[-2:-1]):
         return False
     by_holder = _holder_says(leaf)
     return _name_says(leaf, by_path) if by_holder is None else by_holder

@@ -63,6 +63,7 @@ conv_norm_act.conv.weight generator.proj.weight norm_head.weight prefix_encoder.
 latent_proj.weight from_latents.weight
 """
 OTHERS = """
+batch_norm/~/mean_ema/hidden batch_norm/~/var_ema/hidden
 attention_norm/kernel ffn_norm/kernel ln_f/kernel prompt_encoder.point_embeddings.0.weight
 no_mask_embed.weight mask_decoder.iou_token.weight mask_tokens.weight
 pe_layer.positional_encoding_gaussian_matrix output_position_encodings.position_embeddings

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune.allocation import shares_of
+from jaxprune.calibration.engine.activation_statistics import ActivationStatistics
 from jaxprune.calibration.engine.fitting import check_structure, fits, misfit
 from jaxprune.calibration.engine.layers import LayerWeights, OnLayer, by_method
 from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model
@@ -32,6 +33,7 @@ def reconstruct(
     refine: Sequence[Refinement] = (),
     fisher: PyTree | None = None,
     dense_targets: float = 0.0,
+    statistics: bool = True,
     where: PyTree | None = None,
     permute: Reorderable | None = None,
     row_weights: RowWeights | None = None,
@@ -67,6 +69,10 @@ def reconstruct(
         inputs from the dense layers. At 1 the layer solves $\min \|X W - X_{dense} W_0\|$: it compensates all errors
         of the layers before it, and may fit their noise if there are few rows. If the product is added to a
         residual stream, the target is the dense sum. A value above 0 needs a second pass.
+      statistics: whether means and variances that are parameters, such as BatchNorm's in inference, follow the
+        pruned weights before them: each normalized channel keeps the mean and the variance over the batches that it
+        has in the dense model. Those that several places share remain as they are. It needs a second pass if there
+        are such parameters.
       where: tree of bools (or a prefix of one, or a function that returns it) that selects the weights to prune;
         None for `prunable(params)`.
       permute: groups of `jp.find_groups(fn, params, *inputs)`, for N:M: their units are first reordered as `jp.permute`
@@ -80,8 +86,8 @@ def reconstruct(
       progress: whether to show a progress bar.
 
     Returns:
-      (params, masks): pruned weights are exactly zero. Masks are bool arrays, True = keep, or the scalar True for a
-      leaf without pruned weights.
+      (params, masks): pruned weights are exactly zero, and statistics have new values. Masks are bool arrays,
+      True = keep, or the scalar True for a leaf without pruned weights.
 
     Raises:
       ValueError: if `calibrate` would raise one; if a sparsity is outside [0, 1), or differs from the pattern's
@@ -142,9 +148,12 @@ def reconstruct(
     layers = LayerWeights(model, cutting, counts, _fisher_scores(model, params, fisher))
     start = by_method(method, counts, cutting)
     is_full = method.moments == "full" or refine or dense_targets or on_layer is not None
-    send_through(layers, start, refine, dense_targets, on_layer, progress, "full" if is_full else "diagonal")
+    kind = "full" if is_full else "diagonal"
+    follow = ActivationStatistics(model) if statistics else None
+    send_through(layers, start, refine, dense_targets, on_layer, progress, kind, follow)
     layers.warn_of_unseen("They are pruned by magnitude, and the kept ones keep their values", stacklevel=2)
-    return layers.result(params)
+    params, masks = layers.result(params)
+    return (params if follow is None else follow.inserted(params)), masks
 
 
 def _fisher_scores(

@@ -1,7 +1,7 @@
 """Programs: a traced function as one flat list of steps, and the products by parameters among them.
 
-Calls and scans that a parameter enters are flattened, a scan iteration by iteration. Every other equation is one
-step. Equal steps on equal operands are one step.
+Calls that a parameter enters are flattened, and so are scans that a weight enters, iteration by iteration. Every
+other equation is one step. Equal steps on equal operands are one step.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def flatten(traced: Traced, tracked: set[int]) -> Program:
     ids += [flat.new() for _ in jaxpr.invars[n_consts:]]
     params, inputs = ids[n_consts : n_consts + n_params], ids[n_consts + n_params :]
     flat.batched.update(inputs)
+    flat.parametric.update(params)
     for leaf in tracked:
         flat.views[params[leaf]] = whole(leaf, traced.avals[leaf].shape)
     outs = flat.inline(jaxpr, (), ids)
@@ -86,6 +87,7 @@ class _Flat:
         self.known: dict[int, Any] = {}  # small integers: loop counters and values computed from them
         self.views: dict[int, View] = {}
         self.batched: set[int] = set()
+        self.parametric: set[int] = set()  # values that depend on parameters, but not on the inputs
         self._count = 0
         self._seen: dict[Hashable, tuple[int, ...]] = {}
         self._numbers: dict[Hashable, int] = {}
@@ -116,6 +118,8 @@ class _Flat:
         self.steps.append(Step(run, key, ins, outs))
         if any(i in self.batched for i in ins):
             self.batched.update(outs)
+        elif any(i in self.parametric for i in ins):
+            self.parametric.update(outs)
         self._seen[key, ins] = outs
         return outs
 
@@ -129,12 +133,12 @@ class _Flat:
         del place
         ins = tuple(a for a in atoms if not isinstance(a, Literal))
         views = [None if isinstance(a, Literal) else self.views.get(a) for a in atoms]
-        if any(view is not None for view in views):
-            if is_inline(eqn):
-                (body,) = bodies_of(eqn)
-                return self.inline(body.jaxpr, body.consts, [self._number(a) for a in atoms])
-            if kind_of(eqn) == "scan":
-                return self._scan(eqn, [self._number(a) for a in atoms])
+        is_weight = any(view is not None for view in views)
+        if is_inline(eqn) and (is_weight or any(i in self.parametric for i in ins)):
+            (body,) = bodies_of(eqn)
+            return self.inline(body.jaxpr, body.consts, [self._number(a) for a in atoms])
+        if is_weight and kind_of(eqn) == "scan":
+            return self._scan(eqn, [self._number(a) for a in atoms])
         values = [a.val if isinstance(a, Literal) else self.known.get(a) for a in atoms]
         if _is_small(eqn) and all(value is not None for value in values):
             with jax.ensure_compile_time_eval():

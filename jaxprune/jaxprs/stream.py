@@ -59,6 +59,9 @@ class Stream:
             for number in step.ins:
                 self._readers.setdefault(number, set()).add(i)
         self._done: set[int] = set()
+        self.before_site: Callable[[int], None] | None = (
+            None  # called with the number of the next site's activations
+        )
         self._wanted = Counter([*(use.x for use in program.uses), *wanted])
         self._needed = set(self._ancestors(list(self._wanted), lambda i: True))
 
@@ -66,8 +69,14 @@ class Stream:
         """Changes a parameter for all later sites."""
         self._shared[self.program.params[leaf]] = value
 
+    def param(self, leaf: int) -> Any:
+        """A parameter as it is now."""
+        return self._shared[self.program.params[leaf]]
+
     def __iter__(self) -> Iterator[Site]:
         for uses in sites(self.program):
+            if self.before_site is not None:
+                self.before_site(uses[0].x)
             yield Site(uses, self._values(uses[0].x))
             self._release(uses[0].x, len(uses))
 
@@ -76,6 +85,18 @@ class Stream:
         found = self._values(number)
         self._release(number, 1)
         return found
+
+    def shared(self, numbers: Sequence[int]) -> dict[int, Any]:
+        """Values that depend on no input, with the parameters as they are now."""
+        return dict(zip(numbers, self._shared_values(list(numbers)), strict=True)) if numbers else {}
+
+    def ancestors(self, number: int) -> set[int]:
+        """The values that a value depends on, itself included."""
+        steps = self._ancestors([number], lambda i: True)
+        return {
+            number,
+            *(n for i in steps for n in (*self.program.steps[i].ins, *self.program.steps[i].outs)),
+        }
 
     def _values(self, number: int) -> list[Any]:
         """A value batch by batch, or one item if the value depends on no input."""

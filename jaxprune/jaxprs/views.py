@@ -17,10 +17,10 @@ Factors = tuple[
 
 
 # Operations that return the entries of their operand unchanged, in the same or another position.
-_UNCHANGED = frozenset(
+UNCHANGED = frozenset(
     ("convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision", "sharding_constraint")
 )
-FOLLOWED = _UNCHANGED | {
+FOLLOWED = UNCHANGED | {
     *("transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "slice", "dynamic_slice", "split")
 }
 
@@ -93,7 +93,7 @@ def follow(eqn: JaxprEqn, view: View, known: list[Any]) -> View | list[View] | N
     """
     p = eqn.params
     match eqn.primitive.name:
-        case name if name in _UNCHANGED:
+        case name if name in UNCHANGED:
             return view
         case "transpose":
             return view._replace(axes=tuple(view.axes[i] for i in p["permutation"]))

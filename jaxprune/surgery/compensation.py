@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.calibration import LayerResult, SparseGPT
+from jaxprune.calibration.engine.activation_statistics import ActivationStatistics
 from jaxprune.calibration.engine.model import (
     CalibrationModel,
     RowWeights,
@@ -40,6 +41,7 @@ def compensate(
     batches: Iterable[Any],
     *,
     damping: float = 0.01,
+    statistics: bool = True,
     row_weights: RowWeights | None = None,
     on_layer: Callable[[LayerResult], None] | None = None,
     progress: bool = False,
@@ -63,14 +65,18 @@ def compensate(
       batches: iterable of batches of one shape: each a tuple of inputs, or one input.
       damping: penalty on changes of a weight; it is added to the diagonal of $X^T X$, relative to each of its
         entries.
+      statistics: whether means and variances that are parameters, such as BatchNorm's in inference, follow the
+        refitted weights before them: each normalized channel that is kept has the mean and the variance over the
+        batches that it has in the dense model. Those that several places share remain as they are. It needs another
+        pass if there are such parameters.
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
       on_layer: function that is called with a `LayerResult` for each weight that loses inputs: its error on these
         batches relative to $\|X W_0\|^2$, and the fraction of its inputs that are removed.
       progress: whether to show a progress bar.
 
     Returns:
-      The full parameters, with zeros at the entries that the plan removes. `plan.shrink` makes the small parameters
-      from them.
+      The full parameters, with new statistics and with zeros at the entries that the plan removes. `plan.shrink`
+      makes the small parameters from them.
 
     Raises:
       ValueError: if the plan was not made for these parameters; if `damping` is negative; in the cases in which
@@ -110,9 +116,9 @@ def compensate(
     refitted: dict[str, Any] = {}
     if masks:
         model = open_model(fn, params, batches, None, row_weights)
-        refitted = _Refit(model, masks, damping, on_layer).run(progress)
+        refitted = _Refit(model, masks, damping, statistics, on_layer).run(progress)
     new = [
-        _masked(refitted.get(path, leaf), masks[path]) if path in masks else leaf
+        _masked(refitted.get(path, leaf), masks[path]) if path in masks else refitted.get(path, leaf)
         for path, leaf in zip(paths, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, new)
@@ -141,6 +147,7 @@ class _Refit:
         model: CalibrationModel,
         masks: dict[str, np.ndarray],
         damping: float,
+        statistics: bool,
         on_layer: Callable[[LayerResult], None] | None,
     ):
         self.model, self.damping, self.on_layer = model, damping, on_layer
@@ -155,8 +162,14 @@ class _Refit:
             _masked(value, leaves[leaf]) if leaf in leaves else value
             for leaf, value in enumerate(model.values)
         ]
-        self.alive = model.stream()  # removed units are present, except as inputs of refitted weights
-        self.pruned = model._replace(values=pruned).stream()
+        self.statistics = ActivationStatistics(model) if statistics else None
+        wanted = [] if self.statistics is None else self.statistics.wanted
+        self.alive = model.stream(wanted)  # removed units are present, except as inputs of refitted weights
+        self.pruned = model._replace(values=pruned).stream(wanted)
+        if self.statistics is not None:
+            self.statistics.follow(self.pruned, self.alive)
+            for leaf in leaves:
+                self.statistics.changed(leaf, pruned[leaf])
         self.shared = shared_moments(model)
         self.unseen: dict[int, int] = {}  # kept weights of a leaf whose inputs are always 0
 
@@ -179,13 +192,19 @@ class _Refit:
                 value = jax.device_put(self.weights[leaf].copy(), self.model.values[leaf].sharding)
                 self.alive.set_param(leaf, value)
                 self.pruned.set_param(leaf, _masked(value, self.masks[leaf]))
+                if self.statistics is not None:
+                    self.statistics.changed(leaf, value)
+        new = dict(self.weights)
+        if self.statistics is not None:
+            self.statistics.finish()
+            new |= self.statistics.values
         if seen and not fits:
             check_row_weights(self.model.row_weights)
         found = {self.model.paths[leaf]: (n, self.weights[leaf].size) for leaf, n in self.unseen.items()}
         warn_of_unseen(found, "The kept ones among them keep their values", stacklevel=3)
         return {
             self.model.paths[leaf]: jax.device_put(w, self.model.values[leaf].sharding)
-            for leaf, w in self.weights.items()
+            for leaf, w in new.items()
         }
 
     def _loses(self, use: Use) -> bool:

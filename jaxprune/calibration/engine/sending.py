@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxprune.calibration.engine.activation_statistics import ActivationStatistics
 from jaxprune.calibration.engine.layers import LayerWeights, OnLayer, Start
 from jaxprune.calibration.engine.model import check_row_weights, shared_moments, with_progress
 from jaxprune.calibration.engine.targets import DenseTargets
@@ -20,14 +21,18 @@ def send_through(
     on_layer: OnLayer | None = None,
     progress: bool = False,
     kind: Kind = "full",
+    statistics: ActivationStatistics | None = None,
 ) -> None:
-    """Sends the batches through the model, and prunes every weight on the way."""
+    """Sends the batches through the model, and prunes every weight on the way; `statistics` follow the activations."""
     model = layers.model
     shared = shared_moments(model)
     residual = residual_streams(model.program) if dense_targets else {}
     residual = {use: pair for use, pair in residual.items() if (use.leaf, use.matrix) not in shared}
     dense = DenseTargets(model, residual, dense_targets) if dense_targets else None
-    stream = model.stream([passing for _, passing in residual.values()])
+    wanted = [] if statistics is None else statistics.wanted
+    stream = model.stream([*(passing for _, passing in residual.values()), *wanted])
+    if statistics is not None:
+        statistics.follow(stream)
     fits = False
     for site in with_progress(stream, progress, "prune"):
         changed = {}
@@ -49,5 +54,9 @@ def send_through(
             dense.skip()
         for leaf, value in changed.items():
             stream.set_param(leaf, value)
+            if statistics is not None:
+                statistics.changed(leaf, value)
+    if statistics is not None:
+        statistics.finish()
     if not (fits or shared):
         check_row_weights(model.row_weights)
