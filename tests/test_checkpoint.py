@@ -21,6 +21,10 @@ class Pair(NamedTuple):
     b: jax.Array
 
 
+def data(leaf):
+    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
 def everything():
     return {
         "float": jnp.array([1.5, jnp.nan, -0.0]),
@@ -89,6 +93,33 @@ def test_shardings_are_taken_from_like(tmp_path):
     restored = checkpoint.restore(tmp_path / "one", like={"w": sharded})["w"]
     assert restored.sharding == sharded.sharding
     np.testing.assert_array_equal(restored, sharded)
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_what_was_on_no_device_in_particular_restores_beside_sharded_parameters(tmp_path, abstract):
+    """Moments and counts that `TrainState.create` makes outside `jit` are uncommitted, the parameters are sharded."""
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.NamedSharding(mesh, jax.P("x"))
+    place = {
+        "w": jax.device_put(jnp.arange(16.0), sharding),
+        "key": jax.device_put(jax.random.key(1), jax.NamedSharding(mesh, jax.P())),
+    }
+    free = {"count": jnp.int32(3), "key": jax.random.key(7), "mask": jnp.ones(16, bool)}
+    checkpoint.save(tmp_path / "one", {"place": place, "free": free})
+    like = {"place": place, "free": jax.eval_shape(lambda: free) if abstract else free}
+    restored = checkpoint.restore(tmp_path / "one", like=like)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.tree.map(data, restored),
+        jax.tree.map(data, {"place": place, "free": free}),
+    )
+
+    @jax.jit
+    def step(place, free):  # an error if arrays of different devices meet
+        noise = jax.random.normal(free["key"], (16,)) + jax.random.normal(place["key"], (16,))
+        return place["w"] * free["count"] * free["mask"] + 0 * noise
+
+    np.testing.assert_array_equal(step(**restored), 3 * jnp.arange(16.0))
 
 
 def test_an_existing_folder_is_left_alone(tmp_path):
