@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxprune.params import PyTree
 
-__all__ = ["check", "restore", "save"]
+__all__ = ["check", "latest", "restore", "save"]
 
 
 def __dir__() -> list[str]:
@@ -142,6 +142,41 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         for name, leaf in zip(names, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, new)
+
+
+def latest(folder: str | os.PathLike[str]) -> Path | None:
+    """The checkpoint in a folder with the highest number at the end of its name, or None.
+
+    What a killed process left half-written beside the checkpoints is passed over.
+
+    Args:
+      folder: the folder that holds checkpoints under names such as `step 500`; it need not exist.
+
+    Raises:
+      ValueError: if the name of a checkpoint ends in no number.
+
+    Example:
+      >>> import os, tempfile, jax.numpy as jnp
+      >>> from jaxprune import checkpoint
+      >>> folder = tempfile.mkdtemp()
+      >>> checkpoint.latest(folder)      # nothing to resume from
+      >>> for step in (5, 10):
+      ...     checkpoint.save(os.path.join(folder, f"step {step}"), {"w": jnp.ones(2)})
+      >>> path = checkpoint.latest(folder)
+      >>> path.name, int(path.name.split()[-1])
+      ('step 10', 10)
+    """
+    numbered = {}
+    for path in Path(folder).glob("*"):
+        if ".orbax-checkpoint-tmp" in path.name or not (path / "_CHECKPOINT_METADATA").is_file():
+            continue
+        number = re.search(r"\d+$", path.name)
+        if number is None:
+            raise ValueError(
+                f"`folder` must hold checkpoints whose names end in a number, such as 'step 500', got {str(path)!r}."
+            )
+        numbered[int(number[0]), path.name] = path
+    return numbered[max(numbered)] if numbered else None
 
 
 def check(path: str | os.PathLike[str]) -> None:

@@ -122,6 +122,20 @@ def test_what_was_on_no_device_in_particular_restores_beside_sharded_parameters(
     np.testing.assert_array_equal(step(**restored), 3 * jnp.arange(16.0))
 
 
+def test_the_latest_is_the_highest_number_among_complete_checkpoints(tmp_path):
+    assert checkpoint.latest(tmp_path / "missing") is None and checkpoint.latest(tmp_path) is None
+    for step in (9, 10):
+        checkpoint.save(tmp_path / f"step_{step}", {"w": jnp.ones(2)})
+    # What a process leaves that is killed while Orbax writes, and what is no checkpoint.
+    shutil.copytree(tmp_path / "step_10", tmp_path / "step_11.orbax-checkpoint-tmp")
+    (tmp_path / "step_12").mkdir()
+    (tmp_path / "log_13").write_text("13")
+    assert checkpoint.latest(str(tmp_path)) == tmp_path / "step_10"
+    checkpoint.save(tmp_path / "best", {"w": jnp.ones(2)})
+    with pytest.raises(ValueError, match="end in a number.*best"):
+        checkpoint.latest(tmp_path)
+
+
 def test_an_existing_folder_is_left_alone(tmp_path):
     checkpoint.save(tmp_path / "c", {"w": jnp.ones(1)})
     with pytest.raises(FileExistsError, match="`path` must be new"):
