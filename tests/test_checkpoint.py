@@ -132,7 +132,7 @@ def test_the_latest_is_the_highest_number_among_complete_checkpoints(tmp_path):
     (tmp_path / "log_13").write_text("13")
     assert checkpoint.latest(str(tmp_path)) == tmp_path / "step_10"
     checkpoint.save(tmp_path / "best", {"w": jnp.ones(2)})
-    with pytest.raises(ValueError, match="end in a number.*best"):
+    with pytest.raises(ValueError, match=r"end in a number.*best"):
         checkpoint.latest(tmp_path)
 
 
