@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def _by_run(values: jax.Array | np.ndarray) -> np.ndarray:
     return values.reshape(-1, values.shape[-1]).astype(float)
 
 
-def _is_known(values: object) -> bool:
+def _is_known(values: Any) -> bool:
     if isinstance(values, jax.Array) and not isinstance(values, jax.core.Tracer):
         return values.is_fully_addressable and not values.is_deleted()
     return isinstance(values, np.ndarray | np.generic)

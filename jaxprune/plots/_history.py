@@ -66,7 +66,7 @@ def history(history: Any, title: str = "") -> Figure:
             draw(axes, i, name or path, kept, found[name][path][at])
         kept_axis(axes, np.concatenate([kept for kept, _ in points.values()]), path)
     if len(named) > 1:
-        legend(axes)
+        legend(figure.axes[-1])
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
