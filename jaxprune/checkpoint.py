@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxprune.params import PyTree
 
-__all__ = ["check", "restore", "save"]
+__all__ = ["check", "latest", "restore", "save"]
 
 
 def __dir__() -> list[str]:
@@ -99,7 +99,8 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     Args:
       path: the folder.
       like: tree with the structure, shapes and dtypes of the saved one: arrays (values get their shardings),
-        `jax.ShapeDtypeStruct`s, typed keys, numbers. `jax.eval_shape` makes one without computing it.
+        `jax.ShapeDtypeStruct`s, typed keys, numbers. `jax.eval_shape` makes one without computing it. Values of
+        uncommitted arrays and of structs without a sharding are uncommitted, so that `jit` may place them.
 
     Returns:
       A tree like `like` with the saved values, bit for bit; NumPy arrays and Python numbers remain such. If one
@@ -141,6 +142,41 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         for name, leaf in zip(names, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, new)
+
+
+def latest(folder: str | os.PathLike[str]) -> Path | None:
+    """The checkpoint in a folder with the highest number at the end of its name, or None.
+
+    What a killed process left half-written beside the checkpoints is passed over.
+
+    Args:
+      folder: the folder that holds checkpoints under names such as `step 500`; it need not exist.
+
+    Raises:
+      ValueError: if the name of a checkpoint ends in no number.
+
+    Example:
+      >>> import os, tempfile, jax.numpy as jnp
+      >>> from jaxprune import checkpoint
+      >>> folder = tempfile.mkdtemp()
+      >>> checkpoint.latest(folder)      # nothing to resume from
+      >>> for step in (5, 10):
+      ...     checkpoint.save(os.path.join(folder, f"step {step}"), {"w": jnp.ones(2)})
+      >>> path = checkpoint.latest(folder)
+      >>> path.name, int(path.name.split()[-1])
+      ('step 10', 10)
+    """
+    numbered = {}
+    for path in Path(folder).glob("*"):
+        if ".orbax-checkpoint-tmp" in path.name or not (path / "_CHECKPOINT_METADATA").is_file():
+            continue
+        number = re.search(r"\d+$", path.name)
+        if number is None:
+            raise ValueError(
+                f"`folder` must hold checkpoints whose names end in a number, such as 'step 500', got {str(path)!r}."
+            )
+        numbered[int(number[0]), path.name] = path
+    return numbered[max(numbered)] if numbered else None
 
 
 def check(path: str | os.PathLike[str]) -> None:
@@ -294,15 +330,27 @@ def _sharding(leaf: Any) -> Any:
 def _like(path: Path, name: str, leaf: Any, value: Any) -> Any:
     """The value as an array or number of the kind of `leaf`."""
     if _is_key(leaf):
-        return jax.random.wrap_key_data(value, impl=_impl(leaf))
+        key = jax.random.wrap_key_data(_uncommitted(value), impl=_impl(leaf))
+        committed = isinstance(leaf, jax.Array) and leaf.committed and leaf.is_fully_addressable
+        return jax.device_put(key, leaf.sharding) if committed else key
     if isinstance(leaf, np.generic):
         return _in_dtype(path, name, value, leaf.dtype)[()]
     if isinstance(leaf, bool | int | float | complex):
         return type(leaf)(value.item())
     value = _in_dtype(path, name, value, leaf.dtype)
-    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and not isinstance(value, jax.Array):
-        return jax.device_put(value, _sharding(leaf))
-    return value
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return value
+    # A count that `init` made outside `jit` belongs to no device. Were the restored one committed to the first
+    # device, `jit` would refuse it beside parameters that lie on a mesh.
+    if not (leaf.committed if isinstance(leaf, jax.Array) else leaf.sharding):
+        return _uncommitted(value)
+    return value if isinstance(value, jax.Array) else jax.device_put(value, leaf.sharding)
+
+
+def _uncommitted(value: Any) -> Any:
+    """The value as an array that `jit` may place with its other arguments."""
+    spans_processes = isinstance(value, jax.Array) and not value.is_fully_addressable
+    return value if spans_processes else jax.device_put(np.asarray(value))
 
 
 def _in_dtype(path: Path, name: str, value: Any, dtype: Any) -> Any:

@@ -21,6 +21,10 @@ class Pair(NamedTuple):
     b: jax.Array
 
 
+def data(leaf):
+    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
 def everything():
     return {
         "float": jnp.array([1.5, jnp.nan, -0.0]),
@@ -89,6 +93,47 @@ def test_shardings_are_taken_from_like(tmp_path):
     restored = checkpoint.restore(tmp_path / "one", like={"w": sharded})["w"]
     assert restored.sharding == sharded.sharding
     np.testing.assert_array_equal(restored, sharded)
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_what_was_on_no_device_in_particular_restores_beside_sharded_parameters(tmp_path, abstract):
+    """Moments and counts that `TrainState.create` makes outside `jit` are uncommitted, the parameters are sharded."""
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.NamedSharding(mesh, jax.P("x"))
+    place = {
+        "w": jax.device_put(jnp.arange(16.0), sharding),
+        "key": jax.device_put(jax.random.key(1), jax.NamedSharding(mesh, jax.P())),
+    }
+    free = {"count": jnp.int32(3), "key": jax.random.key(7), "mask": jnp.ones(16, bool)}
+    checkpoint.save(tmp_path / "one", {"place": place, "free": free})
+    like = {"place": place, "free": jax.eval_shape(lambda: free) if abstract else free}
+    restored = checkpoint.restore(tmp_path / "one", like=like)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.tree.map(data, restored),
+        jax.tree.map(data, {"place": place, "free": free}),
+    )
+
+    @jax.jit
+    def step(place, free):  # an error if arrays of different devices meet
+        noise = jax.random.normal(free["key"], (16,)) + jax.random.normal(place["key"], (16,))
+        return place["w"] * free["count"] * free["mask"] + 0 * noise
+
+    np.testing.assert_array_equal(step(**restored), 3 * jnp.arange(16.0))
+
+
+def test_the_latest_is_the_highest_number_among_complete_checkpoints(tmp_path):
+    assert checkpoint.latest(tmp_path / "missing") is None and checkpoint.latest(tmp_path) is None
+    for step in (9, 10):
+        checkpoint.save(tmp_path / f"step_{step}", {"w": jnp.ones(2)})
+    # What a process leaves that is killed while Orbax writes, and what is no checkpoint.
+    shutil.copytree(tmp_path / "step_10", tmp_path / "step_11.orbax-checkpoint-tmp")
+    (tmp_path / "step_12").mkdir()
+    (tmp_path / "log_13").write_text("13")
+    assert checkpoint.latest(str(tmp_path)) == tmp_path / "step_10"
+    checkpoint.save(tmp_path / "best", {"w": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"end in a number.*best"):
+        checkpoint.latest(tmp_path)
 
 
 def test_an_existing_folder_is_left_alone(tmp_path):

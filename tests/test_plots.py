@@ -101,3 +101,46 @@ def test_a_history_may_end_with_nothing_kept_and_hold_what_is_no_number():
     left, right = axes.get_xlim()
     assert 100 < left < 110 and 40 < right < 50
     assert jp.plots.history(rows._replace(sparsity=np.ones(3))).axes
+
+
+def test_several_histories_are_lines_and_a_sweep_has_a_point_for_each_sparsity():
+    rounds = Round(
+        None, np.array([[0, 0.5], [0, 0.5]]), None, {}, {"accuracy": np.array([[1, 2], [3, 6]])}, (), ()
+    )
+    # Sparsities (2,) x seeds (2,) x trainings (1,): what `vmap` of `vmap` over a recipe of one training gives.
+    sweep = Round(
+        None,
+        np.array([[[0.9], [0.9]], [[0.5], [0.5]]]),
+        None,
+        {},
+        {"accuracy": np.array([[[1], [3]], [[7], [9]]]), "only here": np.ones((2, 2, 1))},
+        (),
+        (),
+    )
+    (axes,) = jp.plots.history({"rounds": rounds, "sweep": sweep}).axes
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    np.testing.assert_allclose(lines["rounds"], [[100, 2], [50, 4]])
+    np.testing.assert_allclose(lines["sweep"], [[50, 8], [10, 2]])
+    assert len(axes.collections) == 2 and axes.get_legend() is not None
+
+
+@pytest.mark.parametrize(
+    ("histories", "message"),
+    [
+        ({}, "is empty"),
+        (
+            {
+                "a": Round(None, np.zeros(1), None, {}, {"x": np.zeros(1)}, (), ()),
+                "b": Round(None, np.zeros(1), None, {}, {"y": np.zeros(1)}, (), ()),
+            },
+            r"'a': \['x'\]; 'b': \['y'\]",
+        ),
+        (
+            Round(None, np.array([[0.5], [0.5], [0.9]]), None, {}, {"x": np.ones((3, 1))}, (), ()),
+            "as many seeds",
+        ),
+    ],
+)
+def test_histories_that_do_not_fit_together_are_an_error(histories, message):
+    with pytest.raises(ValueError, match=message):
+        jp.plots.history(histories)
