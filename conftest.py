@@ -1,6 +1,7 @@
 """Every test runs on the CPU with eight virtual devices, and compiles quickly; set before JAX is imported."""
 
 import collections
+import gc
 import os
 import platform
 import shutil
@@ -10,9 +11,11 @@ import pytest
 
 # The tests compile thousands of small programs once each: quick compilation counts, quick programs don't. XLA's
 # newer emitter of fusions takes half of that time; a jaxlib without this choice takes no notice of it. The older one
-# uses fused multiply-adds here and not there: without them two programs of the same steps round alike.
+# uses fused multiply-adds here and not there: without them two programs of the same steps round alike. A program in
+# many parts, which threads compile side by side, takes more CPU time than the same program in one.
 FLAGS = [
     "--xla_force_host_platform_device_count=8",
+    "--xla_cpu_parallel_codegen_split_count=1",
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true",
 ]
 if platform.machine() in ("x86_64", "AMD64"):
@@ -46,6 +49,13 @@ def pytest_collection_modifyitems(items):
                 item.add_marker("slow")
 
 
+def pytest_collection_finish():
+    """What was imported stays: garbage is looked for among newer objects only, and less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 10)
+
+
 def pytest_runtest_teardown(item):
     """Compiled programs are kept for good, each in several mappings of memory, of which a process has 65 530."""
     global _since
@@ -62,6 +72,7 @@ def pytest_runtest_teardown(item):
         import jax
 
         jax.clear_caches()
+        gc.collect()
 
 
 _since = 0
