@@ -1,0 +1,99 @@
+"""The training of one window: masked gradient steps of one compiled function, batch after batch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Training(NamedTuple):
+    """What is compiled once for all windows of a kind.
+
+    run: (sources, values of a batch) -> results, the first `n_outs` of which have targets; relative: whether updates
+    are relative to the sizes of the parameters.
+    """
+
+    run: Callable[[list[Any], list[Any]], list[Any]]
+    optimizer: Any
+    relative: bool
+    steps: int
+    n_outs: int
+
+
+def train(
+    setting: Training,
+    start: Sequence[Any],
+    fixed: Sequence[Any],
+    masks: Sequence[Any],
+    inputs: Sequence[list[Any]],
+    targets: Sequence[list[Any]],
+    weights: Sequence[list[Any]],
+    scale: float,
+) -> list[Any]:
+    """The trained parameters, in float32 at least, given those to start from and the fixed sources."""
+    wide = [jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)) for x in start]
+    sizes = _sizes(wide, list(masks)) if setting.relative else [jnp.ones(()) for _ in wide]
+    dtypes = tuple(jnp.dtype(x.dtype) for x in start)
+    state = setting.optimizer.init(wide)
+    for i in range(setting.steps):
+        batch = i * len(inputs) // setting.steps if setting.steps < len(inputs) else i % len(inputs)
+        wide, state = _step(
+            setting.run.args[0], setting.optimizer, setting.n_outs, dtypes,
+            wide, state, list(fixed), list(masks), sizes, inputs[batch], targets[batch], weights[batch], scale,
+        )  # fmt: skip
+    return wide
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(4, 5))
+def _step(
+    segment, optimizer, n_outs, dtypes, wide, state, fixed, masks, sizes, inputs, target, weights, scale
+):
+    def objective(wide):
+        narrow = [x.astype(dtype) for x, dtype in zip(wide, dtypes, strict=True)]
+        outs = segment.run([*narrow, *fixed], inputs)
+        return squared_error(target, outs[:n_outs], weights) / scale
+
+    loss, grads = jax.value_and_grad(objective)(wide)
+    grads = [_kept(g, mask) for g, mask in zip(grads, masks, strict=True)]
+    updates, state = optax.with_extra_args_support(optimizer).update(grads, state, wide, value=loss, grad=grads)
+    new = [
+        x + _kept(u * size, mask) for x, u, size, mask in zip(wide, updates, sizes, masks, strict=True)
+    ]
+    return new, state
+
+
+def _kept(x: jax.Array, mask: Any) -> jax.Array:
+    return x if mask is None else jnp.where(mask, x, jnp.zeros((), x.dtype))
+
+
+@jax.jit
+def _sizes(values: list[Any], masks: list[Any]) -> list[jax.Array]:
+    """The root mean square of the kept entries of each parameter, at least the smallest one of a matrix."""
+    found, matrices = [], []
+    for value, mask in zip(values, masks, strict=True):
+        kept = jnp.ones(value.shape, bool) if mask is None else mask
+        size = jnp.sqrt(jnp.sum(jnp.where(kept, value, 0) ** 2) / jnp.maximum(jnp.sum(kept), 1))
+        found.append(size)
+        if value.ndim > 1:
+            matrices.append(size)
+    least = jnp.min(jnp.stack(matrices or found))
+    return [jnp.where(size > least, size, least) for size in found]
+
+
+def squared_error(target: Sequence[Any], outs: Sequence[Any], weights: Sequence[Any]) -> Any:
+    """The sum of squared differences, in float32; rows of weight 0 don't count."""
+    return _squared_error(list(target), list(outs), list(weights))
+
+
+@jax.jit
+def _squared_error(target: list[Any], outs: list[Any], weights: list[Any]) -> Any:
+    total: Any = jnp.zeros((), jnp.float32)
+    for t, y, w in zip(target, outs, weights, strict=True):
+        square = jnp.square(y.astype(jnp.float32) - t.astype(jnp.float32))
+        total += jnp.sum(square if w is None else jnp.where(w != 0, square * w, 0))
+    return total
