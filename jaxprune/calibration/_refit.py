@@ -117,9 +117,9 @@ def refit(
     there = model.stream(windows.wanted_dense) if strength else None
     with steps_bar("refit", len(windows.windows), progress) as advance:
         for window in windows.windows:
-            result = windows.refit_one(window, now, stream, there)
+            result = windows.refit_one(window, stream, there)
             if on_layer is not None:
                 on_layer(result)
-            advance(now[0])
-    new = [now[position[path]] if path in position else leaf for path, leaf in zip(paths, leaves, strict=True)]
+            advance(stream.param(0))
+    new = [stream.param(position[path]) if path in position else leaf for path, leaf in zip(paths, leaves, strict=True)]
     return jax.tree.unflatten(treedef, new)

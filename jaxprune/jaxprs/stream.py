@@ -66,6 +66,10 @@ class Stream:
         """Changes a parameter for all later sites."""
         self._shared[self.program.params[leaf]] = value
 
+    def param(self, leaf: int) -> Any:
+        """A parameter as it is now."""
+        return self._shared[self.program.params[leaf]]
+
     def __iter__(self) -> Iterator[Site]:
         for uses in sites(self.program):
             yield Site(uses, self._values(uses[0].x))

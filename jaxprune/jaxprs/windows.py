@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -64,6 +64,27 @@ def windows(program: Program, size: WindowSize = "branch") -> list[Window]:
     return finder.with_parts([(outs, _positions(steps)) for outs, steps in found])
 
 
+def last_sites(program: Program, inputs: Sequence[Sequence[int]], found: Sequence[Window]) -> list[int]:
+    """For each window the position in `inputs` of the last inputs of weights in it, or in a window before it; else -1."""
+    readers: dict[int, set[int]] = {}
+    maker: dict[int, Step] = {}
+    for i, step in enumerate(program.steps):
+        maker.update(dict.fromkeys(step.outs, step))
+        for number in step.ins:
+            if _name(step) in PRODUCTS:
+                readers.setdefault(number, set()).add(i)
+    window_of = {i: k for k, window in enumerate(found) for i in window.steps}
+    last = [-1] * len(found)
+    for place, numbers in enumerate(inputs):
+        for x in numbers:
+            made = maker.get(x)
+            x = made.ins[0] if made is not None and _name(made) == "routed" else x
+            for i in readers.get(x, ()):
+                if i in window_of:
+                    last[window_of[i]] = max(last[window_of[i]], place)
+    return [max(last[: k + 1]) for k in range(len(last))]
+
+
 class _Finder:
     """Which steps each value needs, as bits of an integer: step i is bit i."""
 
@@ -111,13 +132,13 @@ class _Finder:
         terms = [n for n in step.ins if n in self.program.batched]
         return terms if len(set(terms)) == 2 == len(step.ins) else []
 
-    def _flat(self, number: int) -> list[int]:
-        """A value and the terms of the sums that it is."""
+    def _flat(self, number: int, inside: Collection[int] | None = None) -> list[int]:
+        """A value and the terms of the sums that it is; sums that are not `inside` are not split."""
         found, stack = [], [number]
         while stack:
             at = stack.pop()
             found.append(at)
-            if at in self.maker:
+            if at in self.maker and (inside is None or at in inside):
                 stack.extend(self._terms(self.maker[at]))
         return found
 
@@ -140,11 +161,12 @@ class _Finder:
         result = []
         for i, ((outs, steps), parts) in enumerate(zip(found, reads, strict=True)):
             mine = {n: part for n, part in parts.items() if _readers(part, readers) == {i}}
-            result.append(Window(outs, steps, mine, self._bypass(outs)))
+            result.append(Window(outs, steps, mine, self._bypass(outs, steps)))
         return result
 
-    def _bypass(self, outs: tuple[int, ...]) -> int | None:
-        terms = self._flat(outs[0])[1:] if len(outs) == 1 else []
+    def _bypass(self, outs: tuple[int, ...], steps: tuple[int, ...]) -> int | None:
+        inside = {out for i in steps for out in self.program.steps[i].outs}
+        terms = self._flat(outs[0], inside)[1:] if len(outs) == 1 else []
         return min(terms, key=lambda term: self.before.get(term, 0).bit_count(), default=None)
 
     def _is_batched(self, step: Step) -> bool:

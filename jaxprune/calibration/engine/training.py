@@ -49,7 +49,7 @@ def train(
     return wide
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _step(
     segment, optimizer, n_outs, dtypes, wide, state, fixed, masks, sizes, inputs, target, weights, scale
 ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -84,13 +84,13 @@ class Windows:
         outs = window.outs if window.stream is None else (*window.outs, window.stream)
         return segment(self.program, window.steps, outs, parts)
 
-    def refit_one(self, window: Window, now: list[Any], stream: Stream, dense: Stream | None) -> WindowResult:
-        """Refits a window; `now` and the stream get its new parameters."""
+    def refit_one(self, window: Window, stream: Stream, dense: Stream | None) -> WindowResult:
+        """Refits a window; the stream gets its new parameters."""
         parts = [n for n, part in window.parts.items() if part.leaf in self._trained]
         run, sources, own = self._segment(window, parts)
         given = [stream.peek(n) for n in own]
         inputs = [list(values) for values in zip(*given, strict=True)]
-        start = self._values(sources, parts, window, now)
+        start = self._values(sources, parts, window, stream.param)
         targets, energy = self._targets(window, run, sources, parts, stream, inputs, dense)
         weights = [self._weights(w, t) for w, t in zip(self._row_weights(inputs), targets, strict=True)]
         before = self._error(window, stream, targets, weights)
@@ -102,32 +102,32 @@ class Windows:
             scale = before / len(inputs)
             new = train(setting, start[: len(parts)], start[len(parts) :], masks, inputs, targets, weights, scale)
             old = dict(zip(parts, start, strict=False))
-            self._set(window, now, stream, dict(zip(parts, new, strict=True)))
+            self._set(window, stream, dict(zip(parts, new, strict=True)))
             stream.redo(window.steps)
             error = self._error(window, stream, targets, weights)
             if not error < before:
-                self._set(window, now, stream, old)
+                self._set(window, stream, old)
                 stream.redo(window.steps)
                 error = before
         for n in (*own, *window.outs):
             stream.release(n)
         return self._result(window, error, before, energy)
 
-    def _values(self, sources: Sequence[int], parts: Sequence[int], window: Window, leaves: Sequence[Any]) -> list[Any]:
+    def _values(self, sources: Sequence[int], parts: Sequence[int], window: Window, param: Callable[[int], Any]) -> list[Any]:
         """The values of sources, given the parameters."""
         position = {number: leaf for leaf, number in enumerate(self.program.params)}
         found = []
         for n in sources:
             if n in parts:
                 part = window.parts[n]
-                found.append(leaves[part.leaf][part.at])
+                found.append(param(part.leaf)[part.at])
             else:
-                found.append(leaves[position[n]] if n in position else self.program.constants[n])
+                found.append(param(position[n]) if n in position else self.program.constants[n])
         return found
 
     def _targets(self, window, run, sources, parts, stream, inputs, dense) -> tuple[list[Any], float]:
         """The targets of each batch, and the squared error of leaving the branches out."""
-        values = self._values(sources, parts, window, self.dense)
+        values = self._values(sources, parts, window, self.dense.__getitem__)
         n = len(window.outs)
         there = [dense.take(out) for out in window.outs] if dense is not None and self.strength else None
         targets, energy = [], 0.0
@@ -158,13 +158,12 @@ class Windows:
         mask = self.masks.get(part.leaf)
         return None if mask is None else jnp.asarray(mask[part.at])
 
-    def _set(self, window: Window, now: list[Any], stream: Stream, new: dict[int, Any]) -> None:
+    def _set(self, window: Window, stream: Stream, new: dict[int, Any]) -> None:
         for n, value in new.items():
             leaf, at = window.parts[n]
-            old = now[leaf]
+            old = stream.param(leaf)
             value = jnp.asarray(value, old.dtype)
-            now[leaf] = jax.device_put(old.at[at].set(value) if at else value, old.sharding)
-            stream.set_param(leaf, now[leaf])
+            stream.set_param(leaf, jax.device_put(old.at[at].set(value) if at else value, old.sharding))
 
     def _result(self, window: Window, error: float, before: float, energy: float) -> WindowResult:
         pruned = self._pruned(window)
