@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -92,7 +93,8 @@ def refit(
                 f"`dense` must have the shapes of `params`: {np.shape(leaf)} at {path!r}, got {np.shape(full)}."
             )
     flags = trainable(pruned, where, settings)
-    tracked = [flag and np.ndim(leaf) > 1 for flag, leaf in zip(flags, leaves, strict=True)]
+    weights = trainable(pruned, None, dataclasses.replace(settings, weights=True))
+    tracked = [flag and np.ndim(leaf) > 1 for flag, leaf in zip(weights, leaves, strict=True)]
     tree = jax.tree.structure(dense)
     model = open_model(
         fn, dense, batches, jax.tree.unflatten(tree, tracked), row_weights, named=False

@@ -190,7 +190,7 @@ class _Finder:
                 found[number] = part
             elif number in self.maker:
                 stack.extend(self.maker[number].ins)
-        return found
+        return dict(sorted(found.items(), key=lambda item: item[1]))
 
     def _slice(self, number: int, leaves: dict[int, Part]) -> Part | None:
         if number in leaves:

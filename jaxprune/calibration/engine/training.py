@@ -53,6 +53,8 @@ def train(
 def _step(
     segment, optimizer, n_outs, dtypes, wide, state, fixed, masks, sizes, inputs, target, weights, scale
 ):
+    inputs = [_without_nan(x) for x in inputs]  # of padding rows: 0 times NaN is no gradient of 0
+
     def objective(wide):
         narrow = [x.astype(dtype) for x, dtype in zip(wide, dtypes, strict=True)]
         outs = segment.run([*narrow, *fixed], inputs)
@@ -65,6 +67,10 @@ def _step(
         x + _kept(u * size, mask) for x, u, size, mask in zip(wide, updates, sizes, masks, strict=True)
     ]
     return new, state
+
+
+def _without_nan(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isnan(x), 0, x) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _kept(x: jax.Array, mask: Any) -> jax.Array:
@@ -94,6 +100,7 @@ def squared_error(target: Sequence[Any], outs: Sequence[Any], weights: Sequence[
 def _squared_error(target: list[Any], outs: list[Any], weights: list[Any]) -> Any:
     total: Any = jnp.zeros((), jnp.float32)
     for t, y, w in zip(target, outs, weights, strict=True):
-        square = jnp.square(y.astype(jnp.float32) - t.astype(jnp.float32))
-        total += jnp.sum(square if w is None else jnp.where(w != 0, square * w, 0))
+        difference = y.astype(jnp.float32) - t.astype(jnp.float32)
+        square = jnp.square(difference if w is None else jnp.where(w != 0, difference, 0))
+        total += jnp.sum(square if w is None else square * w)
     return total
