@@ -34,10 +34,14 @@ def train(
     targets: Sequence[list[Any]],
     weights: Sequence[list[Any]],
     scale: float,
+    matrices: Sequence[Any],
 ) -> list[Any]:
-    """The trained parameters, in float32 at least, given those to start from and the fixed sources."""
+    """The trained parameters, in float32 at least, given those to start from and the fixed sources.
+
+    Relative updates of a parameter near 0, such as a bias, are those of the smallest of the `matrices`.
+    """
     wide = [jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)) for x in start]
-    sizes = _sizes(wide, list(masks)) if setting.relative else [jnp.ones(()) for _ in wide]
+    sizes = _sizes(wide, list(masks), list(matrices)) if setting.relative else [jnp.ones(()) for _ in wide]
     dtypes = tuple(jnp.dtype(x.dtype) for x in start)
     state = setting.optimizer.init(wide)
     for i in range(setting.steps):
@@ -78,17 +82,19 @@ def _kept(x: jax.Array, mask: Any) -> jax.Array:
 
 
 @jax.jit
-def _sizes(values: list[Any], masks: list[Any]) -> list[jax.Array]:
+def _sizes(values: list[Any], masks: list[Any], matrices: list[Any]) -> list[jax.Array]:
     """The root mean square of the kept entries of each parameter, at least the smallest one of a matrix."""
-    found, matrices = [], []
-    for value, mask in zip(values, masks, strict=True):
-        kept = jnp.ones(value.shape, bool) if mask is None else mask
-        size = jnp.sqrt(jnp.sum(jnp.where(kept, value, 0) ** 2) / jnp.maximum(jnp.sum(kept), 1))
-        found.append(size)
-        if value.ndim > 1:
-            matrices.append(size)
-    least = jnp.min(jnp.stack(matrices or found))
-    return [jnp.where(size > least, size, least) for size in found]
+    sizes = [_size(value, mask is None or mask) for value, mask in zip(values, masks, strict=True)]
+    of_matrices = jnp.stack([_size(w, w != 0) for w in matrices] or sizes)
+    least = jnp.min(jnp.where(of_matrices > 0, of_matrices, jnp.inf))
+    least = jnp.where(jnp.isfinite(least), least, 1.0)  # all of them are 0
+    return [jnp.maximum(size, least) for size in sizes]
+
+
+def _size(value: jax.Array, kept: Any) -> jax.Array:
+    kept = jnp.broadcast_to(kept, value.shape)
+    squares = jnp.where(kept, jnp.square(value.astype(jnp.float32)), 0)
+    return jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(kept), 1))
 
 
 def squared_error(target: Sequence[Any], outs: Sequence[Any], weights: Sequence[Any]) -> Any:

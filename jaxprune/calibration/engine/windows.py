@@ -100,8 +100,10 @@ class Windows:
             optimizer, relative = self.refit.training()
             setting = Training(run, optimizer, relative, self.refit.steps, len(window.outs))
             scale = before / len(inputs)
-            new = train(setting, start[: len(parts)], start[len(parts) :], masks, inputs, targets, weights, scale)
-            old = dict(zip(parts, start, strict=False))
+            fixed, start = start[len(parts) :], start[: len(parts)]
+            matrices = [w for w in (stream.param(p.leaf)[p.at] for p in window.parts.values()) if w.ndim > 1]
+            new = train(setting, start, fixed, masks, inputs, targets, weights, scale, matrices)
+            old = dict(zip(parts, start, strict=True))
             self._set(window, stream, dict(zip(parts, new, strict=True)))
             stream.redo(window.steps)
             error = self._error(window, stream, targets, weights)
