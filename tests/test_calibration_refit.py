@@ -179,6 +179,7 @@ def test_a_plan_of_units_is_refitted_and_then_shrunk():
         )
 
 
+@pytest.mark.filterwarnings("ignore:`batches` say nothing about weights")
 @pytest.mark.parametrize("fn, tree", [(loop, listed), (scan, lambda p: p)], ids=["loop", "scan"])
 def test_reconstruct_prunes_later_layers_on_refitted_ones(fn, tree):
     params = tree(stacked())

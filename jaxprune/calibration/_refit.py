@@ -15,7 +15,6 @@ from jaxprune.calibration.engine.windows import Windows, WindowResult, trainable
 from jaxprune.calibration.methods.refit import Refit
 from jaxprune.masking import apply_masks
 from jaxprune.params import PyTree, Where, aligned, flatten_with_paths, mask_leaves
-from jaxprune.progress import steps_bar
 
 
 def refit(
@@ -78,6 +77,8 @@ def refit(
     References:
       Guo et al., EBFT: Effective and Block-Wise Fine-Tuning for Sparse LLMs, 2024, arXiv:2402.12419.
     """
+    from jaxprune.progress import steps_bar
+
     if not isinstance(settings, Refit):
         raise TypeError(f"`settings` must be a `Refit(...)`, got {settings!r}.")
     dense = params if dense is None else dense
@@ -95,10 +96,8 @@ def refit(
     flags = trainable(pruned, where, settings)
     weights = trainable(pruned, None, dataclasses.replace(settings, weights=True))
     tracked = [flag and np.ndim(leaf) > 1 for flag, leaf in zip(weights, leaves, strict=True)]
-    tree = jax.tree.structure(dense)
-    model = open_model(
-        fn, dense, batches, jax.tree.unflatten(tree, tracked), row_weights, named=False
-    )
+    dense, tracked = (jax.tree.unflatten(treedef, x) for x in (whole, tracked))
+    model = open_model(fn, dense, batches, tracked, row_weights, named=False)
     position = {path: leaf for leaf, path in enumerate(model.paths)}
     held = {
         position[path]: np.broadcast_to(np.asarray(mask), np.shape(leaf))

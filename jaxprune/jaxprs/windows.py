@@ -120,7 +120,7 @@ class _Finder:
             if not mine:
                 continue
             # The stream, or a term of it, goes through the branch; or it is a projection beside a longer branch.
-            if any(self._depends(branch, term) for term in self._flat(stream)):
+            if any(self._depends(branch, term) for term in self._sources(stream)):
                 return True
             if other.bit_count() == 1 and mine.bit_count() >= 2:
                 return True
@@ -140,6 +140,20 @@ class _Finder:
             found.append(at)
             if at in self.maker and (inside is None or at in inside):
                 stack.extend(self._terms(self.maker[at]))
+        return found
+
+    def _sources(self, number: int) -> list[int]:
+        """The terms of a value, and what they are casts, scaled values, slices or the like of."""
+        found = []
+        for term in self._flat(number):
+            found.append(term)
+            step = self.maker.get(term)
+            while step is not None and _name(step) not in PRODUCTS:
+                operands = [n for n in step.ins if n in self.program.batched]
+                if len(operands) != 1:
+                    break
+                found.append(operands[0])
+                step = self.maker.get(operands[0])
         return found
 
     def _depends(self, number: int, on: int) -> bool:

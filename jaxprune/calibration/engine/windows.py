@@ -92,7 +92,7 @@ class Windows:
         inputs = [list(values) for values in zip(*given, strict=True)]
         start = self._values(sources, parts, window, stream.param)
         targets, energy = self._targets(window, run, sources, parts, stream, inputs, dense)
-        weights = [self._weights(w, t) for w, t in zip(self._row_weights(inputs), targets, strict=True)]
+        weights = [self._weights(w, t) for w, t in zip(self.row_weights, targets, strict=True)]
         before = self._error(window, stream, targets, weights)
         error = before
         if np.isfinite(before) and before > 0:
@@ -133,7 +133,7 @@ class Windows:
         n = len(window.outs)
         there = [dense.take(out) for out in window.outs] if dense is not None and self.strength else None
         targets, energy = [], 0.0
-        for i, (each, w) in enumerate(zip(inputs, self._row_weights(inputs), strict=True)):
+        for i, (each, w) in enumerate(zip(inputs, self.row_weights, strict=True)):
             outs = run(values, each)
             target = outs[:n]
             if there is not None:
@@ -143,14 +143,8 @@ class Windows:
             energy += float(squared_error(target, stays, self._weights(w, target)))
         return targets, energy
 
-    def _row_weights(self, inputs: Sequence[Any]) -> list[Any]:
-        return [w for w, _ in zip(self.row_weights, inputs, strict=True)]
-
     def _weights(self, w: Any, target: Sequence[Any]) -> list[Any]:
-        found = [None if w is None else _like_rows(w, t) for t in target]
-        if self.refit.normalize:
-            found = [_relative(t) * (1 if f is None else f) for t, f in zip(target, found, strict=True)]
-        return found
+        return [None if w is None else _like_rows(w, t) for t in target]
 
     def _error(self, window: Window, stream: Stream, targets: Sequence[Any], weights: Sequence[Any]) -> float:
         outs = zip(*[stream.peek(n) for n in window.outs], strict=True)
@@ -182,13 +176,8 @@ def _mixed(here: jax.Array, there: jax.Array, strength: Any) -> jax.Array:
     return (here + strength * (there.astype(jnp.float32) - here)).astype(here.dtype)
 
 
-@jax.jit
-def _relative(target: jax.Array) -> jax.Array:
-    return 1 / jnp.mean(jnp.square(target.astype(jnp.float32)), axis=-1, keepdims=True)
-
-
 def _like_rows(w: Any, target: Any) -> Any:
-    """Weights of rows in a shape that broadcasts to the target; 1 if they don't fit it."""
+    """Weights of rows in a shape that broadcasts to the target; None if they don't fit it."""
     if target.shape[: w.ndim] == w.shape:
         return w.reshape(w.shape + (1,) * (target.ndim - w.ndim))
     if target.shape[:1] == (w.size,):

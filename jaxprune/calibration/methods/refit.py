@@ -49,7 +49,6 @@ class Refit:
     window: WindowSize = "branch"
     dense_targets: float | None = None
     weights: bool = True
-    normalize: bool = False
 
     def __post_init__(self):
         if not _is_count(self.steps) or not self.learning_rate > 0:
