@@ -66,6 +66,7 @@ def refitted(fn, params, masks, settings=FAST, **kwargs):
     return jp.refit(fn, params, masks, batches(), settings, on_layer=rows.append, **kwargs), rows
 
 
+@pytest.mark.slow
 def test_every_window_improves_zeros_remain_and_scans_are_their_layers():
     params = listed(stacked())
     masks = magnitude(params)
@@ -103,6 +104,7 @@ def test_targets_of_the_dense_model_are_what_is_minimized():
     np.testing.assert_allclose(rows[-1].error * energy, error(loop, new, params), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_windows_of_a_model_without_branches_end_before_weights():
     params = {f"w{i}": draw(i, WIDTH, WIDTH) / 2 for i in range(3)}
 
@@ -128,6 +130,7 @@ def test_no_window_gets_worse_whatever_the_optimizer_does():
         jax.tree.map(np.testing.assert_array_equal, new, jp.apply_masks(params, masks))
 
 
+@pytest.mark.slow
 def test_only_norms_and_biases():
     params = listed(stacked())
     masks = magnitude(params)
@@ -138,6 +141,7 @@ def test_only_norms_and_biases():
         assert np.any(p["bias"]) and np.any(p["norm"] != 1)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_and_weights_of_two_windows_are_not_trained():
     params = {"shared": draw(0, WIDTH, WIDTH) / 2, "own": draw(1, WIDTH, WIDTH) / 2, "count": jnp.arange(3)}
     params = {k: v.astype(jnp.bfloat16) if k != "count" else v for k, v in params.items()}
@@ -155,6 +159,7 @@ def test_bfloat16_stays_and_weights_of_two_windows_are_not_trained():
     np.testing.assert_array_equal(new["count"], params["count"])
 
 
+@pytest.mark.slow
 def test_rows_of_weight_zero_have_no_part():
     params, rows = listed(stacked()), jnp.arange(40) < 25
     masks = magnitude(params)
@@ -165,6 +170,7 @@ def test_rows_of_weight_zero_have_no_part():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), new, alone)
 
 
+@pytest.mark.slow
 def test_a_plan_of_units_is_refitted_and_then_shrunk():
     params = listed(stacked())
     groups = jp.find_groups(loop, params, batches()[0])
@@ -179,8 +185,9 @@ def test_a_plan_of_units_is_refitted_and_then_shrunk():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`batches` say nothing about weights")
-@pytest.mark.parametrize("fn, tree", [(loop, listed), (scan, lambda p: p)], ids=["loop", "scan"])
+@pytest.mark.parametrize(("fn", "tree"), [(loop, listed), (scan, lambda p: p)], ids=["loop", "scan"])
 def test_reconstruct_prunes_later_layers_on_refitted_ones(fn, tree):
     params = tree(stacked())
     where = jp.prunable(params, include=".*(up|down)")
@@ -202,7 +209,7 @@ def test_reconstruct_prunes_later_layers_on_refitted_ones(fn, tree):
 
 
 @pytest.mark.parametrize(
-    "make, kind, message",
+    ("make", "kind", "message"),
     [
         (lambda: jp.Refit(steps=0), ValueError, "`steps` >= 1"),
         (lambda: jp.Refit(learning_rate=0.0), ValueError, "`learning_rate` > 0"),
@@ -223,6 +230,11 @@ def test_reconstruct_prunes_later_layers_on_refitted_ones(fn, tree):
             lambda: jp.refit(loop, {"w": jnp.ones(2)}, True, [jnp.ones(2)], where={"w": False}),
             ValueError,
             "there is nothing to train",
+        ),
+        (
+            lambda: jp.refit(loop, {"w": jnp.zeros(2)}, {"w": jnp.zeros(2, bool)}, [jnp.ones(2)]),
+            ValueError,
+            "pass the dense ones as `dense`",
         ),
     ],
 )  # fmt: skip

@@ -60,16 +60,16 @@ def projected(p, x):
     ],
 )
 def test_windows_end_with_residual_branches(fn, expected):
-    named = "norm last".split()
+    named = ["norm", "last"]
     params = {n: jnp.ones(4) if n in named else W for each in expected for n in each}
     assert parts(fn, {"last": jnp.ones(4), **params} if fn is post_norm else params) == expected
 
 
 def test_a_window_of_several_branches_and_of_weights_without_branches():
-    params = {n: W for n in ("q", "o", "up", "down")} | {"norm": jnp.ones(4)}
+    params = dict.fromkeys(("q", "o", "up", "down"), W) | {"norm": jnp.ones(4)}
     assert parts(pre_norm, params, 2) == [["down", "norm", "o", "q", "up"]]
     chain = lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]  # noqa: E731
-    chained = {n: W for n in "abc"}
+    chained = dict.fromkeys("abc", W)
     assert parts(chain, chained) == [["a", "b"], ["c"]]
     assert parts(chain, chained, 1) == [["a"], ["b"], ["c"]]
 

@@ -169,7 +169,16 @@ def _windows(
     }
     strength = dense_targets if refit.dense_targets is None else refit.dense_targets
     return WindowsOnTheWay(
-        Windows(model.program, model.paths, model.values, layers.masks, trained, model.row_weights, refit, strength)
+        Windows(
+            model.program,
+            model.paths,
+            model.values,
+            layers.masks,
+            trained,
+            model.row_weights,
+            refit,
+            strength,
+        )
     )
 
 

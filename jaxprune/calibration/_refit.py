@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.calibration.engine.model import RowWeights, open_model
-from jaxprune.calibration.engine.windows import Windows, WindowResult, trainable
+from jaxprune.calibration.engine.windows import WindowResult, Windows, trainable
 from jaxprune.calibration.methods.refit import Refit
 from jaxprune.masking import apply_masks
 from jaxprune.params import PyTree, Where, aligned, flatten_with_paths, mask_leaves
@@ -46,7 +46,7 @@ def refit(
       batches: iterable of batches of the same shape. A batch is a tuple of inputs, or one input. Every step
         takes one of them, so small batches are better here.
       settings: `Refit(...)`.
-      dense: the dense parameters; None if `params` are dense.
+      dense: the dense parameters; None if `params` are dense, without zeros under the masks.
       where: tree of bools (or a prefix of one, or a function that returns it) that selects what may be trained;
         None for all float arrays but embeddings and statistics.
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
@@ -57,7 +57,7 @@ def refit(
       Parameters like `params`, in their dtypes, with zeros where the masks are False.
 
     Raises:
-      ValueError: if trees or shapes don't match; if there is no batch, or batches differ in shape; if no weight
+      ValueError: if trees or shapes don't match; if `params` are pruned already and `dense` is missing; if there is no batch, or batches differ in shape; if no weight
         multiplies activations; if nothing is left to train.
       TypeError: if parameters are tracers.
 
@@ -87,6 +87,10 @@ def refit(
     masks = jax.tree.unflatten(jax.tree.structure(params), mask_leaves(params, masks))
     pruned = apply_masks(params, masks)
     paths, leaves, treedef = flatten_with_paths(pruned)
+    if dense is params and _are_zero(params, masks):
+        raise ValueError(
+            "`params` are pruned already, so they are not the model to come near to: pass the dense ones as `dense`."
+        )
     whole = aligned(pruned, dense, "dense")
     for path, leaf, full in zip(paths, leaves, whole, strict=True):
         if np.shape(leaf) != np.shape(full):
@@ -122,5 +126,17 @@ def refit(
             if on_layer is not None:
                 on_layer(result)
             advance(stream.param(0))
-    new = [stream.param(position[path]) if path in position else leaf for path, leaf in zip(paths, leaves, strict=True)]
+    new = [
+        stream.param(position[path]) if path in position else leaf
+        for path, leaf in zip(paths, leaves, strict=True)
+    ]
     return jax.tree.unflatten(treedef, new)
+
+
+def _are_zero(params: PyTree, masks: PyTree) -> bool:
+    """Whether the masks prune something, and all that they prune is 0."""
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(masks), strict=True)
+    lost = [
+        np.asarray(leaf)[~np.broadcast_to(mask, np.shape(leaf))] for leaf, mask in pairs if not np.all(mask)
+    ]
+    return any(each.size for each in lost) and not any(np.any(each) for each in lost)

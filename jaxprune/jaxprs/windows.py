@@ -65,7 +65,10 @@ def windows(program: Program, size: WindowSize = "branch") -> list[Window]:
 
 
 def last_sites(program: Program, inputs: Sequence[Sequence[int]], found: Sequence[Window]) -> list[int]:
-    """For each window the position in `inputs` of the last inputs of weights in it, or in a window before it; else -1."""
+    """For each window the position in `inputs` of the last ones that its weights, or those of earlier windows, read.
+
+    -1 if there are none.
+    """
     readers: dict[int, set[int]] = {}
     maker: dict[int, Step] = {}
     for i, step in enumerate(program.steps):

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxprune.calibration.engine.layers import LayerWeights
 from jaxprune.calibration.engine.windows import Windows
-from jaxprune.jaxprs.stream import Site, Stream, sites
+from jaxprune.jaxprs.stream import Stream, sites
 from jaxprune.jaxprs.windows import last_sites
 
 
@@ -17,7 +17,9 @@ class WindowsOnTheWay:
     def __init__(self, windows: Windows):
         self._windows = windows
         self.wanted, self.wanted_dense = windows.wanted, windows.wanted_dense
-        last = last_sites(windows.program, [[use.x for use in uses] for uses in sites(windows.program)], windows.windows)
+        last = last_sites(
+            windows.program, [[use.x for use in uses] for uses in sites(windows.program)], windows.windows
+        )
         self._waiting = list(zip(last, windows.windows, strict=True))
         self._site = -1
 

@@ -66,10 +66,10 @@ def _step(
 
     loss, grads = jax.value_and_grad(objective)(wide)
     grads = [_kept(g, mask) for g, mask in zip(grads, masks, strict=True)]
-    updates, state = optax.with_extra_args_support(optimizer).update(grads, state, wide, value=loss, grad=grads)
-    new = [
-        x + _kept(u * size, mask) for x, u, size, mask in zip(wide, updates, sizes, masks, strict=True)
-    ]
+    updates, state = optax.with_extra_args_support(optimizer).update(
+        grads, state, wide, value=loss, grad=grads
+    )
+    new = [x + _kept(u * size, mask) for x, u, size, mask in zip(wide, updates, sizes, masks, strict=True)]
     return new, state
 
 

@@ -115,7 +115,9 @@ class Windows:
             stream.release(n)
         return self._result(window, error, before, energy)
 
-    def _values(self, sources: Sequence[int], parts: Sequence[int], window: Window, param: Callable[[int], Any]) -> list[Any]:
+    def _values(
+        self, sources: Sequence[int], parts: Sequence[int], window: Window, param: Callable[[int], Any]
+    ) -> list[Any]:
         """The values of sources, given the parameters."""
         position = {number: leaf for leaf, number in enumerate(self.program.params)}
         found = []
