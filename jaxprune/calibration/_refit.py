@@ -57,8 +57,8 @@ def refit(
       Parameters like `params`, in their dtypes, with zeros where the masks are False.
 
     Raises:
-      ValueError: if trees or shapes don't match; if `params` are pruned already and `dense` is missing; if there is no batch, or batches differ in shape; if no weight
-        multiplies activations; if nothing is left to train.
+      ValueError: if trees or shapes don't match; if `params` are pruned already and `dense` is missing; if there is
+        no batch, or batches differ in shape; if no weight multiplies activations; if nothing is left to train.
       TypeError: if parameters are tracers.
 
     Example:
