@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxprune.allocation import shares_of
@@ -16,9 +15,9 @@ from jaxprune.calibration.engine.layers import LayerWeights, OnLayer, by_method
 from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model
 from jaxprune.calibration.engine.parts import counts_of, parts_of
 from jaxprune.calibration.engine.sending import send_through
-from jaxprune.calibration.engine.windows import Windows, trainable
+from jaxprune.calibration.engine.windows import Windows, are_weights, trainable
 from jaxprune.calibration.methods import Method, Refinement, Refit, SparseGPT
-from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable, prunable_leaves
+from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.structures.matrix import MatrixStructure
 
@@ -161,7 +160,7 @@ def _windows(
     """The windows to refit: weights that are pruned, and what is no weight, are trained."""
     paths, _, _ = flatten_with_paths(params)
     position = {path: leaf for leaf, path in enumerate(model.paths)}
-    flags, weights = trainable(params, None, refit), jax.tree.leaves(prunable(params))
+    flags, weights = trainable(params, None, refit), are_weights(params)
     trained = {
         position[path]
         for path, flag, is_weight in zip(paths, flags, weights, strict=True)

@@ -14,9 +14,9 @@ from jaxprune.calibration.methods.refit import Refit
 from jaxprune.jaxprs.program import Program
 from jaxprune.jaxprs.stream import Stream, segment
 from jaxprune.jaxprs.windows import Part, Window, windows
-from jaxprune.params import PyTree, Where, aligned, prunable, resolved
+from jaxprune.params import PyTree, Where, aligned, resolved
 from jaxprune.tree_nodes import is_float_array, leaves_of
-from jaxprune.weight_names import is_embedding, is_statistic
+from jaxprune.weight_names import is_embedding, is_statistic, is_weight
 
 
 class WindowResult(NamedTuple):
@@ -196,7 +196,7 @@ def trainable(params: PyTree, where: Where, refit: Refit) -> list[bool]:
         flags = [not is_embedding(leaf.path) and not is_statistic(leaf.path) for leaf in leaves]
     flags = [bool(flag) and is_float_array(leaf.value) for flag, leaf in zip(flags, leaves, strict=True)]
     if not refit.weights:
-        weights = jax.tree.leaves(prunable(params))
+        weights = are_weights(params)
         flags = [flag and not weight for flag, weight in zip(flags, weights, strict=True)]
     if not any(flags):
         raise ValueError(
@@ -204,3 +204,10 @@ def trainable(params: PyTree, where: Where, refit: Refit) -> list[bool]:
             f"{'' if refit.weights else ' and no weight'}."
         )
     return flags
+
+
+def are_weights(params: PyTree) -> list[bool]:
+    """Which leaves are weights of linear maps, by their names and shapes."""
+    leaves = leaves_of(params)
+    by_path = {leaf.path: leaf for leaf in leaves}
+    return [is_weight(leaf, by_path) for leaf in leaves]
