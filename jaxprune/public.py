@@ -9,10 +9,12 @@ from jaxprune.calibration import (
     ADMM,
     LeastSquares,
     MaskOnly,
+    Refit,
     SparseGPT,
     Swaps,
     calibrate,
     reconstruct,
+    refit,
     swap_refine,
 )
 from jaxprune.delivery import export, load_weights, save_weights
@@ -78,6 +80,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "Recursive",
+    "Refit",
     "Reinitialize",
     "RemoveLayers",
     "RemoveUnits",
@@ -122,6 +125,7 @@ __all__ = [
     "recipes",
     "reconstruct",
     "reestimate_statistics",
+    "refit",
     "replace_layers",
     "replace_masks",
     "sanity_checks",

@@ -2,9 +2,11 @@
 
 from jaxprune.calibration._calibrate import calibrate
 from jaxprune.calibration._reconstruct import reconstruct
+from jaxprune.calibration._refit import refit
 from jaxprune.calibration._swap_refine import swap_refine
 from jaxprune.calibration.engine.layers import LayerResult
-from jaxprune.calibration.methods import ADMM, LeastSquares, MaskOnly, SparseGPT, Swaps
+from jaxprune.calibration.engine.windows import WindowResult
+from jaxprune.calibration.methods import ADMM, LeastSquares, MaskOnly, Refit, SparseGPT, Swaps
 from jaxprune.statistics import Moments, Statistics, WeightStatistics
 
 __all__ = [
@@ -13,12 +15,15 @@ __all__ = [
     "LeastSquares",
     "MaskOnly",
     "Moments",
+    "Refit",
     "SparseGPT",
     "Statistics",
     "Swaps",
     "WeightStatistics",
+    "WindowResult",
     "calibrate",
     "reconstruct",
+    "refit",
     "swap_refine",
 ]
 

@@ -11,12 +11,14 @@ import numpy as np
 from jaxprune.allocation import shares_of
 from jaxprune.calibration.engine.activation_statistics import ActivationStatistics
 from jaxprune.calibration.engine.fitting import check_structure, fits, misfit
+from jaxprune.calibration.engine.interleaved import WindowsOnTheWay
 from jaxprune.calibration.engine.layers import LayerWeights, OnLayer, by_method
 from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model
 from jaxprune.calibration.engine.parts import counts_of, parts_of
 from jaxprune.calibration.engine.permuting import Reorderable, found_orders
 from jaxprune.calibration.engine.sending import send_through
-from jaxprune.calibration.methods import Method, Refinement, SparseGPT
+from jaxprune.calibration.engine.windows import Windows, are_weights, trainable
+from jaxprune.calibration.methods import Method, Refinement, Refit, SparseGPT
 from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.structures.matrix import MatrixStructure
@@ -30,7 +32,7 @@ def reconstruct(
     structure: Structure = Unstructured(),
     method: Method = SparseGPT(),
     *,
-    refine: Sequence[Refinement] = (),
+    refine: Sequence[Refinement | Refit] = (),
     fisher: PyTree | None = None,
     dense_targets: float = 0.0,
     statistics: bool = True,
@@ -59,7 +61,9 @@ def reconstruct(
       structure: `Unstructured()`, `NM(n, m)`, whose groups run along the inputs as traced from the model,
         or `Block((inputs, outputs))`.
       method: `SparseGPT()`, `ADMM()`, or `MaskOnly(score)`.
-      refine: refinements that are applied to each layer after `method`, such as `(Swaps(), LeastSquares())`.
+      refine: refinements that are applied to each layer after `method`, such as `(Swaps(), LeastSquares())`. A
+        `Refit(...)` at the end trains each residual branch as soon as it is pruned, with biases and norms; the pass
+        continues with the trained branch.
       fisher: tree like `params` of scores from `jp.scores.fisher`. With it, errors of output o are weighted by
         $d_o = \sum_i fisher_{io} / \sum_i w_{io}^2 \|X_i\|^2$, how sensitive the loss is to them, and
         $\sum_o d_o \|X w_o - X w_{0,o}\|^2$ is minimized. It determines which outputs of a weight keep more of
@@ -81,7 +85,8 @@ def reconstruct(
         returned in the new order, in which `fn` is the same function; an optimizer state or another tree from before
         does not fit it.
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
-      on_layer: function that is called with a `LayerResult` for each weight. The errors in it need X^T X, whereas
+      on_layer: function that is called with a `LayerResult` for each weight, and a `WindowResult` for each
+        window of `Refit`. The errors in it need X^T X, whereas
         `MaskOnly` alone needs only its diagonal.
       progress: whether to show a progress bar.
 
@@ -122,6 +127,7 @@ def reconstruct(
     if not 0 <= dense_targets <= 1:
         raise ValueError(f"`dense_targets` must be in [0, 1], got {dense_targets!r}.")
     cutting = check_structure(structure)
+    refine, refit = _split(refine)
     model = open_model(fn, params, batches, where, row_weights)
     if model.lost:
         warnings.warn(
@@ -148,12 +154,51 @@ def reconstruct(
     layers = LayerWeights(model, cutting, counts, _fisher_scores(model, params, fisher))
     start = by_method(method, counts, cutting)
     is_full = method.moments == "full" or refine or dense_targets or on_layer is not None
+    windows = None
+    if refit is not None:
+        windows = _windows(model, params, layers, refit, dense_targets)
     kind = "full" if is_full else "diagonal"
     follow = ActivationStatistics(model) if statistics else None
-    send_through(layers, start, refine, dense_targets, on_layer, progress, kind, follow)
+    send_through(layers, start, refine, dense_targets, on_layer, progress, kind, follow, windows)
     layers.warn_of_unseen("They are pruned by magnitude, and the kept ones keep their values", stacklevel=2)
     params, masks = layers.result(params)
     return (params if follow is None else follow.inserted(params)), masks
+
+
+def _split(refine: Sequence[Refinement | Refit]) -> tuple[list[Refinement], Refit | None]:
+    """The refinements of single weights, and the one of windows after them."""
+    single = [each for each in refine if not isinstance(each, Refit)]
+    refits = [each for each in refine if isinstance(each, Refit)]
+    if len(refits) > 1 or (refits and refine[-1] is not refits[0]):
+        raise ValueError(f"`refine` takes one `Refit`, as its last item, got {tuple(refine)!r}.")
+    return single, refits[0] if refits else None
+
+
+def _windows(
+    model: CalibrationModel, params: PyTree, layers: LayerWeights, refit: Refit, dense_targets: float
+) -> WindowsOnTheWay:
+    """The windows to refit: weights that are pruned, and what is no weight, are trained."""
+    paths, _, _ = flatten_with_paths(params)
+    position = {path: leaf for leaf, path in enumerate(model.paths)}
+    flags, weights = trainable(params, None, refit), are_weights(params)
+    trained = {
+        position[path]
+        for path, flag, is_weight in zip(paths, flags, weights, strict=True)
+        if flag and (not is_weight or position[path] in layers.masks)
+    }
+    strength = dense_targets if refit.dense_targets is None else refit.dense_targets
+    return WindowsOnTheWay(
+        Windows(
+            model.program,
+            model.paths,
+            model.values,
+            layers.masks,
+            trained,
+            model.row_weights,
+            refit,
+            strength,
+        )
+    )
 
 
 def _fisher_scores(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -82,8 +82,8 @@ class Stream:
 
     def take(self, number: int) -> list[Any]:
         """One of the wanted values, batch by batch."""
-        found = self._values(number)
-        self._release(number, 1)
+        found = self.peek(number)
+        self.release(number)
         return found
 
     def shared(self, numbers: Sequence[int]) -> dict[int, Any]:
@@ -98,6 +98,19 @@ class Stream:
             *(n for i in steps for n in (*self.program.steps[i].ins, *self.program.steps[i].outs)),
         }
 
+    def peek(self, number: int) -> list[Any]:
+        """One of the wanted values, batch by batch; it remains wanted."""
+        return self._values(number)
+
+    def release(self, number: int) -> None:
+        """Gives up a value that was wanted."""
+        self._release(number, 1)
+
+    def redo(self, steps: Sequence[int]) -> None:
+        """Runs steps again, with the parameters as they are now; all values that they read must still be wanted."""
+        self._done.difference_update(steps)
+        self._run_steps(steps)
+
     def _values(self, number: int) -> list[Any]:
         """A value batch by batch, or one item if the value depends on no input."""
         if number not in self.program.batched:
@@ -108,10 +121,10 @@ class Stream:
     def _run(self, targets: list[int]) -> None:
         """Runs the steps that the targets need and that were not run yet, batch by batch."""
         steps = self._ancestors(targets, lambda i: self._is_batched(i) and i not in self._done)
-        if not steps:
-            return
-        inside = {out for i in steps for out in self.program.steps[i].outs}
-        reads = _unique(n for i in steps for n in self.program.steps[i].ins if n not in inside)
+        if steps:
+            self._run_steps(steps)
+
+    def _run_steps(self, steps: Sequence[int]) -> None:
         self._done.update(steps)
         outs = [
             out
@@ -120,16 +133,7 @@ class Stream:
             if self._wanted[out] or self._later_readers(out)
         ]
         # Values that depend on parameters only are computed again in every segment: a parameter may have changed.
-        shared = [n for n in reads if n not in self.program.batched]
-        own = [n for n in reads if n in self.program.batched]
-        makers = self._ancestors(shared, lambda i: not self._is_batched(i))
-        made = {out for i in makers for out in self.program.steps[i].outs}
-        sources = _unique(
-            n for n in (*shared, *(k for i in makers for k in self.program.steps[i].ins)) if n not in made
-        )
-        run = compiled(
-            tuple(self.program.steps[i] for i in (*makers, *steps)), tuple(sources), tuple(own), tuple(outs)
-        )
+        run, sources, own = segment(self.program, steps, outs)
         given = [self._shared[n] for n in sources]
         over = [n for n in own if not (self._wanted[n] or self._later_readers(n))]
         for values in self._batches:
@@ -174,6 +178,36 @@ class Stream:
                 values.pop(number, None)
 
 
+def segment(
+    program: Program, steps: Sequence[int], outs: Sequence[int], parts: Collection[int] = ()
+) -> tuple[Callable[[list[Any], list[Any]], list[Any]], list[int], list[int]]:
+    """A function of (sources, values of one batch) that runs some steps, and the numbers of both arguments.
+
+    The sources are parameters and constants, and first of all `parts`, which are not computed from parameters.
+    """
+    inside = {out for i in steps for out in program.steps[i].outs}
+    reads = _unique(n for i in steps for n in program.steps[i].ins if n not in inside)
+    own = [n for n in reads if n in program.batched]
+    maker = {out: i for i, step in enumerate(program.steps) for out in step.outs}
+    makers: set[int] = set()
+    sources, seen = list(parts), set(parts)
+    stack = [n for n in reversed(reads) if n not in program.batched]
+    while stack:
+        number = stack.pop()
+        if number in seen:
+            continue
+        seen.add(number)
+        if number in maker:
+            makers.add(maker[number])
+            stack.extend(reversed(program.steps[maker[number]].ins))
+        else:
+            sources.append(number)
+    run = compiled(
+        tuple(program.steps[i] for i in (*sorted(makers), *steps)), tuple(sources), tuple(own), tuple(outs)
+    )
+    return run, sources, own
+
+
 def compiled(
     steps: tuple[Step, ...], shared: tuple[int, ...], own: tuple[int, ...], outs: tuple[int, ...]
 ) -> Callable[[list[Any], list[Any]], list[Any]]:
@@ -210,13 +244,16 @@ class _Segment:
     def __hash__(self) -> int:
         return self._hash
 
+    def run(self, shared: Sequence[Any], own: Sequence[Any]) -> list[Any]:
+        values = dict(enumerate((*shared, *own)))
+        for step in self.steps:
+            values.update(zip(step.outs, step.run(*[values[n] for n in step.ins]), strict=True))
+        return [jnp.asarray(values[n]) for n in self.outs]
+
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run_segment(segment: _Segment, shared: list[Any], own: list[Any]) -> list[Any]:
-    values = dict(enumerate((*shared, *own)))
-    for step in segment.steps:
-        values.update(zip(step.outs, step.run(*[values[n] for n in step.ins]), strict=True))
-    return [jnp.asarray(values[n]) for n in segment.outs]
+    return segment.run(shared, own)
 
 
 def _unique(numbers: Any) -> list[int]:

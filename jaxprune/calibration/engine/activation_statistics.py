@@ -66,7 +66,7 @@ class ActivationStatistics:
         A stream `beside` it gets statistics of its own. Both must reach a site together, that one first.
         """
         self._streams = [stream] if beside is None else [stream, beside]
-        self._streams[-1].before_site = self._update_before
+        self._streams[-1].before_site = self.update_before
 
     def changed(self, leaf: int, value: Any) -> None:
         """Takes note of a new weight."""
@@ -96,7 +96,8 @@ class ActivationStatistics:
             treedef, [new.get(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
         )
 
-    def _update_before(self, number: int) -> None:
+    def update_before(self, number: int) -> None:
+        """Updates the statistics that a value depends on."""
         if self._open:
             needed = self._streams[0].ancestors(number)
             for norm in [norm for norm in self._open if norm.x in needed]:

@@ -70,6 +70,7 @@ class LayerWeights:
         self.weights = {leaf: np.array(w) for leaf, (w, _) in start.items()}
         self.masks = {leaf: np.array(mask) for leaf, (_, mask) in start.items()}
         self._done = {leaf: np.zeros(w.shape, bool) for leaf, w in self._dense.items()}
+        self._others: dict[int, Any] = {}  # parameters that are not pruned, but refitted
         self.unseen: dict[int, int] = {}  # weights of a leaf whose inputs are always 0
 
     def prune(
@@ -112,6 +113,13 @@ class LayerWeights:
                 on_layer(LayerResult(self.model.paths[use.leaf], *_quality(w0, xtx, w / outputs, mask)))
         return changed
 
+    def put(self, leaf: int, value: Any) -> None:
+        """Takes a parameter whose kept entries, or all entries if it is not pruned, were refitted."""
+        if leaf in self.weights:
+            self.weights[leaf] = np.array(value)
+        else:
+            self._others[leaf] = value
+
     def result(self, params: PyTree, masks: PyTree | None = None) -> tuple[PyTree, PyTree]:
         """`params` and `masks` (None for the scalar True), with the pruned weights and their masks inserted."""
         paths, leaves, treedef = flatten_with_paths(params)
@@ -123,6 +131,8 @@ class LayerWeights:
                 sharding = self.model.values[leaf].sharding
                 new[i] = jax.device_put(self.weights[leaf], sharding)
                 all_masks[i] = jax.device_put(self.masks[leaf], sharding)
+            elif leaf in self._others:
+                new[i] = self._others[leaf]
         return jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, all_masks)
 
     def warn_of_unseen(self, then: str, stacklevel: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxprune.calibration.engine.activation_statistics import ActivationStatistics
-from jaxprune.calibration.engine.layers import LayerWeights, OnLayer, Start
+from jaxprune.calibration.engine.interleaved import WindowsOnTheWay
+from jaxprune.calibration.engine.layers import LayerWeights, Start
 from jaxprune.calibration.engine.model import check_row_weights, shared_moments, with_progress
 from jaxprune.calibration.engine.targets import DenseTargets
 from jaxprune.calibration.methods import Refinement
@@ -18,19 +20,24 @@ def send_through(
     start: Start,
     refine: Sequence[Refinement] = (),
     dense_targets: float = 0.0,
-    on_layer: OnLayer | None = None,
+    on_layer: Callable[[Any], None] | None = None,
     progress: bool = False,
     kind: Kind = "full",
     statistics: ActivationStatistics | None = None,
+    windows: WindowsOnTheWay | None = None,
 ) -> None:
-    """Sends the batches through the model, and prunes every weight on the way; `statistics` follow the activations."""
+    """Sends the batches through the model, and prunes every weight on the way.
+
+    `statistics` follow the activations. Each window of `windows` is refitted as soon as its weights are pruned.
+    """
     model = layers.model
     shared = shared_moments(model)
     residual = residual_streams(model.program) if dense_targets else {}
     residual = {use: pair for use, pair in residual.items() if (use.leaf, use.matrix) not in shared}
-    dense = DenseTargets(model, residual, dense_targets) if dense_targets else None
-    wanted = [] if statistics is None else statistics.wanted
-    stream = model.stream([*(passing for _, passing in residual.values()), *wanted])
+    also, also_dense = (windows.wanted, windows.wanted_dense) if windows else ([], [])
+    also = [*also, *([] if statistics is None else statistics.wanted)]
+    dense = DenseTargets(model, residual, dense_targets, also_dense) if dense_targets or also_dense else None
+    stream = model.stream([*(passing for _, passing in residual.values()), *also])
     if statistics is not None:
         statistics.follow(stream)
     fits = False
@@ -56,6 +63,8 @@ def send_through(
             stream.set_param(leaf, value)
             if statistics is not None:
                 statistics.changed(leaf, value)
+        if windows is not None:
+            windows.after(layers, stream, None if dense is None else dense.stream, statistics, on_layer)
     if statistics is not None:
         statistics.finish()
     if not (fits or shared):

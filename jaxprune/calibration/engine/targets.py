@@ -21,14 +21,20 @@ _DAMPING = 0.01  # of each diagonal entry of X^T X: penalty on changes of the we
 
 
 class DenseTargets:
-    """The dense model, run beside the pruned model site by site."""
+    """The dense model, run beside the pruned model site by site; `also` are other values that its stream keeps."""
 
-    def __init__(self, model: CalibrationModel, streams: dict[Use, tuple[int, int]], strength: float):
+    def __init__(
+        self,
+        model: CalibrationModel,
+        streams: dict[Use, tuple[int, int]],
+        strength: float,
+        also: Sequence[int] = (),
+    ):
         self._streams = streams
         self._strength = strength
         self._row_weights = model.row_weights
-        self._dense = model.stream([number for pair in streams.values() for number in pair])
-        self._sites = iter(self._dense)
+        self.stream = model.stream([*(number for pair in streams.values() for number in pair), *also])
+        self._sites = iter(self.stream)
 
     def skip(self) -> None:
         """Advances the dense model past a site."""
@@ -41,12 +47,14 @@ class DenseTargets:
         pruned model that the product of the site is added to.
         """
         there = next(self._sites)
+        if not self._strength:
+            return {}
         gram, scale = moments.xtx(), moments.largest_scale
         cross = None
         targets: dict[Use, Any] = {}
         for use in site.uses:
             if passing is not None:
-                products, streams = map(self._dense.take, self._streams[use])
+                products, streams = map(self.stream.take, self._streams[use])
                 wanted = list(zip(products, streams, passing, strict=True))
                 moment = _output_moment(site.activations, wanted, use.rows, self._row_weights, scale)
                 targets[use] = functools.partial(
