@@ -208,6 +208,29 @@ def test_reconstruct_prunes_later_layers_on_refitted_ones(fn, tree):
     assert error(fn, new, params) < 0.9 * error(fn, plain, params)
 
 
+@pytest.mark.parametrize("dense_targets", [0.0, 1.0])
+def test_statistics_of_a_branch_are_settled_before_it_is_trained(dense_targets):
+    """The error that is told is that of the parameters that are returned: nothing changes after a window."""
+    params = {"up": draw(0, WIDTH, HIDDEN) / 2, "down": draw(1, HIDDEN, WIDTH) / 3}
+    params |= {"mean": draw(3, WIDTH) / 3, "var": 1 + jnp.abs(draw(4, WIDTH)), "scale": jnp.ones(WIDTH)}
+
+    def net(params, x):
+        y = jnp.tanh(x @ params["up"]) @ params["down"]
+        return x + (y - params["mean"]) * lax.rsqrt(params["var"] + 1e-5) * params["scale"]
+
+    rows = []
+    refine = (jp.LeastSquares(), FAST)
+    pruned, masks = jp.reconstruct(
+        net, params, batches(), 0.4, refine=refine, dense_targets=dense_targets, on_layer=rows.append
+    )
+    assert jp.sparsity(pruned, masks) == 0.4
+    assert not np.array_equal(pruned["mean"], params["mean"])
+    x = jnp.concatenate(batches())
+    left_out = float(jnp.sum((net(params, x) - x) ** 2))
+    assert rows[-1].error < rows[-1].before
+    np.testing.assert_allclose(error(net, pruned, params) / left_out, rows[-1].error, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
