@@ -7,6 +7,7 @@ other equation is one step. Equal steps on equal operands are one step.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jaxprune.jaxprs.calls import bodies_of, is_inline, kind_of, scan_parts
 from jaxprune.jaxprs.equations import bind, shape_of, walk
 from jaxprune.jaxprs.ragged import ROWS, ragged_product, routed
-from jaxprune.jaxprs.rows import Rows, weight_product
+from jaxprune.jaxprs.rows import ConvRows, Rows, weight_product
 from jaxprune.jaxprs.signatures import signature
 from jaxprune.jaxprs.tracing import Traced
 from jaxprune.jaxprs.views import Matrix, View, follow, index, whole
@@ -47,6 +48,13 @@ class Use(NamedTuple):
     rows: Rows
     x: int
     out: int | None
+
+    @property
+    def innermost(self) -> int:
+        """Length of the innermost axis of the inputs; for a convolution the number of channels of one group."""
+        if isinstance(self.rows, ConvRows):
+            return self.matrix.shape[1] // math.prod(self.rows.window)
+        return self.matrix.inputs[-1][0] if self.matrix.inputs else 1
 
 
 class Program(NamedTuple):

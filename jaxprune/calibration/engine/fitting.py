@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from jaxprune.jaxprs.program import Use
-from jaxprune.jaxprs.rows import ConvRows
 from jaxprune.structures import Structure
 from jaxprune.structures.matrix import MatrixStructure
 
@@ -23,19 +21,12 @@ def check_structure(structure: Structure) -> MatrixStructure:
 def fits(structure: MatrixStructure, use: Use) -> bool:
     """Whether a structure fits the weight of a product: an N:M group must not cross the end of an input axis."""
     units = structure.matrix_units()
-    return units.kept is None or _innermost(use) % units.inputs == 0
+    return units.kept is None or use.innermost % units.inputs == 0
 
 
 def misfit(structure: MatrixStructure, path: str, use: Use) -> str:
     """The error message if N:M does not fit the weight of a product."""
     return (
         f"{structure.matrix_units().label}: `m` must divide the input axis, got {path!r} with "
-        f"{_innermost(use)} (a matrix of {use.matrix.shape[1]} inputs). Leave it out of `where`."
+        f"{use.innermost} (a matrix of {use.matrix.shape[1]} inputs). Leave it out of `where`."
     )
-
-
-def _innermost(use: Use) -> int:
-    """Length of the innermost axis of the inputs; for a convolution the number of channels of one group."""
-    if isinstance(use.rows, ConvRows):
-        return use.matrix.shape[1] // math.prod(use.rows.window)
-    return use.matrix.inputs[-1][0] if use.matrix.inputs else 1

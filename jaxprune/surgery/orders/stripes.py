@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxprune.jaxprs.program import Use
-from jaxprune.jaxprs.rows import ConvRows
 from jaxprune.jaxprs.views import Factors, Matrix
 from jaxprune.surgery.inference.axes import Atom, Axes, leaves_of, size_of
 from jaxprune.surgery.inference.kept import slices
@@ -56,12 +55,7 @@ def products_of(
     """The different products by parameters."""
     found = {}
     for use in uses:
-        inputs = use.matrix.shape[1]
-        if isinstance(use.rows, ConvRows):
-            innermost = inputs // math.prod(use.rows.window)
-        else:
-            innermost = use.matrix.inputs[-1][0] if use.matrix.inputs else 1
-        found[use.leaf, use.matrix] = Product(paths[use.leaf], shapes[use.leaf], use.matrix, innermost)
+        found[use.leaf, use.matrix] = Product(paths[use.leaf], shapes[use.leaf], use.matrix, use.innermost)
     return list(found.values())
 
 
