@@ -16,6 +16,9 @@ import jax.numpy as jnp
 
 from jaxprune.jaxprs.program import Program, Step, Use
 
+# (sources, values of one batch) -> results; its first argument is the segment that is compiled.
+Run = functools.partial[list[Any]]
+
 
 class Site(NamedTuple):
     """Weights that multiply the same activations, and these activations, batch by batch."""
@@ -180,7 +183,7 @@ class Stream:
 
 def segment(
     program: Program, steps: Sequence[int], outs: Sequence[int], parts: Collection[int] = ()
-) -> tuple[Callable[[list[Any], list[Any]], list[Any]], list[int], list[int]]:
+) -> tuple[Run, list[int], list[int]]:
     """A function of (sources, values of one batch) that runs some steps, and the numbers of both arguments.
 
     The sources are parameters and constants, and first of all `parts`, which are not computed from parameters.
@@ -210,7 +213,7 @@ def segment(
 
 def compiled(
     steps: tuple[Step, ...], shared: tuple[int, ...], own: tuple[int, ...], outs: tuple[int, ...]
-) -> Callable[[list[Any], list[Any]], list[Any]]:
+) -> Run:
     """A function of (shared values, values of one batch) that runs steps; equal steps compile once."""
     numbers: dict[int, int] = {}
     for n in (*shared, *own, *(out for step in steps for out in step.outs)):

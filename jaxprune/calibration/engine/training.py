@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from jaxprune.jaxprs.stream import Run
 
 
 class Training(NamedTuple):
@@ -18,7 +20,7 @@ class Training(NamedTuple):
     are relative to the sizes of the parameters.
     """
 
-    run: Callable[[list[Any], list[Any]], list[Any]]
+    run: Run
     optimizer: Any
     relative: bool
     steps: int
