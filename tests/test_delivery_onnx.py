@@ -12,6 +12,7 @@ import pytest
 from jax import lax
 
 import jaxprune as jp
+from jaxprune.delivery import onnx_model
 from jaxprune.delivery.onnx_forms import in_onnx_forms
 
 HAS_ONNX = importlib.util.find_spec("jax2onnx") and importlib.util.find_spec("onnxruntime")
@@ -188,3 +189,15 @@ def test_large_weights_lie_beside_the_onnx_file(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "model.onnx.data").stat().st_size >= 6000
     assert (tmp_path / "out" / "model.onnx").stat().st_size < 6000
     assert done.report["errors"]["onnx"]["relative"] < 1e-5
+
+
+def test_a_process_with_some_of_the_cpus_has_a_thread_for_each_of_them(monkeypatch):
+    """ONNX Runtime would start one for each core of the machine, and they would wait for each other."""
+    monkeypatch.setattr(onnx_model.os, "cpu_count", lambda: 4)
+    for cpus, threads in ((1, 1), (3, 3), (4, 0)):
+        monkeypatch.setattr(
+            onnx_model.os, "sched_getaffinity", lambda _, n=cpus: set(range(n)), raising=False
+        )
+        assert onnx_model.threads() == threads
+    monkeypatch.delattr(onnx_model.os, "sched_getaffinity")
+    assert onnx_model.threads() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -61,6 +62,7 @@ def run_onnx(path: Path) -> Callable[..., Sequence[Any]]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # failures are raised as errors
+    options.intra_op_num_threads = threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     used = {x.name for x in session.get_inputs()}
 
@@ -68,6 +70,17 @@ def run_onnx(path: Path) -> Callable[..., Sequence[Any]]:
         return session.run(None, {n: np.asarray(x) for n, x in zip(names, inputs, strict=True) if n in used})
 
     return run
+
+
+def threads() -> int:
+    """The threads of ONNX Runtime: 0, its default, or one for each CPU if this process may use some of them only.
+
+    By default it starts one for each core of the machine, also where they share a CPU and wait for each other.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if allowed < (os.cpu_count() or 1) else 0
 
 
 def _converted(plain: Callable, model: FlatModel) -> Any:
