@@ -317,6 +317,21 @@ def test_groups_of_another_kind_and_inputs_without_values_are_named():
         jax.jit(lambda params: jp.plan_to(groups, fn, params, X, params=0.5).small_shapes)(params)
 
 
+def test_inputs_that_are_not_those_that_were_analysed_are_named():
+    params = layers_of(jax.random.key(0))
+
+    def two(params, x, mask):
+        return fn(params, x) * mask
+
+    mask = jnp.ones((len(X), 1))
+    groups, branches = jp.find_groups(two, params, X, mask), jp.find_branches(two, params, X, mask)
+    for given in (groups, branches, (groups, branches)):
+        with pytest.raises(ValueError, match=r"2 inputs in one tuple, got 1. Pass \(x1, x2\)"):
+            jp.plan_to(given, two, params, [X, mask], params=0.5)
+    with pytest.raises(ValueError, match=r"1 input in one tuple, got 2. Pass \(x1,\)"):
+        jp.plan_to(jp.find_groups(fn, params, X), fn, params, (X, mask), params=0.5)
+
+
 def test_where_nothing_tells_groups_apart_all_matter_alike():
     """Inputs of zeros or NaN give no errors to compare; scores of zero give no order."""
     params = layers_of(jax.random.key(0), depth=2)

@@ -11,7 +11,7 @@ from jaxprune.surgery.groups import Groups
 from jaxprune.surgery.layers import Branches
 from jaxprune.surgery.planning.alike import Alike
 from jaxprune.surgery.scores import Score
-from jaxprune.targets.arguments import check_choices, checked_target, parts_of
+from jaxprune.targets.arguments import check_choices, check_inputs, checked_target, parts_of
 from jaxprune.targets.measured import with_measured
 from jaxprune.targets.networks import Clock, Networks, check_concrete
 from jaxprune.targets.search import Search
@@ -67,8 +67,8 @@ def plan_to(
       groups: what `find_groups` found, or `find_branches` (whole layers alone), or a tuple of both.
       fn: the function that was analysed (positional, as are the next two).
       weights: its parameters, as arrays.
-      inputs: a tuple of inputs, as arrays; what is no tuple is the only input. Their errors decide which groups
-        matter, so let them be data.
+      inputs: all inputs in one tuple, `(ids, mask)`, as arrays; what is no tuple is the only input. Their errors
+        decide which groups matter, so let them be data.
       latency, flops, params, bytes: exactly one of them: the share of the dense model's that may be left, in (0, 1).
       score: scores of units, as for `plan_removal`; for branches alone, of layers.
       layer_score: branch name -> score, larger = keep. By default `jp.surgery.block_influence` on `inputs`.
@@ -89,8 +89,8 @@ def plan_to(
       coarse for `tolerance`, it is the plan next below.
 
     Raises:
-      ValueError: if there is not exactly one target in (0, 1), if it can't be reached, if the inputs have no
-        values, or as in `plan_removal`.
+      ValueError: if there is not exactly one target in (0, 1), if it can't be reached, if the inputs are fewer or
+        more than those that were analysed or have no values, or as in `plan_removal`.
       ImportError: if jax2onnx or onnxruntime is missing for "onnx".
 
     Example:
@@ -110,6 +110,7 @@ def plan_to(
     target, share = checked_target({"latency": latency, "flops": flops, "params": params, "bytes": bytes})
     check_choices(scope, normalize, runtime, tolerance, batch=batch, round_to=round_to, minimum=minimum)
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    check_inputs(groups, inputs)
     all_groups, has_units, branches = parts_of(groups, fn, weights, inputs)
     if not has_units and layer_score is None:
         score, layer_score = None, score  # type: ignore[assignment]

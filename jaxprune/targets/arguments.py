@@ -48,6 +48,23 @@ def check_choices(scope: Any, normalize: Any, runtime: Any, tolerance: float, **
             raise ValueError(f"`{name}` must be a positive whole number, got {number!r}.")
 
 
+def check_inputs(given: Any, inputs: tuple[Any, ...]) -> None:
+    """Raises ValueError if there are fewer or more inputs than those that were analysed."""
+    for found in given if isinstance(given, tuple) else (given,):
+        analysed = getattr(found.model if isinstance(found, Groups) else found, "inputs", inputs)
+        if len(inputs) != len(analysed):
+            wanted = "1 input" if len(analysed) == 1 else f"{len(analysed)} inputs"
+            raise ValueError(
+                f"`inputs` must be those of `fn` that were analysed, {wanted} in one tuple, got {len(inputs)}. Pass "
+                f"{_tuple_of(len(analysed))}."
+            )
+
+
+def _tuple_of(number: int) -> str:
+    names = ", ".join(f"x{i + 1}" for i in range(number))
+    return f"({names},)" if number == 1 else f"({names})"
+
+
 def parts_of(
     given: Any, fn: Callable, params: PyTree, inputs: tuple[Any, ...]
 ) -> tuple[Groups, bool, Branches | None]:
