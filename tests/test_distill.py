@@ -262,7 +262,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "where": ({"where": {"up": False, "down": False}}, ValueError, "nothing to train"),
     "where of arrays": ({"where": {"up": jnp.ones(2), "down": True}}, (TypeError, ValueError), "where"),
     "masks": ({"masks": {"up": jnp.ones((4, 6)), "down": True}}, TypeError, "bool"),
-    "other batches": ({"batches": [BATCHES[0], BATCHES[0][:2]]}, ValueError, "same structure, shapes"),
+    "other batches": ({"batches": [BATCHES[0], BATCHES[0][:2]]}, ValueError, "same structure.* rows of another"),
     "no batch": ({"batches": []}, ValueError, "at least one batch"),
     "optimizer": ({"optimizer": 0.1}, TypeError, "optax optimizer"),
     "shapes": ({"small_fn": lambda p, x: mlp(p, x)[:, :1]}, ValueError, "of the shapes of `fn`"),

@@ -74,7 +74,7 @@ def open_model(
     tracked = prunable_leaves(params, where)
     arrays = [i for i, leaf in enumerate(leaves) if is_array_leaf(leaf)]
     position = {leaf: n for n, leaf in enumerate(arrays)}
-    inputs = inputs_of(batches)
+    inputs = inputs_of(batches, "pad it and pass `row_weights`")
     flat = [jax.tree.leaves(batch) for batch in inputs]
     traced = trace(fn, params, inputs[0])
     program = flatten(traced, {position[i] for i in tracked if leaves[i].size})
@@ -98,14 +98,21 @@ def open_model(
     )
 
 
-def inputs_of(batches: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """The inputs of each batch, once it is checked that there are some, and that all have the same shapes."""
+def inputs_of(
+    batches: Iterable[Any], remedy: str = "fill it up with rows of another one"
+) -> list[tuple[Any, ...]]:
+    """The inputs of each batch, once it is checked that there are some, and that all have the same shapes.
+
+    Args:
+      batches: what a caller was given.
+      remedy: what else than dropping a smaller batch the caller can be told.
+    """
     inputs = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
     if not inputs:
         raise ValueError(
             "`batches` must have at least one batch. A batch is a tuple of inputs, or one input."
         )
-    _check_batches(inputs, [jax.tree.leaves(batch) for batch in inputs])
+    _check_batches(inputs, [jax.tree.leaves(batch) for batch in inputs], remedy)
     return inputs
 
 
@@ -150,13 +157,13 @@ def check_row_weights(weights: list[Any]) -> None:
         )
 
 
-def _check_batches(batches: list[tuple[Any, ...]], flat: list[list[Any]]) -> None:
+def _check_batches(batches: list[tuple[Any, ...]], flat: list[list[Any]], remedy: str) -> None:
     first = jax.tree.structure(batches[0]), [_kind(x) for x in flat[0]]
     for i, (batch, leaves) in enumerate(zip(batches, flat, strict=True)):
         if (jax.tree.structure(batch), [_kind(x) for x in leaves]) != first:
             raise ValueError(
                 f"`batches` must have the same structure, shapes and dtypes, got {[_kind(x) for x in leaves]} "
-                f"in batch {i} after {first[1]}. Drop a smaller last batch, or pad it and pass `row_weights`."
+                f"in batch {i} after {first[1]}. Drop a smaller last batch, or {remedy}."
             )
 
 
