@@ -262,7 +262,7 @@ def find_groups(fn: Callable, params: PyTree, *inputs: Any, state: State | None 
         if atom.frozen is not None:
             frozen.setdefault(str(atom.frozen), []).extend(of)
         elif atom.reached is None:
-            frozen.setdefault("nothing sums over it (rows that this input does not reach)", []).extend(of)
+            frozen.setdefault("nothing sums over it (rows not reached, parameters not used)", []).extend(of)
         elif atom.size == 0:
             frozen.setdefault("it has no units", []).extend(of)
         elif atom not in made:
