@@ -4,6 +4,7 @@ pip install transformers==4.48.3        # a version that has Flax models
 python examples/rebuild_flax_bert.py
 
 With `FlaxBertModel.from_pretrained(name)` in place of the random model, its weights are pruned in the same way.
+`rebuilt.save_pretrained(folder, params=small)` writes the small one, which `from_pretrained(folder)` reads.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from transformers import BertConfig, FlaxBertModel
 
 import jaxprune as jp
 
-FFN = "encoder/layer/*/intermediate/dense/kernel[1]"  # as printed groups name it
+FFN = "encoder/layer/*/intermediate/dense/bias[0]"  # as the printed groups name it; any member will do
 
 
 def main(argv: list[str] | None = None) -> float:

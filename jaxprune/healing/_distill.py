@@ -70,14 +70,17 @@ def distill(
       steps: number of updates. Each takes one batch.
       loss: "mse" for the mean squared error over all entries of all float outputs; "kl" for $T^2$ times the
         Kullback-Leibler divergence of the student's from the teacher's softmax over the last axis of each output;
-        or a function of (student's outputs, teacher's outputs, inputs) that returns a scalar. With labels as a last
-        input, which the models take and ignore, it may add the loss on them.
+        or a function of (student's outputs, teacher's outputs, tuple of inputs) that returns a scalar. With labels as
+        a last input, which the models take and ignore, it may add the loss on them; with a padding mask among the
+        inputs it may leave padding out.
       temperature: T of "kl".
       masks: tree of bool arrays, True = keep, that broadcast to `small` (or a prefix of one, or a function of the
         parameters that returns one): pruned weights are zero from the start, through `jp.masked`.
       where: tree of bools (or a prefix of one, or a function that returns it) that selects the leaves to train; None
         for all float leaves. Statistics are never trained. Large tables of embeddings that lost nothing are worth
-        leaving out: a step then neither updates them nor keeps the optimizer's moments of them.
+        leaving out: a step then neither updates them nor keeps the optimizer's moments of them. For one entry of a
+        dict of layers, `{name: name != "embeddings" for name in small}` (`jp.prunable` leaves out biases and norms
+        too).
       key: with a key, every epoch takes the batches in a newly drawn order; None for the given order, over and over.
       cache_bytes: the teacher's outputs are computed once for each batch and kept if they need at most so much
         memory; else anew at each step. 0 keeps none.
