@@ -80,3 +80,24 @@ def test_scanned_layers_have_slices_and_what_is_read_twice_belongs_to_none():
 
     found = parts(fn, {"w": jnp.ones((2, 4, 4)), "all": jnp.ones(4)})
     assert found == [["w0"], ["w1"]]
+
+
+@pytest.mark.parametrize("additive", ["where", "scaled"])
+def test_a_mask_that_is_added_to_attention_is_no_stream(additive):
+    def attention(p, x, hidden):
+        scores = jnp.einsum("bqd,bkd->bqk", x @ p["q"], x @ p["k"])[:, None] + hidden
+        return x + jnp.einsum("bhqk,bkd->bqd", jax.nn.softmax(scores), x @ p["v"]) @ p["o"]
+
+    def fn(params, x, mask):
+        seen = mask[:, None, None, :]
+        hidden = jnp.where(seen > 0, 0.0, -jnp.inf) if additive == "where" else (1 - seen) * -1e9
+        for p in params:
+            x = attention(p, x, hidden)
+        return x
+
+    params = [dict.fromkeys(("q", "k", "v", "o"), W) for _ in range(3)]
+    traced = trace(fn, params, (jnp.ones((2, 3, 4)), jnp.ones((2, 3))))
+    found = windows(flatten(traced, set(range(len(traced.avals)))))
+    assert [sorted(name(traced.paths, part) for part in w.parts.values()) for w in found] == [
+        [f"{i}/{leaf}" for leaf in ("k", "o", "q", "v")] for i in range(3)
+    ]

@@ -12,6 +12,9 @@ from jaxprune.jaxprs.program import INDEX, Program, Step
 
 WindowSize = Literal["branch"] | int
 
+# What these make carries none of their operands' entries on: a mask of attention is made so, and it enters each
+# layer as a stream does.
+_OF_MASKS = frozenset(("broadcast_in_dim", "eq", "ne", "ge", "gt", "le", "lt", "and", "or", "not"))
 _SITES = 2  # inputs of weights in a window of a program without residual branches
 
 
@@ -146,18 +149,28 @@ class _Finder:
         return found
 
     def _sources(self, number: int) -> list[int]:
-        """The terms of a value, and what they are casts, scaled values, slices or the like of."""
+        """The terms of a value, and what they are casts, scaled values, slices or the like of; none of a mask."""
         found = []
         for term in self._flat(number):
-            found.append(term)
+            way = [term]
             step = self.maker.get(term)
             while step is not None and _name(step) not in PRODUCTS:
-                operands = [n for n in step.ins if n in self.program.batched]
+                operands = self._carried(step)
+                if not operands:
+                    way = []
                 if len(operands) != 1:
                     break
-                found.append(operands[0])
+                way.append(operands[0])
                 step = self.maker.get(operands[0])
+            found.extend(way)
         return found
+
+    def _carried(self, step: Step) -> list[int]:
+        """The operands that depend on the inputs and whose entries a step may carry on."""
+        if _name(step) in _OF_MASKS:
+            return []
+        operands = step.ins[1:] if _name(step) == "select_n" else step.ins  # the first one only chooses
+        return [n for n in operands if n in self.program.batched]
 
     def _depends(self, number: int, on: int) -> bool:
         if on in self.program.inputs:
