@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,3 +149,8 @@ def _canonical(names: Names) -> Names:
 
 def _names(path: str) -> Names:
     return tuple(path.split("/")) if path else ()
+
+
+def is_projected(node: Any) -> bool:
+    """Whether this is GaLore's state: moments of projected gradients, whose entries belong to no single weight."""
+    return {"projector", "base_optimizer_state"} <= set(getattr(node, "_fields", ()))

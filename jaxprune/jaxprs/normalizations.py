@@ -110,11 +110,11 @@ class _Finder:
             if not any(out in self.program.batched for out in step.outs):
                 for i, out in enumerate(step.outs):
                     self._origins[out] = self._origin(step, i)
-        found = [self._of(step) for step in self.program.steps if _name(step) in ("mul", "div")]
+        found = [self._of(step) for step in self.program.steps if step.name in ("mul", "div")]
         return list(dict.fromkeys(found_one for found_one in found if found_one is not None))
 
     def _origin(self, step: Step, out: int) -> _Origin | None:
-        name = _name(step)
+        name = step.name
         origins = [self._origins.get(n) for n in step.ins]
         known = [i for i, origin in enumerate(origins) if origin is not None]
         if not known:
@@ -145,7 +145,7 @@ class _Finder:
         batched = [n in self.program.batched for n in step.ins]
         i = batched.index(False) if sum(batched) == 1 else -1
         origin = self._origins.get(step.ins[i]) if i >= 0 else None
-        if origin is None or origin.stage != "root" or (_name(step) == "div" and i == 0):
+        if origin is None or origin.stage != "root" or (step.name == "div" and i == 0):
             return None
         variance = origin.way
         found = self._subtracted_before(step.ins[1 - i]) or self._subtracted_after(step, step.ins[i])
@@ -158,7 +158,7 @@ class _Finder:
     def _subtracted_before(self, number: int) -> tuple[int, Way] | None:
         while True:
             step = self._maker.get(number)
-            name = "" if step is None else _name(step)
+            name = "" if step is None else step.name
             if step is None:
                 return None
             if name == "sub" and len(step.ins) == 2:
@@ -183,10 +183,10 @@ class _Finder:
             others = [n for n in reader.ins if n != number]
             if any(n in self.program.batched for n in others):
                 return None
-            if _name(reader) in ("add", "sub") and len(others) == 1:
+            if reader.name in ("add", "sub") and len(others) == 1:
                 mean = self._mean_times(others[0], base)
                 return None if mean is None else (x, mean)
-            if _name(reader) not in UNCHANGED:
+            if reader.name not in UNCHANGED:
                 return None
             number = reader.outs[0]
 
@@ -197,7 +197,7 @@ class _Finder:
             step = self._maker.get(number)
             if step is None:
                 return None
-            name = _name(step)
+            name = step.name
             if name == "mul" and len(step.ins) == 2:
                 for i, n in enumerate(step.ins):
                     origin = self._origins.get(n)
@@ -222,7 +222,7 @@ class _Finder:
     def _base(self, number: int) -> int:
         """The value whose entries these are."""
         step = self._maker.get(number)
-        while step is not None and (_name(step) in _MOVES or _name(step) in UNCHANGED):
+        while step is not None and (step.name in _MOVES or step.name in UNCHANGED):
             number = step.ins[0]
             step = self._maker.get(number)
         return number
@@ -238,10 +238,6 @@ def _after(origin: _Origin | None, link: Link, stage: Any = None) -> _Origin | N
 def _run(link: Link, value: jax.Array, others: Mapping[int, Any]) -> jax.Array:
     given = [value if i == link.place else others[n] for i, n in enumerate(link.step.ins)]
     return link.step.run(*given)[link.out]
-
-
-def _name(step: Step) -> str:
-    return step.key[0] if isinstance(step.key, tuple) else ""
 
 
 def _operands(step: Step) -> Sequence[Any]:
@@ -261,7 +257,7 @@ def _is_operand(step: Step, place: int, operand: int) -> bool:
 
 def _divides(step: Step, number: int) -> bool:
     """Whether a step divides this value by something."""
-    return _name(step) == "div" and _is_operand(step, step.ins.index(number), 0)
+    return step.name == "div" and _is_operand(step, step.ins.index(number), 0)
 
 
 def _literal(step: Step, operand: int) -> float:

@@ -36,6 +36,11 @@ class Step(NamedTuple):
     ins: tuple[int, ...]
     outs: tuple[int, ...]
 
+    @property
+    def name(self) -> str:
+        """The name of its primitive, or what else it does; empty for an equation with effects."""
+        return self.key[0] if isinstance(self.key, tuple) else ""
+
 
 class Use(NamedTuple):
     """One product of activations by a parameter: `rows(value x) @ matrix(parameter leaf)`.

@@ -32,7 +32,7 @@ def _added_to(program: Program, readers: dict[int, list[Step]], use: Use) -> int
     number = use.out
     while True:
         (step, *more) = readers.get(number) or [None]
-        if step is None or more or not isinstance(step.key, tuple) or step.key[0] != "add":
+        if step is None or more or step.name != "add":
             return None
         others = [n for n in step.ins if n != number]
         if len(others) != 1:

@@ -140,13 +140,17 @@ def weights_of_rows(weights: Any, rows: Rows, shape: tuple[int, ...]) -> jax.Arr
     They fit if they match the leading axes of the rows, or the merged product of these axes.
     """
     row_shape = rows.row_shape(shape)
-    if row_shape[: weights.ndim] == weights.shape:
-        each = weights.reshape(weights.shape + (1,) * (len(row_shape) - weights.ndim))
-    elif row_shape[:1] == (weights.size,):
-        each = weights.reshape((-1,) + (1,) * (len(row_shape) - 1))
-    else:
-        return None
-    return jnp.broadcast_to(each, row_shape).reshape(-1)
+    each = weights_of_entries(weights, row_shape)
+    return None if each is None else jnp.broadcast_to(each, row_shape).reshape(-1)
+
+
+def weights_of_entries(weights: Any, shape: tuple[int, ...]) -> Any:
+    """The same in a shape that broadcasts to one of activations; None if they don't fit it."""
+    if shape[: weights.ndim] == weights.shape:
+        return weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
+    if shape[:1] == (weights.size,):
+        return weights.reshape((-1,) + (1,) * (len(shape) - 1))
+    return None
 
 
 def _split_first(view: View, axis: int, groups: int) -> View | None:

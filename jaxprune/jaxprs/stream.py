@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -56,15 +56,14 @@ class Stream:
         self._shared = dict(program.constants)
         self._shared.update(zip(program.params, params, strict=True))
         self._batches = [dict(zip(program.inputs, batch, strict=True)) for batch in batches]
-        self._maker = {out: i for i, step in enumerate(program.steps) for out in step.outs}
+        self._maker = makers(program)
         self._readers: dict[int, set[int]] = {}
         for i, step in enumerate(program.steps):
             for number in step.ins:
                 self._readers.setdefault(number, set()).add(i)
         self._done: set[int] = set()
-        self.before_site: Callable[[int], None] | None = (
-            None  # called with the number of the next site's activations
-        )
+        # Called with the number of the next site's activations.
+        self.before_site: Callable[[int], None] | None = None
         self._wanted = Counter([*(use.x for use in program.uses), *wanted])
         self._needed = set(self._ancestors(list(self._wanted), lambda i: True))
 
@@ -136,7 +135,7 @@ class Stream:
             if self._wanted[out] or self._later_readers(out)
         ]
         # Values that depend on parameters only are computed again in every segment: a parameter may have changed.
-        run, sources, own = segment(self.program, steps, outs)
+        run, sources, own = segment(self.program, self._maker, steps, outs)
         given = [self._shared[n] for n in sources]
         over = [n for n in own if not (self._wanted[n] or self._later_readers(n))]
         for values in self._batches:
@@ -145,12 +144,12 @@ class Stream:
                 values.pop(n, None)
 
     def _shared_values(self, targets: list[int]) -> list[Any]:
-        makers = self._ancestors(targets, lambda i: True)
-        made = {out for i in makers for out in self.program.steps[i].outs}
+        steps = self._ancestors(targets, lambda i: True)
+        made = {out for i in steps for out in self.program.steps[i].outs}
         sources = _unique(
-            n for n in (*targets, *(k for i in makers for k in self.program.steps[i].ins)) if n not in made
+            n for n in (*targets, *(k for i in steps for k in self.program.steps[i].ins)) if n not in made
         )
-        run = compiled(tuple(self.program.steps[i] for i in makers), tuple(sources), (), tuple(targets))
+        run = compiled(tuple(self.program.steps[i] for i in steps), tuple(sources), (), tuple(targets))
         return run([self._shared[n] for n in sources], [])
 
     def _ancestors(self, targets: Sequence[int], among: Callable[[int], bool]) -> list[int]:
@@ -181,18 +180,27 @@ class Stream:
                 values.pop(number, None)
 
 
+def makers(program: Program) -> dict[int, int]:
+    """The step that makes each value."""
+    return {out: i for i, step in enumerate(program.steps) for out in step.outs}
+
+
 def segment(
-    program: Program, steps: Sequence[int], outs: Sequence[int], parts: Collection[int] = ()
+    program: Program,
+    maker: Mapping[int, int],
+    steps: Sequence[int],
+    outs: Sequence[int],
+    parts: Collection[int] = (),
 ) -> tuple[Run, list[int], list[int]]:
     """A function of (sources, values of one batch) that runs some steps, and the numbers of both arguments.
 
     The sources are parameters and constants, and first of all `parts`, which are not computed from parameters.
+    `maker` is what `makers` gives.
     """
     inside = {out for i in steps for out in program.steps[i].outs}
     reads = _unique(n for i in steps for n in program.steps[i].ins if n not in inside)
     own = [n for n in reads if n in program.batched]
-    maker = {out: i for i, step in enumerate(program.steps) for out in step.outs}
-    makers: set[int] = set()
+    before: set[int] = set()
     sources, seen = list(parts), set(parts)
     stack = [n for n in reversed(reads) if n not in program.batched]
     while stack:
@@ -201,12 +209,12 @@ def segment(
             continue
         seen.add(number)
         if number in maker:
-            makers.add(maker[number])
+            before.add(maker[number])
             stack.extend(reversed(program.steps[maker[number]].ins))
         else:
             sources.append(number)
     run = compiled(
-        tuple(program.steps[i] for i in (*sorted(makers), *steps)), tuple(sources), tuple(own), tuple(outs)
+        tuple(program.steps[i] for i in (*sorted(before), *steps)), tuple(sources), tuple(own), tuple(outs)
     )
     return run, sources, own
 

@@ -37,7 +37,7 @@ def otherwise_used(program: Program, shapes: Sequence[tuple[int, ...]]) -> set[i
         numbers = [program.params[leaf]]
         for number in numbers:  # the list grows in the loop
             for step in readers.get(number, ()):
-                name = step.key[0] if isinstance(step.key, tuple) else ""
+                name = step.name
                 if name in FOLLOWED or name == INDEX:
                     numbers.extend(step.outs)
                 elif name not in _PRODUCTS or not any(use.x in step.ins for use in uses):

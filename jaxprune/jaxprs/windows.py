@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -77,14 +77,14 @@ def last_sites(program: Program, inputs: Sequence[Sequence[int]], found: Sequenc
     for i, step in enumerate(program.steps):
         maker.update(dict.fromkeys(step.outs, step))
         for number in step.ins:
-            if _name(step) in PRODUCTS:
+            if step.name in PRODUCTS:
                 readers.setdefault(number, set()).add(i)
     window_of = {i: k for k, window in enumerate(found) for i in window.steps}
     last = [-1] * len(found)
     for place, numbers in enumerate(inputs):
         for x in numbers:
             made = maker.get(x)
-            x = made.ins[0] if made is not None and _name(made) == "routed" else x
+            x = made.ins[0] if made is not None and made.name == "routed" else x
             for i in readers.get(x, ()):
                 if i in window_of:
                     last[window_of[i]] = max(last[window_of[i]], place)
@@ -104,7 +104,7 @@ class _Finder:
                 continue
             needed = _union(self.before.get(n, 0) for n in step.ins) | 1 << i
             self.before.update(dict.fromkeys(step.outs, needed))
-            if _name(step) in PRODUCTS and any(n not in program.batched for n in step.ins):
+            if step.name in PRODUCTS and any(n not in program.batched for n in step.ins):
                 self.products |= 1 << i
 
     def sums(self) -> list[int]:
@@ -133,7 +133,7 @@ class _Finder:
         return False
 
     def _terms(self, step: Step) -> list[int]:
-        if _name(step) not in ("add", "add_any"):
+        if step.name not in ("add", "add_any"):
             return []
         terms = [n for n in step.ins if n in self.program.batched]
         return terms if len(set(terms)) == 2 == len(step.ins) else []
@@ -154,7 +154,7 @@ class _Finder:
         for term in self._flat(number):
             way = [term]
             step = self.maker.get(term)
-            while step is not None and _name(step) not in PRODUCTS:
+            while step is not None and step.name not in PRODUCTS:
                 operands = self._carried(step)
                 if not operands:
                     way = []
@@ -167,9 +167,9 @@ class _Finder:
 
     def _carried(self, step: Step) -> list[int]:
         """The operands that depend on the inputs and whose entries a step may carry on."""
-        if _name(step) in _OF_MASKS:
+        if step.name in _OF_MASKS:
             return []
-        operands = step.ins[1:] if _name(step) == "select_n" else step.ins  # the first one only chooses
+        operands = step.ins[1:] if step.name == "select_n" else step.ins  # the first one only chooses
         return [n for n in operands if n in self.program.batched]
 
     def _depends(self, number: int, on: int) -> bool:
@@ -226,7 +226,7 @@ class _Finder:
         if number in leaves:
             return leaves[number]
         step = self.maker.get(number)
-        if step is None or _name(step) != INDEX:
+        if step is None or step.name != INDEX:
             return None
         of, at = self._slice(step.ins[0], leaves), self.program.constants.get(step.ins[1])
         return None if of is None or at is None else Part(of.leaf, (*of.at, int(np.asarray(at))))
@@ -240,10 +240,6 @@ def _readers(part: Part, readers: dict[Part, set[int]]) -> set[int]:
         if other.leaf == part.leaf and all(a == b for a, b in zip(other.at, part.at, strict=False))
         for i in found
     }
-
-
-def _name(step: Step) -> Any:
-    return step.key[0] if isinstance(step.key, tuple) else None
 
 
 def _union(bits: Iterable[int]) -> int:

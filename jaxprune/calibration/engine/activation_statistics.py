@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxprune.calibration.engine.model import CalibrationModel
 from jaxprune.jaxprs.normalizations import Normalization, normalizations
+from jaxprune.jaxprs.rows import weights_of_entries
 from jaxprune.jaxprs.stream import Stream
 from jaxprune.params import PyTree, flatten_with_paths
 
@@ -47,9 +48,8 @@ class ActivationStatistics:
         self._changed: set[int] = set()
         self._dense = {}
         if self._open:
-            program = model.program._replace(
-                uses=[]
-            )  # activations of the weights need not wait for their sites
+            # Without uses, activations of weights need not be kept for their sites.
+            program = model.program._replace(uses=[])
             stream = model._replace(program=program).stream(self.wanted)
             self._dense = {norm: self._sample(stream, norm) for norm in self._open}
             self._open = _own_entries(self._open, self._dense)
@@ -127,7 +127,7 @@ class ActivationStatistics:
         like, given = self.model.values[norm.mean.leaf], list(others.values())
         activations = stream.take(norm.x)
         pairs = zip(self.model.row_weights, activations, strict=False)
-        rows = [None if w is None else _of_entries(w, x.shape) for w, x in pairs]
+        rows = [None if w is None else weights_of_entries(w, x.shape) for w, x in pairs]
 
         def mean_of(total, center):
             for x, w in zip(activations, rows, strict=True):
@@ -200,15 +200,6 @@ def _followed(
         jnp.where(fits, new_mean.astype(mean.dtype), mean),
         jnp.where(fits, new_variance.astype(variance.dtype), variance),
     )
-
-
-def _of_entries(weights: Any, shape: tuple[int, ...]) -> Any:
-    """Weights of rows such as (batch, position) for the entries of an activation; None if they don't fit."""
-    if shape[: weights.ndim] == weights.shape:
-        return weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
-    if shape[:1] == (weights.size,):
-        return weights.reshape((-1,) + (1,) * (len(shape) - 1))
-    return None
 
 
 def _own_entries(norms: list[Normalization], samples: dict[Normalization, _Sample]) -> list[Normalization]:

@@ -12,7 +12,8 @@ import numpy as np
 from jaxprune.calibration.engine.training import Training, squared_error, train
 from jaxprune.calibration.methods.refit import Refit
 from jaxprune.jaxprs.program import Program
-from jaxprune.jaxprs.stream import Stream, segment
+from jaxprune.jaxprs.rows import weights_of_entries
+from jaxprune.jaxprs.stream import Stream, makers, segment
 from jaxprune.jaxprs.windows import Part, Window, windows
 from jaxprune.params import PyTree, Where, aligned, resolved
 from jaxprune.tree_nodes import is_float_array, leaves_of
@@ -62,6 +63,7 @@ class Windows:
         self.row_weights, self.refit, self.strength = row_weights, refit, strength
         self.windows = [w for w in windows(program, refit.window) if self._is_worth_it(w, trained)]
         self._trained = trained
+        self._maker = makers(program)
 
     def _is_worth_it(self, window: Window, trained: set[int]) -> bool:
         leaves = {part.leaf for part in window.parts.values()} & trained
@@ -82,7 +84,7 @@ class Windows:
 
     def _segment(self, window: Window, parts: Sequence[int]) -> Any:
         outs = window.outs if window.stream is None else (*window.outs, window.stream)
-        return segment(self.program, window.steps, outs, parts)
+        return segment(self.program, self._maker, window.steps, outs, parts)
 
     def refit_one(self, window: Window, stream: Stream, dense: Stream | None) -> WindowResult:
         """Refits a window; the stream gets its new parameters."""
@@ -146,7 +148,7 @@ class Windows:
         return targets, energy
 
     def _weights(self, w: Any, target: Sequence[Any]) -> list[Any]:
-        return [None if w is None else _like_rows(w, t) for t in target]
+        return [None if w is None else weights_of_entries(w, t.shape) for t in target]
 
     def _error(self, window: Window, stream: Stream, targets: Sequence[Any], weights: Sequence[Any]) -> float:
         outs = zip(*[stream.peek(n) for n in window.outs], strict=True)
@@ -176,15 +178,6 @@ class Windows:
 @jax.jit
 def _mixed(here: jax.Array, there: jax.Array, strength: Any) -> jax.Array:
     return (here + strength * (there.astype(jnp.float32) - here)).astype(here.dtype)
-
-
-def _like_rows(w: Any, target: Any) -> Any:
-    """Weights of rows in a shape that broadcasts to the target; None if they don't fit it."""
-    if target.shape[: w.ndim] == w.shape:
-        return w.reshape(w.shape + (1,) * (target.ndim - w.ndim))
-    if target.shape[:1] == (w.size,):
-        return w.reshape((-1,) + (1,) * (target.ndim - 1))
-    return None
 
 
 def trainable(params: PyTree, where: Where, refit: Refit) -> list[bool]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.opt_state import Owner, flat_arrays, owners
+from jaxprune.opt_state import Owner, flat_arrays, is_projected, owners
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.orders.axis_orders import AxisOrders
 from jaxprune.surgery.slicing import take_entries
@@ -50,10 +50,6 @@ def _in_a_row(shapes: Shapes, orders: Orders) -> np.ndarray:
 
 def _low_rank(opt_state: PyTree) -> set[int]:
     """Positions of GaLore's moments of projected gradients, whose entries belong to no single weight."""
-
-    def is_projected(node: Any) -> bool:
-        return {"projector", "base_optimizer_state"} <= set(getattr(node, "_fields", ()))
-
     found, start = set(), 0
     for node in jax.tree.leaves(opt_state, is_leaf=is_projected):
         count = len(jax.tree.leaves(node))

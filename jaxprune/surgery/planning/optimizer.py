@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.opt_state import Owner, flat_arrays, owners
+from jaxprune.opt_state import Owner, flat_arrays, is_projected, owners
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.surgery.inference.kept import small_shape
 from jaxprune.surgery.inference.model import KeptAxes
@@ -34,7 +34,7 @@ def shrink_opt_state(
         if _is_factored(node):
             small.append(_shrink_factored(node, named, shapes, kept, min_dim_size_to_factor))
             continue
-        if _is_projected(node):
+        if is_projected(node):
             _check_untouched(named, shapes, kept)
         cut = [
             _shrink_one(path, leaf, own, shapes, kept)
@@ -87,12 +87,7 @@ def _shrink_one(path: str, leaf: Any, owner: Owner | None, shapes: Shapes, kept:
 
 
 def _is_special(node: Any) -> bool:
-    return _is_factored(node) or _is_projected(node)
-
-
-def _is_projected(node: Any) -> bool:
-    """Whether this is GaLore's state: moments of projected gradients, whose entries belong to no single weight."""
-    return {"projector", "base_optimizer_state"} <= set(getattr(node, "_fields", ()))
+    return _is_factored(node) or is_projected(node)
 
 
 def _check_untouched(named: list[tuple[str, Owner | None]], shapes: Shapes, kept: KeptAxes) -> None:
