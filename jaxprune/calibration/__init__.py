@@ -1,6 +1,7 @@
 """Calibration: input statistics of weights, and pruning that compensates for the removed weights."""
 
 from jaxprune.calibration._calibrate import calibrate
+from jaxprune.calibration._one_shot import OneShotChoice, one_shot
 from jaxprune.calibration._reconstruct import reconstruct
 from jaxprune.calibration._refit import refit
 from jaxprune.calibration._swap_refine import swap_refine
@@ -15,6 +16,7 @@ __all__ = [
     "LeastSquares",
     "MaskOnly",
     "Moments",
+    "OneShotChoice",
     "Refit",
     "SparseGPT",
     "Statistics",
@@ -22,6 +24,7 @@ __all__ = [
     "WeightStatistics",
     "WindowResult",
     "calibrate",
+    "one_shot",
     "reconstruct",
     "refit",
     "swap_refine",
