@@ -4,8 +4,7 @@ from jaxprune.calibration._calibrate import calibrate
 from jaxprune.calibration._reconstruct import reconstruct
 from jaxprune.calibration._refit import refit
 from jaxprune.calibration._swap_refine import swap_refine
-from jaxprune.calibration.engine.layers import LayerResult
-from jaxprune.calibration.engine.windows import WindowResult
+from jaxprune.calibration.engine.results import LayerResult, WindowResult
 from jaxprune.calibration.methods import ADMM, LeastSquares, MaskOnly, Refit, SparseGPT, Swaps
 from jaxprune.statistics import Moments, Statistics, WeightStatistics
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.calibration.engine.model import RowWeights, open_model
-from jaxprune.calibration.engine.windows import WindowResult, Windows, trainable
+from jaxprune.calibration.engine.results import WindowResult
+from jaxprune.calibration.engine.windows import Windows, trainable
 from jaxprune.calibration.methods.refit import Refit
 from jaxprune.masking import apply_masks
 from jaxprune.params import PyTree, Where, aligned, flatten_with_paths, mask_leaves
@@ -121,8 +122,8 @@ def refit(
     stream = model._replace(values=now).stream(windows.wanted)
     there = model.stream(windows.wanted_dense) if strength else None
     with steps_bar("refit", len(windows.windows), progress) as advance:
-        for window in windows.windows:
-            result = windows.refit_one(window, stream, there)
+        for number in range(len(windows.windows)):
+            result = windows.refit_one(number, stream, there)
             if on_layer is not None:
                 on_layer(result)
             advance(stream.param(0))

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.calibration.engine.fitting import check_structure, fits, misfit
-from jaxprune.calibration.engine.layers import LayerWeights, OnLayer
+from jaxprune.calibration.engine.layers import LayerWeights
 from jaxprune.calibration.engine.model import RowWeights, open_model
+from jaxprune.calibration.engine.results import OnLayer
 from jaxprune.calibration.engine.sending import send_through
 from jaxprune.calibration.methods import Refinement, Swaps
 from jaxprune.jaxprs.program import Use

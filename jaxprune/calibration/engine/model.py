@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -116,10 +116,22 @@ def inputs_of(
     return inputs
 
 
-def shared_moments(model: CalibrationModel) -> dict[tuple[int, Matrix], Moments]:
-    """Moments in the dense model of weights that are used more than once, over all uses of each weight."""
+def shared_weights(model: CalibrationModel) -> set[tuple[int, Matrix]]:
+    """Weights that are used more than once."""
     uses = [(use.leaf, use.matrix) for use in model.program.uses]
-    again = {key for key in uses if uses.count(key) > 1} if len(set(uses)) < len(uses) else set()
+    return {key for key in uses if uses.count(key) > 1} if len(set(uses)) < len(uses) else set()
+
+
+def shared_moments(
+    model: CalibrationModel, again: Collection[tuple[int, Matrix]] | None = None
+) -> dict[tuple[int, Matrix], Moments]:
+    """Moments in the dense model, over all uses of each weight, of weights that are used more than once.
+
+    Args:
+      model: the model.
+      again: which of them; None for all.
+    """
+    again = shared_weights(model) if again is None else again
     found: dict[tuple[int, Matrix], Moments] = {}
     if again:
         for site in model.stream():
