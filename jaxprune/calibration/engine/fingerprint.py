@@ -86,7 +86,7 @@ def text_of(value: Any, inside: frozenset[int] = frozenset()) -> str:
         return f"{type(value).__qualname__}({', '.join(f'{name}={of(item)}' for name, item in fields)})"
     if callable(value) and hasattr(value, "__wrapped__"):  # what `jax.jit` returns
         return f"{type(value).__qualname__}{of(value.__wrapped__)}"
-    return _ADDRESS.sub("0x", repr(value))
+    return _ADDRESS.sub("...", repr(value))
 
 
 def _cell(cell: Any) -> Any:
