@@ -24,7 +24,7 @@ class Stopped(Exception):
     pass
 
 
-def residual(params, x, mask=None):
+def residual(params, x, mask):
     """Stacked residual branches, statistics of a BatchNorm, and a matrix that is used twice."""
 
     def layer(x, p):
@@ -57,23 +57,19 @@ def padded():
     return [(x, jnp.arange(20)[:, None] < 15 + i) for i, x in enumerate(draw(3, 2, 20, WIDTH))]
 
 
-def only(params, x):
-    return residual(params, x)
-
-
 def case(name):
     """(function, parameters, batches, options)."""
     refit = jp.Refit(steps=3, learning_rate=0.03)
     if name == "everything":
         options = {
-            "refine": (jp.LeastSquares(3), refit),
+            "refine": (refit,),
             "dense_targets": 0.5,
             "row_weights": lambda x, mask: mask[:, 0],
             "fisher": jax.tree.map(jnp.square, stacked()),
         }
         return residual, stacked(), padded(), options
     if name == "diagonal":
-        return only, stacked(), list(draw(3, 2, 20, WIDTH)), {"method": jp.MaskOnly("wanda")}
+        return residual, stacked(), padded(), {"method": jp.MaskOnly("wanda")}
     if name == "plain":
         return hidden, of_two(), [draw(5, 20, 8)], {}
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), of_two())
@@ -140,13 +136,13 @@ def test_a_finished_run_sends_no_batch_through_the_model(tmp_path, monkeypatch):
 
 
 def test_a_refit_goes_on_where_it_was_stopped(tmp_path, stop_at):
-    params, batches = stacked(), list(draw(3, 2, 20, WIDTH))
+    params, batches = stacked(), padded()
     masks = jp.make_masks(jp.scores.magnitude(params), 0.5)
 
     def run(**more):
         rows = []
-        settings = jp.Refit(steps=3, dense_targets=0.5)
-        return jp.refit(only, params, masks, batches, settings, on_layer=rows.append, **more), rows
+        settings = jp.Refit(steps=3, learning_rate=0.03, dense_targets=0.5)
+        return jp.refit(residual, params, masks, batches, settings, on_layer=rows.append, **more), rows
 
     want, rows = run()
     stop_at(1)

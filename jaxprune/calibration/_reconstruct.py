@@ -49,7 +49,7 @@ def reconstruct(
     row_weights: RowWeights | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     on_layer: OnLayer | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> tuple[PyTree, PyTree]:
     r"""Prunes a model without training it, from calibration batches, in one pass through the model.
 
@@ -101,7 +101,7 @@ def reconstruct(
       on_layer: function that is called with a `LayerResult` for each weight, and a `WindowResult` for each
         window of `Refit`; a `jp.LayerLog()` makes a table of them. The errors in it need X^T X, whereas
         `MaskOnly` alone needs only its diagonal.
-      progress: whether to show a progress bar.
+      progress: whether to show a progress bar; None for a bar if the standard error is a terminal.
 
     Returns:
       (params, masks): pruned weights are exactly zero, and statistics have new values. Masks are bool arrays,

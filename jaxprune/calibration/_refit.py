@@ -20,6 +20,7 @@ from jaxprune.calibration.engine.windows import Windows, trainable
 from jaxprune.calibration.methods.refit import Refit
 from jaxprune.masking import apply_masks
 from jaxprune.params import PyTree, Where, aligned, flatten_with_paths, mask_leaves
+from jaxprune.progress import steps_bar
 
 
 def refit(
@@ -34,7 +35,7 @@ def refit(
     row_weights: RowWeights | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     on_layer: Callable[[WindowResult], None] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> PyTree:
     r"""Trains the kept weights of each residual branch toward the output of the dense branch, without labels.
 
@@ -59,7 +60,7 @@ def refit(
       checkpoint: a folder for the results of the windows, so that a run that was stopped goes on to the same bits when
         it is called again with the same arguments; see `reconstruct`. None stores nothing.
       on_layer: function that is called with a `WindowResult` for each window; a `jp.LayerLog()` makes a table of them.
-      progress: whether to show a progress bar.
+      progress: whether to show a progress bar; None for a bar if the standard error is a terminal.
 
     Returns:
       Parameters like `params`, in their dtypes, with zeros where the masks are False.
@@ -86,8 +87,6 @@ def refit(
     References:
       Guo et al., EBFT: Effective and Block-Wise Fine-Tuning for Sparse LLMs, 2024, arXiv:2402.12419.
     """
-    from jaxprune.progress import steps_bar
-
     if not isinstance(settings, Refit):
         raise TypeError(f"`settings` must be a `Refit(...)`, got {settings!r}.")
     dense = params if dense is None else dense

@@ -32,7 +32,7 @@ def swap_refine(
     *,
     row_weights: RowWeights | None = None,
     on_layer: OnLayer | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> tuple[PyTree, PyTree]:
     """Swaps kept and pruned weights of each output while the error of its layer falls; see `Swaps`.
 
@@ -50,7 +50,7 @@ def swap_refine(
       swaps: `Swaps(...)`, or another refinement such as `LeastSquares()`.
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
       on_layer: function that is called with a `LayerResult` for each weight.
-      progress: whether to show a progress bar.
+      progress: whether to show a progress bar; None for a bar if the standard error is a terminal.
 
     Returns:
       (params, masks), as `reconstruct` returns them.

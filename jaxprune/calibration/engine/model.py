@@ -14,6 +14,7 @@ from jaxprune.jaxprs.program import Program, flatten
 from jaxprune.jaxprs.stream import Site, Stream
 from jaxprune.jaxprs.views import Matrix
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
+from jaxprune.progress import steps_bar
 from jaxprune.statistics.moments import Kind, Moments, moments_of
 
 RowWeights = Callable[..., Any]
@@ -144,20 +145,12 @@ def shared_moments(
     return found
 
 
-def with_progress(stream: Stream, progress: bool, label: str) -> Iterator[Site]:
-    """The sites of a stream, with a progress bar if requested."""
-    if not progress:
-        yield from stream
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    total = len(stream.program.uses)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task(label, total=total)
+def with_progress(stream: Stream, progress: bool | None, label: str) -> Iterator[Site]:
+    """The sites of a stream, with a progress bar; `progress.is_shown` says what `progress` means."""
+    with steps_bar(label, len(stream.program.uses), progress) as advance:
         for site in stream:
             yield site
-            bar.advance(task, len(site.uses))
+            advance((), len(site.uses))
 
 
 def check_row_weights(weights: list[Any]) -> None:

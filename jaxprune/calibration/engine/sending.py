@@ -30,7 +30,7 @@ def send_through(
     refine: Sequence[Refinement] = (),
     dense_targets: float = 0.0,
     on_layer: Callable[[Any], None] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     kind: Kind = "full",
     statistics: ActivationStatistics | None = None,
     windows: WindowsOnTheWay | None = None,
