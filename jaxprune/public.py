@@ -7,6 +7,7 @@ from jaxprune._sensitivity import Sensitivity, sensitivity
 from jaxprune.at_init import prune_at_init
 from jaxprune.calibration import (
     ADMM,
+    LayerLog,
     LeastSquares,
     MaskOnly,
     Refit,
@@ -71,6 +72,7 @@ __all__ = [
     "Coupled",
     "Finetune",
     "Gradual",
+    "LayerLog",
     "Layers",
     "LeastSquares",
     "MaskOnly",

@@ -1,6 +1,7 @@
 """Calibration: input statistics of weights, and pruning that compensates for the removed weights."""
 
 from jaxprune.calibration._calibrate import calibrate
+from jaxprune.calibration._layer_log import LayerLog
 from jaxprune.calibration._reconstruct import reconstruct
 from jaxprune.calibration._refit import refit
 from jaxprune.calibration._swap_refine import swap_refine
@@ -10,6 +11,7 @@ from jaxprune.statistics import Moments, Statistics, WeightStatistics
 
 __all__ = [
     "ADMM",
+    "LayerLog",
     "LayerResult",
     "LeastSquares",
     "MaskOnly",
