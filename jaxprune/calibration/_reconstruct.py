@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 
 from jaxprune.allocation import shares_of
 from jaxprune.calibration.engine.activation_statistics import ActivationStatistics
+from jaxprune.calibration.engine.cost import cost_of
 from jaxprune.calibration.engine.fingerprint import fingerprint
 from jaxprune.calibration.engine.finished import store_result, stored_result
 from jaxprune.calibration.engine.fitting import check_structure, fits, misfit
@@ -102,6 +104,7 @@ def reconstruct(
         window of `Refit`; a `jp.LayerLog()` makes a table of them. The errors in it need X^T X, whereas
         `MaskOnly` alone needs only its diagonal.
       progress: whether to show a progress bar; None for a bar if the standard error is a terminal.
+        Above it stands what the run will take (see `calibration_cost`), below it what it took.
 
     Returns:
       (params, masks): pruned weights are exactly zero, and statistics have new values. Masks are bool arrays,
@@ -190,7 +193,12 @@ def reconstruct(
     if refit is not None:
         windows = _windows(model, params, layers, refit, dense_targets)
     follow = ActivationStatistics(model) if statistics else None
-    send_through(layers, start, refine, dense_targets, on_layer, progress, kind, follow, windows, journal)
+    told = functools.partial(
+        cost_of, model, cutting, method, refine, refit, dense_targets, statistics, kind == "full"
+    )
+    send_through(
+        layers, start, refine, dense_targets, on_layer, progress, kind, follow, windows, journal, told
+    )
     layers.warn_of_unseen(_THEN, stacklevel=2)
     params, masks = layers.result(params)
     params = params if follow is None else follow.inserted(params)

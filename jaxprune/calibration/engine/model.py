@@ -145,9 +145,11 @@ def shared_moments(
     return found
 
 
-def with_progress(stream: Stream, progress: bool | None, label: str) -> Iterator[Site]:
-    """The sites of a stream, with a progress bar; `progress.is_shown` says what `progress` means."""
-    with steps_bar(label, len(stream.program.uses), progress) as advance:
+def with_progress(
+    stream: Stream, progress: bool | None, label: str, told: Callable[[], Any] | None = None
+) -> Iterator[Site]:
+    """The sites of a stream, with a progress bar; `steps_bar` says what `progress` and `told` mean."""
+    with steps_bar(label, len(stream.program.uses), progress, told) as advance:
         for site in stream:
             yield site
             advance((), len(site.uses))

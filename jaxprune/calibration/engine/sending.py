@@ -35,11 +35,13 @@ def send_through(
     statistics: ActivationStatistics | None = None,
     windows: WindowsOnTheWay | None = None,
     journal: Journal | None = None,
+    told: Callable[[], Any] | None = None,
 ) -> None:
     """Sends the batches through the model, and prunes every weight on the way.
 
     `statistics` follow the activations. Each window of `windows` is refitted as soon as its weights are pruned. What
-    a `journal` has is taken from there, and what it lacks is written to it.
+    a `journal` has is taken from there, and what it lacks is written to it. What `told` returns stands above
+    the progress bar.
     """
     model = layers.model
     again = shared_weights(model)
@@ -59,26 +61,26 @@ def send_through(
         if on_layer is not None:
             on_layer(row)
 
-    told = note if on_layer is not None or (journal is not None and kind == "full") else None
+    reporting = note if on_layer is not None or (journal is not None and kind == "full") else None
 
     def prune(site, own, passing):
         """Prunes the weights of a site; whether the row weights fit its activations."""
         fit = False
         for use in site.uses:
             if (use.leaf, use.matrix) in again and layers.is_open(use):
-                layers.prune([use], shared[use.leaf, use.matrix], {}, start, refine, told)
+                layers.prune([use], shared[use.leaf, use.matrix], {}, start, refine, reporting)
         if own:
             moments, fit = model.moments(site, kind)
             targets = {}
             if dense is not None:
                 targets = dense.at(site._replace(uses=own), moments, passing)
-            layers.prune(own, moments, targets, start, refine, told)
+            layers.prune(own, moments, targets, start, refine, reporting)
         elif dense is not None:
             dense.skip(own, passing)
         return fit
 
     fits = False
-    for number, site in enumerate(with_progress(stream, progress, "prune")):
+    for number, site in enumerate(with_progress(stream, progress, "prune", told)):
         opened = [use for use in site.uses if layers.is_open(use)]
         own = [use for use in site.uses if (use.leaf, use.matrix) not in again]
         streams = [stream.take(residual[use][1]) for use in own if use in residual]
