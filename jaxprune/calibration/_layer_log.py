@@ -66,28 +66,19 @@ class LayerLog:
 
 def _table(rows: list[LayerResult] | list[WindowResult]) -> str:
     """The rows of one kind as a table; layers that are alike have one."""
-    of_windows = isinstance(rows[0], WindowResult)
     lines = []
-    alike = folded_places(Row(tuple(row.path.split(", ")), (f"{row.sparsity:.4f}",)) for row in rows)
-    for row, places in alike:
-        errors = [rows[i].error for i in places]
-        before = [_text([rows[i].before for i in places])] if of_windows else []
-        lines.append(
-            (
-                times(", ".join(row.paths), len(places)),
-                *row.cells,
-                *before,
-                _text(errors),
-                _text([max(errors)]) if len(errors) > 1 else "",
-            )
-        )
-    columns = [
-        "window" if of_windows else "layer",
-        "sparsity",
-        *(["before"] if of_windows else []),
-        "error",
-        "largest",
-    ]
+    for row, places in folded_places(
+        Row(tuple(row.path.split(", ")), (f"{row.sparsity:.4f}",)) for row in rows
+    ):
+        mine = [rows[i] for i in places]
+        before = [row.before for row in mine if isinstance(row, WindowResult)]
+        errors = [row.error for row in mine]
+        name = times(", ".join(row.paths), len(places))
+        largest = _text([max(errors)]) if len(errors) > 1 else ""
+        lines.append((name, *row.cells, *([_text(before)] if before else []), _text(errors), largest))
+    columns = ["window", "sparsity", "before", "error", "largest"]
+    if isinstance(rows[0], LayerResult):
+        columns = ["layer", "sparsity", "error", "largest"]
     if not any(line[-1] for line in lines):
         columns, lines = columns[:-1], [line[:-1] for line in lines]
     return table_text(columns, lines, numbers=columns[1:])

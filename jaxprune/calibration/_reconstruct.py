@@ -212,8 +212,9 @@ def _finished(
 ) -> tuple[PyTree, PyTree]:
     """The result of a run that was finished before, told as it was then."""
     params, masks, unseen = stored_result(record, params)
-    for row in record.rows if on_layer is not None else ():
-        on_layer(row)
+    if on_layer is not None:
+        for row in record.rows:
+            on_layer(row)
     sizes = {model.paths[leaf]: (n, model.values[leaf].size) for leaf, n in unseen.items()}
     warn_of_unseen(sizes, _THEN, stacklevel=3)
     return params, masks

@@ -131,8 +131,9 @@ def refit(
         journal = Journal(checkpoint, fingerprint(model, given))
         finished = journal.result()
         if finished is not None:
-            for row in finished.rows if on_layer is not None else ():
-                on_layer(row)
+            if on_layer is not None:
+                for row in finished.rows:
+                    on_layer(row)
             return stored_result(finished, pruned)[0]
     model = model._replace(program=model.program._replace(uses=[]))
     stream = model._replace(values=now).stream(windows.wanted)

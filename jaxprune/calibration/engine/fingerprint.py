@@ -84,8 +84,9 @@ def text_of(value: Any, inside: frozenset[int] = frozenset()) -> str:
     if dataclasses.is_dataclass(value):
         fields = ((each.name, getattr(value, each.name, None)) for each in dataclasses.fields(value))
         return f"{type(value).__qualname__}({', '.join(f'{name}={of(item)}' for name, item in fields)})"
-    if callable(value) and hasattr(value, "__wrapped__"):  # what `jax.jit` returns
-        return f"{type(value).__qualname__}{of(value.__wrapped__)}"
+    inner = getattr(value, "__wrapped__", None)
+    if inner is not None:  # what `jax.jit` returns
+        return f"{type(value).__qualname__}{of(inner)}"
     return _ADDRESS.sub("...", repr(value))
 
 

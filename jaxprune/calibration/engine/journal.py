@@ -21,7 +21,7 @@ from jaxprune.calibration.engine.fingerprint import DIGEST
 from jaxprune.calibration.engine.results import LayerResult, WindowResult
 from jaxprune.files import write_whole
 
-_SETTINGS, _RESULT, _FACTS = "settings.json", "result", "facts"
+_SETTINGS, _RESULT = "settings.json", "result"
 
 
 class Record(NamedTuple):
@@ -73,8 +73,8 @@ class Journal:
             return None
         try:
             with np.load(file, allow_pickle=False) as content:
-                told = json.loads(content[_FACTS].tobytes())
-                arrays = [content[f"arr_{i}"] for i in range(len(content.files) - 1)]
+                facts, *arrays = (content[f"arr_{i}"] for i in range(len(content.files)))
+                told = json.loads(facts.tobytes())
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
         rows = [(WindowResult if "before" in row else LayerResult)(**row) for row in told["rows"]]
@@ -102,7 +102,7 @@ class Journal:
     def _write(self, name: str, record: Record) -> None:
         told = {"facts": record.facts, "rows": [row._asdict() for row in record.rows]}
         facts = np.frombuffer(json.dumps(told).encode(), np.uint8)
-        write_whole(self._file(name), lambda out: np.savez(out, *record.arrays, **{_FACTS: facts}))
+        write_whole(self._file(name), lambda out: np.savez(out, facts, *record.arrays))
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.npz"

@@ -122,8 +122,9 @@ class Windows:
         _, _, own = self._segment(window, parts)
         for n in own:
             stream.peek(n)
-        for n in window.outs if dense is not None and self.strength else ():
-            dense.take(n)
+        if dense is not None and self.strength:
+            for n in window.outs:
+                dense.take(n)
         for n in window.outs:
             stream.peek(n)
         if record.facts["trains"]:
