@@ -20,7 +20,7 @@ from jaxprune.calibration.engine.interleaved import WindowsOnTheWay
 from jaxprune.calibration.engine.journal import Journal, Record
 from jaxprune.calibration.engine.layers import LayerWeights, by_method
 from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model
-from jaxprune.calibration.engine.parts import counts_of, parts_of
+from jaxprune.calibration.engine.parts import Part, counts_of, parts_of
 from jaxprune.calibration.engine.permuting import Reorderable, found_orders
 from jaxprune.calibration.engine.results import OnLayer
 from jaxprune.calibration.engine.sending import send_through
@@ -166,20 +166,17 @@ def reconstruct(
     counts = counts_of(parts_of(model), shares, cutting)
     is_full = method.moments == "full" or refine or dense_targets or on_layer is not None
     kind = "full" if is_full else "diagonal"
-    dense, journal = params, None
+    given, journal = params, None
     if checkpoint is not None:
         settings = {
-            "sparsity": [(*use[:2], counts.get(use[:2])) for use in model.program.uses],
             "structure": structure,
             "method": method,
             "refine": (*refine, refit),
-            "fisher": None if fisher is None else flatten_with_paths(fisher)[:2],
             "dense_targets": float(dense_targets),
             "statistics": bool(statistics),
-            "permute": None if permute is None else str(permute),
             "on_layer": f"with {kind} X^T X",  # other sums, so other bits
         }
-        journal = Journal(checkpoint, fingerprint(model, settings))
+        journal = _journal(checkpoint, model, counts, fisher, permute, settings)
         finished = journal.result()
         if finished is not None:
             return _finished(finished, model, params, on_layer)
@@ -203,8 +200,25 @@ def reconstruct(
     params, masks = layers.result(params)
     params = params if follow is None else follow.inserted(params)
     if journal is not None:
-        store_result(journal, dense, params, masks, layers.unseen)
+        store_result(journal, given, params, masks, layers.unseen)
     return params, masks
+
+
+def _journal(
+    checkpoint: str | os.PathLike[str],
+    model: CalibrationModel,
+    counts: dict[Part, np.ndarray],
+    fisher: PyTree | None,
+    permute: Reorderable | None,
+    settings: dict[str, Any],
+) -> Journal:
+    """The journal of a run with these settings."""
+    more = {
+        "sparsity": [(*use[:2], counts.get(use[:2])) for use in model.program.uses],
+        "fisher": None if fisher is None else flatten_with_paths(fisher)[:2],
+        "permute": None if permute is None else str(permute),
+    }
+    return Journal(checkpoint, fingerprint(model, settings | more))
 
 
 def _finished(
