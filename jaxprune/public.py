@@ -7,6 +7,7 @@ from jaxprune._sensitivity import Sensitivity, sensitivity
 from jaxprune.at_init import prune_at_init
 from jaxprune.calibration import (
     ADMM,
+    LayerLog,
     LeastSquares,
     MaskOnly,
     OneShotChoice,
@@ -14,6 +15,7 @@ from jaxprune.calibration import (
     SparseGPT,
     Swaps,
     calibrate,
+    calibration_cost,
     one_shot,
     reconstruct,
     refit,
@@ -73,6 +75,7 @@ __all__ = [
     "Coupled",
     "Finetune",
     "Gradual",
+    "LayerLog",
     "Layers",
     "LeastSquares",
     "MaskOnly",
@@ -98,6 +101,7 @@ __all__ = [
     "allocate",
     "apply_masks",
     "calibrate",
+    "calibration_cost",
     "compensate",
     "count_zeros",
     "distill",

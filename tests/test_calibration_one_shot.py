@@ -92,7 +92,10 @@ def test_weights_that_multiply_no_activations_stay_dense_and_get_no_share():
     with pytest.warns(UserWarning, match="multiply no activations") as record:
         _, masks = jp.one_shot(fn, params, [rows], 0.5, "good")
     assert masks["table"]["kernel"] is True or bool(jnp.all(masks["table"]["kernel"]))
-    assert jp.sparsity({n: params[n] for n in ("block0", "block1")}, {n: masks[n] for n in ("block0", "block1")}) == 0.5
+    assert (
+        jp.sparsity({n: params[n] for n in ("block0", "block1")}, {n: masks[n] for n in ("block0", "block1")})
+        == 0.5
+    )
     assert record[0].filename == __file__
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.calibration.engine.journal import Record
 from jaxprune.calibration.engine.model import CalibrationModel
 from jaxprune.calibration.engine.parts import Part
+from jaxprune.calibration.engine.results import LayerResult
 from jaxprune.calibration.engine.unseen import warn_of_unseen
 from jaxprune.calibration.methods.least_squares import errors
 from jaxprune.calibration.methods.method import Method, Refinement, over_groups
@@ -21,16 +23,6 @@ from jaxprune.structures.matrix import MatrixStructure
 
 _FLOOR = 1e-3  # of the mean: weight of an output to which the loss is not sensitive
 
-
-class LayerResult(NamedTuple):
-    """The result of pruning one weight: `error` is ||X W - target||^2 / ||target||^2 on the layer's own inputs."""
-
-    path: str
-    error: float
-    sparsity: float
-
-
-OnLayer = Callable[[LayerResult], None]
 
 # (use, target matrices, X^T X, weights and masks so far, values shared by the uses of these inputs)
 # -> pruned matrices and masks.
@@ -81,16 +73,15 @@ class LayerWeights:
         start: Start,
         refine: Sequence[Refinement],
         on_layer: Callable[[LayerResult], None] | None,
-    ) -> dict[int, Any]:
-        """Prunes the weights of one site that are not processed yet; returns the parameters that changed.
+    ) -> None:
+        """Prunes the weights of one site that are not processed yet.
 
         `targets` are functions from the dense matrices of a weight to its target matrices.
         """
         shared: dict[str, Any] = {}
-        changed = {}
         xtx, unseen = moments.xtx(), int(moments.unseen.sum())
         for use in uses:
-            if not self._is_open(use):
+            if not self.is_open(use):
                 continue
             self.unseen[use.leaf] = self.unseen.get(use.leaf, 0) + unseen * use.matrix.shape[2]
             w0 = use.matrix.of(self._dense[use.leaf]).astype(np.float32)
@@ -107,11 +98,29 @@ class LayerWeights:
                     lambda *each, by=refinement: by.refine(*each, structure=self.structure)
                 )(w0 * outputs, xtx, w, mask)
             self._write(use, w / outputs * size, mask, w == before, diagonal_of(xtx) == 0)
-            value = self.model.values[use.leaf]
-            changed[use.leaf] = jax.device_put(self.weights[use.leaf].copy(), value.sharding)
             if on_layer is not None:
                 on_layer(LayerResult(self.model.paths[use.leaf], *_quality(w0, xtx, w / outputs, mask)))
-        return changed
+
+    def arrays_of(self, uses: Sequence[Use]) -> list[np.ndarray]:
+        """The matrices of some weights and their masks, for `put_back`."""
+        return [
+            array
+            for use in uses
+            for array in (
+                use.matrix.of(self.weights[use.leaf]),
+                np.packbits(use.matrix.of(self.masks[use.leaf])),
+            )
+        ]
+
+    def put_back(self, uses: Sequence[Use], record: Record) -> None:
+        """Takes weights that were pruned before."""
+        for use, w, bits in zip(uses, record.arrays[::2], record.arrays[1::2], strict=True):
+            use.matrix.put(self.weights[use.leaf], w.view(self.weights[use.leaf].dtype))
+            mask = np.unpackbits(bits, count=w.size).astype(bool)
+            use.matrix.put(self.masks[use.leaf], mask.reshape(w.shape))
+            use.matrix.put(self._done[use.leaf], np.ones(w.shape, bool))
+        for leaf, n in record.facts["unseen"]:
+            self.unseen[leaf] = self.unseen.get(leaf, 0) + n
 
     def put(self, leaf: int, value: Any) -> None:
         """Takes a parameter whose kept entries, or all entries if it is not pruned, were refitted."""
@@ -140,10 +149,15 @@ class LayerWeights:
         found = {self.model.paths[leaf]: (n, self.weights[leaf].size) for leaf, n in self.unseen.items()}
         warn_of_unseen(found, then, stacklevel + 1)
 
-    def _is_open(self, use: Use) -> bool:
+    def is_open(self, use: Use) -> bool:
+        """Whether a weight is to be pruned and was not yet."""
         if self._parts is not None and (use.leaf, use.matrix) not in self._parts:
             return False
         return not use.matrix.of(self._done[use.leaf]).any()
+
+    def on_device(self, leaf: int) -> Any:
+        """A weight as it is now, in the sharding of the dense one."""
+        return jax.device_put(self.weights[leaf].copy(), self.model.values[leaf].sharding)
 
     def _scale_of_outputs(self, use: Use, w0: jax.Array, gram: jax.Array) -> Any:
         """Root of the weight of each output's error, (groups, 1, outputs); 1 if all outputs count equally."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.calibration.engine.journal import Journal, Record, window_name
+from jaxprune.calibration.engine.results import WindowResult
 from jaxprune.calibration.engine.training import Training, squared_error, train
 from jaxprune.calibration.methods.refit import Refit
 from jaxprune.jaxprs.program import Program
@@ -18,20 +20,6 @@ from jaxprune.jaxprs.windows import Part, Window, windows
 from jaxprune.params import PyTree, Where, aligned, resolved
 from jaxprune.tree_nodes import is_float_array, leaves_of
 from jaxprune.weight_names import is_embedding, is_statistic, is_weight
-
-
-class WindowResult(NamedTuple):
-    """The result of refitting one window.
-
-    path: the paths of its pruned weights; error, before: the squared error of its output after and before, relative
-    to that of its branches being left out (to the squared output if nothing bypasses them); sparsity: fraction of
-    the entries of these weights that are pruned.
-    """
-
-    path: str
-    error: float
-    sparsity: float
-    before: float
 
 
 class Windows:
@@ -86,9 +74,16 @@ class Windows:
         outs = window.outs if window.stream is None else (*window.outs, window.stream)
         return segment(self.program, self._maker, window.steps, outs, parts)
 
-    def refit_one(self, window: Window, stream: Stream, dense: Stream | None) -> WindowResult:
-        """Refits a window; the stream gets its new parameters."""
-        parts = [n for n, part in window.parts.items() if part.leaf in self._trained]
+    def refit_one(
+        self, number: int, stream: Stream, dense: Stream | None, journal: Journal | None = None
+    ) -> WindowResult:
+        """Refits a window; the stream gets its new parameters, which are read from the journal if it has them."""
+        window = self.windows[number]
+        record = None if journal is None else journal.read(window_name(number))
+        if record is not None:
+            self._put_back(window, stream, dense, record)
+            return record.rows[0]
+        parts = self._parts_of(window)
         run, sources, own = self._segment(window, parts)
         given = [stream.peek(n) for n in own]
         inputs = [list(values) for values in zip(*given, strict=True)]
@@ -96,8 +91,8 @@ class Windows:
         targets, energy = self._targets(window, run, sources, parts, stream, inputs, dense)
         weights = [self._weights(w, t) for w, t in zip(self.row_weights, targets, strict=True)]
         before = self._error(window, stream, targets, weights)
-        error = before
-        if np.isfinite(before) and before > 0:
+        error, trains = before, bool(np.isfinite(before) and before > 0)
+        if trains:
             masks = [self._mask(window.parts[n]) for n in parts]
             optimizer, relative = self.refit.training()
             setting = Training(run, optimizer, relative, self.refit.steps, len(window.outs))
@@ -115,7 +110,35 @@ class Windows:
                 error = before
         for n in (*own, *window.outs):
             stream.release(n)
-        return self._result(window, error, before, energy)
+        result = self._result(window, error, before, energy)
+        if journal is not None:
+            values = [np.asarray(stream.param(p.leaf)[p.at]) for p in map(window.parts.__getitem__, parts)]
+            journal.write(window_name(number), Record(values, {"trains": trains}, [result]))
+        return result
+
+    def _put_back(self, window: Window, stream: Stream, dense: Stream | None, record: Record) -> None:
+        """Runs the streams as `refit_one` does, so that each value has the same bits, with the recorded parameters."""
+        parts = self._parts_of(window)
+        _, _, own = self._segment(window, parts)
+        for n in own:
+            stream.peek(n)
+        if dense is not None and self.strength:
+            for n in window.outs:
+                dense.take(n)
+        for n in window.outs:
+            stream.peek(n)
+        if record.facts["trains"]:
+            values = [
+                array.view(stream.param(window.parts[n].leaf).dtype)
+                for n, array in zip(parts, record.arrays, strict=True)
+            ]
+            self._set(window, stream, dict(zip(parts, values, strict=True)))
+            stream.redo(window.steps)
+        for n in (*own, *window.outs):
+            stream.release(n)
+
+    def _parts_of(self, window: Window) -> list[int]:
+        return [n for n, part in window.parts.items() if part.leaf in self._trained]
 
     def _values(
         self, sources: Sequence[int], parts: Sequence[int], window: Window, param: Callable[[int], Any]
