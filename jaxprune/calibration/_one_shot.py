@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
@@ -11,9 +12,9 @@ import jax
 from jaxprune import allocate
 from jaxprune.allocation import check_fraction, is_share
 from jaxprune.calibration._reconstruct import reconstruct
-from jaxprune.calibration.engine.layers import OnLayer
 from jaxprune.calibration.engine.model import RowWeights, inputs_of, open_model
 from jaxprune.calibration.engine.permuting import Reorderable
+from jaxprune.calibration.engine.results import OnLayer
 from jaxprune.calibration.engine.splitting import split_batches
 from jaxprune.calibration.methods import ADMM, LeastSquares, Method, Refinement, Refit
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
@@ -78,9 +79,10 @@ def one_shot(
     where: PyTree | None = None,
     permute: Reorderable | None = None,
     row_weights: RowWeights | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     on_choice: Callable[[OneShotChoice], None] | None = None,
     on_layer: OnLayer | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> tuple[PyTree, PyTree]:
     r"""Prunes a model without training or labels, as well as the time asked for allows.
 
@@ -105,9 +107,10 @@ def one_shot(
         None for `prunable(params)`.
       permute: groups of `jp.find_groups` for N:M, as in `reconstruct`.
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
+      checkpoint: folder in which a run that was stopped goes on, as in `reconstruct`.
       on_choice: function that is called with the choice, such as `print`.
       on_layer: function that is called with the result of each layer, as in `reconstruct`.
-      progress: whether to show a progress bar.
+      progress: whether to show a progress bar; None for one if the standard error is a terminal.
 
     Returns:
       (params, masks), as `reconstruct` returns them.
@@ -164,6 +167,7 @@ def one_shot(
         where=where,
         permute=permute,
         row_weights=row_weights,
+        checkpoint=checkpoint,
         on_layer=on_layer,
         progress=progress,
     )

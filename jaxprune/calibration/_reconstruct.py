@@ -19,7 +19,7 @@ from jaxprune.calibration.engine.fitting import check_structure, fits, misfit
 from jaxprune.calibration.engine.interleaved import WindowsOnTheWay
 from jaxprune.calibration.engine.journal import Journal, Record
 from jaxprune.calibration.engine.layers import LayerWeights, by_method
-from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model
+from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model, unseen_when_dense
 from jaxprune.calibration.engine.parts import Part, counts_of, parts_of
 from jaxprune.calibration.engine.permuting import Reorderable, found_orders
 from jaxprune.calibration.engine.results import OnLayer
@@ -196,11 +196,12 @@ def reconstruct(
     send_through(
         layers, start, refine, dense_targets, on_layer, progress, kind, follow, windows, journal, told
     )
-    layers.warn_of_unseen(_THEN, stacklevel=2)
+    unseen = unseen_when_dense(model, layers.unseen)
+    _warn_of_unseen(model, unseen, stacklevel=3)
     params, masks = layers.result(params)
     params = params if follow is None else follow.inserted(params)
     if journal is not None:
-        store_result(journal, given, params, masks, layers.unseen)
+        store_result(journal, given, params, masks, unseen)
     return params, masks
 
 
@@ -229,9 +230,13 @@ def _finished(
     if on_layer is not None:
         for row in record.rows:
             on_layer(row)
-    sizes = {model.paths[leaf]: (n, model.values[leaf].size) for leaf, n in unseen.items()}
-    warn_of_unseen(sizes, _THEN, stacklevel=3)
+    _warn_of_unseen(model, unseen, stacklevel=4)
     return params, masks
+
+
+def _warn_of_unseen(model: CalibrationModel, unseen: dict[int, int], stacklevel: int) -> None:
+    sizes = {model.paths[leaf]: (n, model.values[leaf].size) for leaf, n in unseen.items()}
+    warn_of_unseen(sizes, _THEN, stacklevel)
 
 
 def _split(refine: Sequence[Refinement | Refit]) -> tuple[list[Refinement], Refit | None]:

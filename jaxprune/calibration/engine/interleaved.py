@@ -42,7 +42,7 @@ class WindowsOnTheWay:
             if statistics is not None:
                 for out in window.outs:
                     statistics.update_before(out)
-            result = self._windows.refit_one(number, stream, dense, journal)
+            result = self._windows.refit_one(number, stream, dense, journal, layers.output_weights)
             for leaf in {part.leaf for part in window.parts.values()}:
                 layers.put(leaf, stream.param(leaf))
                 if statistics is not None:

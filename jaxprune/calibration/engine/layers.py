@@ -64,6 +64,9 @@ class LayerWeights:
         self._done = {leaf: np.zeros(w.shape, bool) for leaf, w in self._dense.items()}
         self._others: dict[int, Any] = {}  # parameters that are not pruned, but refitted
         self.unseen: dict[int, int] = {}  # weights of a leaf whose inputs are always 0
+        self.output_weights: dict[
+            int, np.ndarray
+        ] = {}  # product -> the weights of its outputs' errors, by `fisher`
 
     def prune(
         self,
@@ -88,6 +91,8 @@ class LayerWeights:
             size = safe_scale(np.max(np.abs(w0), initial=0))  # squares of the weights must fit float32 too
             w0 = jnp.asarray(w0 / size)
             outputs = self._scale_of_outputs(use, w0, xtx)
+            if use.out is not None and outputs.ndim and len(outputs) == 1:
+                self.output_weights[use.out] = np.square(np.asarray(outputs)).reshape(-1)
             if use in targets:
                 w0 = targets[use](w0 * size) / size
             kept = use.matrix.of(self.masks[use.leaf])
@@ -121,6 +126,8 @@ class LayerWeights:
             use.matrix.put(self._done[use.leaf], np.ones(w.shape, bool))
         for leaf, n in record.facts["unseen"]:
             self.unseen[leaf] = self.unseen.get(leaf, 0) + n
+        for out, weights in record.facts["output_weights"]:
+            self.output_weights[out] = np.array(weights, np.float32)
 
     def put(self, leaf: int, value: Any) -> None:
         """Takes a parameter whose kept entries, or all entries if it is not pruned, were refitted."""

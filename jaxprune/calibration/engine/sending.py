@@ -92,7 +92,12 @@ def send_through(
             fit = prune(site, own, passing)
             if journal is not None:
                 unseen = {leaf: n - before.get(leaf, 0) for leaf, n in layers.unseen.items()}
-                facts = {"fit": fit, "unseen": [[leaf, n] for leaf, n in unseen.items()]}
+                outs = [use.out for use in opened if use.out in layers.output_weights]
+                facts = {
+                    "fit": fit,
+                    "unseen": [[leaf, n] for leaf, n in unseen.items()],
+                    "output_weights": [[out, layers.output_weights[out].tolist()] for out in outs],
+                }
                 journal.write(site_name(number), Record(layers.arrays_of(opened), facts, list(rows)))
         else:
             if dense is not None:

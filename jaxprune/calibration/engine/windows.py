@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from jaxprune.jaxprs.windows import Part, Window, windows
 from jaxprune.params import PyTree, Where, aligned, resolved
 from jaxprune.tree_nodes import is_float_array, leaves_of
 from jaxprune.weight_names import is_embedding, is_statistic, is_weight
+
+_SUMS = ("add", "add_any", "convert_element_type")
 
 
 class Windows:
@@ -75,9 +78,18 @@ class Windows:
         return segment(self.program, self._maker, window.steps, outs, parts)
 
     def refit_one(
-        self, number: int, stream: Stream, dense: Stream | None, journal: Journal | None = None
+        self,
+        number: int,
+        stream: Stream,
+        dense: Stream | None,
+        journal: Journal | None = None,
+        outputs: Mapping[int, np.ndarray] = MappingProxyType({}),
     ) -> WindowResult:
-        """Refits a window; the stream gets its new parameters, which are read from the journal if it has them."""
+        """Refits a window; the stream gets its new parameters, which are read from the journal if it has them.
+
+        `outputs` are weights of the errors of products' outputs: those of a window are weighed as the products are that
+        add up to them.
+        """
         window = self.windows[number]
         record = None if journal is None else journal.read(window_name(number))
         if record is not None:
@@ -88,8 +100,9 @@ class Windows:
         given = [stream.peek(n) for n in own]
         inputs = [list(values) for values in zip(*given, strict=True)]
         start = self._values(sources, parts, window, stream.param)
-        targets, energy = self._targets(window, run, sources, parts, stream, inputs, dense)
-        weights = [self._weights(w, t) for w, t in zip(self.row_weights, targets, strict=True)]
+        of_outs = [self._weights_of_out(window, out, outputs) for out in window.outs]
+        targets, energy = self._targets(window, run, sources, parts, stream, inputs, dense, of_outs)
+        weights = [_weights(w, t, of_outs) for w, t in zip(self.row_weights, targets, strict=True)]
         before = self._error(window, stream, targets, weights)
         error, trains = before, bool(np.isfinite(before) and before > 0)
         if trains:
@@ -154,7 +167,9 @@ class Windows:
                 found.append(param(position[n]) if n in position else self.program.constants[n])
         return found
 
-    def _targets(self, window, run, sources, parts, stream, inputs, dense) -> tuple[list[Any], float]:
+    def _targets(
+        self, window, run, sources, parts, stream, inputs, dense, of_outs
+    ) -> tuple[list[Any], float]:
         """The targets of each batch, and the squared error of leaving the branches out."""
         values = self._values(sources, parts, window, self.dense.__getitem__)
         n = len(window.outs)
@@ -167,11 +182,21 @@ class Windows:
                 target = [_mixed(t, d[i], self.strength) for t, d in zip(target, there, strict=True)]
             targets.append(target)
             stays = outs[n:] or [jnp.zeros_like(t) for t in target]
-            energy += float(squared_error(target, stays, self._weights(w, target)))
+            energy += float(squared_error(target, stays, _weights(w, target, of_outs)))
         return targets, energy
 
-    def _weights(self, w: Any, target: Sequence[Any]) -> list[Any]:
-        return [None if w is None else weights_of_entries(w, t.shape) for t in target]
+    def _weights_of_out(self, window: Window, out: int, known: Mapping[int, np.ndarray]) -> Any:
+        """The mean of the weights of the products in the window that add up to a value; None if there are none."""
+        made = {n for i in window.steps for n in self.program.steps[i].outs}
+        stack, terms = [out], []
+        while stack:
+            number = stack.pop()
+            if number in made:
+                terms.append(number)
+                step = self.program.steps[self._maker[number]]
+                stack.extend(step.ins if step.name in _SUMS else ())
+        found = [known[n] for n in terms if n in known]
+        return jnp.asarray(np.mean(found, axis=0)) if found else None
 
     def _error(self, window: Window, stream: Stream, targets: Sequence[Any], weights: Sequence[Any]) -> float:
         outs = zip(*[stream.peek(n) for n in window.outs], strict=True)
@@ -196,6 +221,17 @@ class Windows:
         path = ", ".join(self.paths[p.leaf] + "".join(f"[{i}]" for i in p.at) for p in named)
         scale = energy if energy > 0 else 1.0
         return WindowResult(path, error / scale, 1 - kept / max(total, 1), before / scale)
+
+
+def _weights(rows: Any, target: Sequence[Any], of_outs: Sequence[Any]) -> list[Any]:
+    """The weights of the entries of targets, given those of rows and of the last axis; None if all count equally."""
+    found = []
+    for t, w in zip(target, of_outs, strict=True):
+        each = None if rows is None else weights_of_entries(rows, t.shape)
+        if w is not None and t.shape[-1:] == w.shape:
+            each = w if each is None else each * w
+        found.append(each)
+    return found
 
 
 @jax.jit
