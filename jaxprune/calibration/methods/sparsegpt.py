@@ -63,8 +63,7 @@ class SparseGPT:
         self, w: jax.Array, gram: jax.Array, factor: jax.Array, n_pruned: Any, structure: MatrixStructure
     ) -> tuple[jax.Array, jax.Array]:
         """Pruned weights (inputs, outputs) and their mask."""
-        dead = jnp.diagonal(gram) <= 0
-        return _solve(w, factor, dead, n_pruned, self.block, structure)
+        return _solve(w, gram, factor, n_pruned, self.block, structure)
 
 
 def damped(gram: jax.Array, share: float) -> jax.Array:
@@ -83,10 +82,9 @@ def _factorize(gram: jax.Array, share: Any) -> jax.Array:
         return jnp.maximum(10 * share, 1e-6), inverse_factor(damped(gram, share)), tries + 1
 
     def failed(carry):
-        return ~jnp.all(jnp.isfinite(carry[1])) & (carry[2] < 8)
+        return (carry[2] == 0) | (~jnp.all(jnp.isfinite(carry[1])) & (carry[2] < 9))
 
-    first = attempt((jnp.asarray(share, jnp.float32), gram, 0))
-    return lax.while_loop(failed, attempt, first)[1]
+    return lax.while_loop(failed, attempt, (jnp.asarray(share, jnp.float32), gram, 0))[1]
 
 
 def inverse_factor(h: jax.Array) -> jax.Array:
@@ -109,9 +107,10 @@ def _inverse_upper(m: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("block", "structure"))
 def _solve(
-    w: jax.Array, u: jax.Array, dead: jax.Array, n_pruned: Any, block: int, structure: MatrixStructure
+    w: jax.Array, gram: jax.Array, u: jax.Array, n_pruned: Any, block: int, structure: MatrixStructure
 ) -> tuple[jax.Array, jax.Array]:
     inputs, outputs = w.shape
+    dead = jnp.diagonal(gram) <= 0
     units = structure.matrix_units()
     block = min(block, -(-inputs // units.inputs) * units.inputs)
     starts = range(0, inputs, block)
