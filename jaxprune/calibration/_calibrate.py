@@ -26,7 +26,7 @@ def calibrate(
     where: PyTree | None = None,
     moments: Kind = "diagonal",
     row_weights: RowWeights | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Statistics:
     r"""Computes input statistics of every weight that multiplies activations: $X^T X$ or its diagonal, sums, rows.
 
@@ -44,7 +44,7 @@ def calibrate(
       row_weights: function of the inputs of a batch that returns a weight for each row of activations, such as
         the padding mask (batch, position): rows of weight 0 don't count. If activations have no such
         leading axes (a pooled vector), each row counts once.
-      progress: whether to show a progress bar.
+      progress: whether to show a progress bar; None for a bar if the standard error is a terminal.
 
     Returns:
       Dict from the path of a weight to its `WeightStatistics`.

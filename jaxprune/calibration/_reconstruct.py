@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,19 +12,27 @@ import numpy as np
 
 from jaxprune.allocation import shares_of
 from jaxprune.calibration.engine.activation_statistics import ActivationStatistics
+from jaxprune.calibration.engine.cost import cost_of
+from jaxprune.calibration.engine.fingerprint import fingerprint
+from jaxprune.calibration.engine.finished import store_result, stored_result
 from jaxprune.calibration.engine.fitting import check_structure, fits, misfit
 from jaxprune.calibration.engine.interleaved import WindowsOnTheWay
-from jaxprune.calibration.engine.layers import LayerWeights, OnLayer, by_method
-from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model
-from jaxprune.calibration.engine.parts import counts_of, parts_of
+from jaxprune.calibration.engine.journal import Journal, Record
+from jaxprune.calibration.engine.layers import LayerWeights, by_method
+from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model, unseen_when_dense
+from jaxprune.calibration.engine.parts import Part, counts_of, parts_of
 from jaxprune.calibration.engine.permuting import Reorderable, found_orders
+from jaxprune.calibration.engine.results import OnLayer
 from jaxprune.calibration.engine.sending import send_through
 from jaxprune.calibration.engine.shares import is_convolutional, shares_by_magnitude
+from jaxprune.calibration.engine.unseen import warn_of_unseen
 from jaxprune.calibration.engine.windows import Windows, are_weights, trainable
 from jaxprune.calibration.methods import Method, Refinement, Refit, SparseGPT
 from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.structures.matrix import MatrixStructure
+
+_THEN = "They are pruned by magnitude, and the kept ones keep their values"  # weights that no row reaches
 
 
 def reconstruct(
@@ -40,8 +50,9 @@ def reconstruct(
     where: PyTree | None = None,
     permute: Reorderable | None = None,
     row_weights: RowWeights | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     on_layer: OnLayer | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> tuple[PyTree, PyTree]:
     r"""Prunes a model without training it, from calibration batches, in one pass through the model.
 
@@ -91,10 +102,15 @@ def reconstruct(
         returned in the new order, in which `fn` is the same function; an optimizer state or another tree from before
         does not fit it.
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
+      checkpoint: a folder for the results of layers and windows, so that a run that was stopped goes on: called again
+        with the same arguments, it takes what is finished from there, after forward passes only. The result has the
+        same bits as that of a run that was not stopped, on the same machine. A finished run returns its result at
+        once. The folder takes as much space as the pruned weights, with Refit twice as much. None stores nothing.
       on_layer: function that is called with a `LayerResult` for each weight, and a `WindowResult` for each
-        window of `Refit`. The errors in it need X^T X, whereas
+        window of `Refit`; a `jp.LayerLog()` makes a table of them. The errors in it need X^T X, whereas
         `MaskOnly` alone needs only its diagonal.
-      progress: whether to show a progress bar.
+      progress: whether to show a progress bar; None for a bar if the standard error is a terminal.
+        Above it stands what the run will take (see `calibration_cost`), below it what it took.
 
     Returns:
       (params, masks): pruned weights are exactly zero, and statistics have new values. Masks are bool arrays,
@@ -104,7 +120,8 @@ def reconstruct(
       ValueError: if `calibrate` would raise one; if a sparsity is outside [0, 1), or differs from the pattern's
         with N:M; if `dense_targets` is outside [0, 1]; if `fn` multiplies by only a part of a weight, or by
         slices of it that overlap; if N:M does not fit a weight that `where` or a tree of sparsities names; if N:M
-        fits no weight; if `permute` is given without N:M.
+        fits no weight; if `permute` is given without N:M; if `checkpoint` is the folder of a run with another
+        function, other parameters, batches or settings (the message says which).
       TypeError: if the structure is of another kind; if parameters are tracers; if `permute` is not groups.
 
     Warns:
@@ -155,23 +172,80 @@ def reconstruct(
                 stacklevel=2,
             )
     method.check(cutting)
+    counts = counts_of(parts_of(model), shares, cutting)
+    is_full = method.moments == "full" or refine or dense_targets or on_layer is not None
+    kind = "full" if is_full else "diagonal"
+    given, journal = params, None
+    if checkpoint is not None:
+        settings = {
+            "structure": structure,
+            "method": method,
+            "refine": (*refine, refit),
+            "dense_targets": float(dense_targets),
+            "statistics": bool(statistics),
+            "on_layer": f"with {kind} X^T X",  # other sums, so other bits
+        }
+        journal = _journal(checkpoint, model, counts, fisher, permute, settings)
+        finished = journal.result()
+        if finished is not None:
+            return _finished(finished, model, params, on_layer)
     if permute is not None:
         orders = found_orders(permute, model, params, cutting, where)
         params, fisher = orders.apply(params), None if fisher is None else orders.apply(fisher)
         model = model.with_values(params)
-    counts = counts_of(parts_of(model), shares, cutting)
     layers = LayerWeights(model, cutting, counts, _fisher_scores(model, params, fisher))
     start = by_method(method, counts, cutting)
-    is_full = method.moments == "full" or refine or dense_targets or on_layer is not None
     windows = None
     if refit is not None:
         windows = _windows(model, params, layers, refit, dense_targets)
-    kind = "full" if is_full else "diagonal"
     follow = ActivationStatistics(model) if statistics else None
-    send_through(layers, start, refine, dense_targets, on_layer, progress, kind, follow, windows)
-    layers.warn_of_unseen("They are pruned by magnitude, and the kept ones keep their values", stacklevel=2)
+    told = functools.partial(
+        cost_of, model, cutting, method, refine, refit, dense_targets, statistics, kind == "full"
+    )
+    send_through(
+        layers, start, refine, dense_targets, on_layer, progress, kind, follow, windows, journal, told
+    )
+    unseen = unseen_when_dense(model, layers.unseen)
+    _warn_of_unseen(model, unseen, stacklevel=3)
     params, masks = layers.result(params)
-    return (params if follow is None else follow.inserted(params)), masks
+    params = params if follow is None else follow.inserted(params)
+    if journal is not None:
+        store_result(journal, given, params, masks, unseen)
+    return params, masks
+
+
+def _journal(
+    checkpoint: str | os.PathLike[str],
+    model: CalibrationModel,
+    counts: dict[Part, np.ndarray],
+    fisher: PyTree | None,
+    permute: Reorderable | None,
+    settings: dict[str, Any],
+) -> Journal:
+    """The journal of a run with these settings."""
+    more = {
+        "sparsity": [(*use[:2], counts.get(use[:2])) for use in model.program.uses],
+        "fisher": None if fisher is None else flatten_with_paths(fisher)[:2],
+        "permute": None if permute is None else str(permute),
+    }
+    return Journal(checkpoint, fingerprint(model, settings | more))
+
+
+def _finished(
+    record: Record, model: CalibrationModel, params: PyTree, on_layer: OnLayer | None
+) -> tuple[PyTree, PyTree]:
+    """The result of a run that was finished before, told as it was then."""
+    params, masks, unseen = stored_result(record, params)
+    if on_layer is not None:
+        for row in record.rows:
+            on_layer(row)
+    _warn_of_unseen(model, unseen, stacklevel=4)
+    return params, masks
+
+
+def _warn_of_unseen(model: CalibrationModel, unseen: dict[int, int], stacklevel: int) -> None:
+    sizes = {model.paths[leaf]: (n, model.values[leaf].size) for leaf, n in unseen.items()}
+    warn_of_unseen(sizes, _THEN, stacklevel)
 
 
 def _split(refine: Sequence[Refinement | Refit]) -> tuple[list[Refinement], Refit | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,11 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.calibration.engine.fingerprint import fingerprint
+from jaxprune.calibration.engine.finished import store_result, stored_result
+from jaxprune.calibration.engine.journal import Journal
 from jaxprune.calibration.engine.model import RowWeights, open_model
-from jaxprune.calibration.engine.windows import WindowResult, Windows, trainable
+from jaxprune.calibration.engine.results import WindowResult
+from jaxprune.calibration.engine.windows import Windows, trainable
 from jaxprune.calibration.methods.refit import Refit
 from jaxprune.masking import apply_masks
 from jaxprune.params import PyTree, Where, aligned, flatten_with_paths, mask_leaves
+from jaxprune.progress import steps_bar
 
 
 def refit(
@@ -27,8 +33,9 @@ def refit(
     dense: PyTree | None = None,
     where: Where = None,
     row_weights: RowWeights | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     on_layer: Callable[[WindowResult], None] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> PyTree:
     r"""Trains the kept weights of each residual branch toward the output of the dense branch, without labels.
 
@@ -50,15 +57,18 @@ def refit(
       where: tree of bools (or a prefix of one, or a function that returns it) that selects what may be trained;
         None for all float arrays but embeddings and statistics.
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
-      on_layer: function that is called with a `WindowResult` for each window.
-      progress: whether to show a progress bar.
+      checkpoint: a folder for the results of the windows, so that a run that was stopped goes on to the same bits when
+        it is called again with the same arguments; see `reconstruct`. None stores nothing.
+      on_layer: function that is called with a `WindowResult` for each window; a `jp.LayerLog()` makes a table of them.
+      progress: whether to show a progress bar; None for a bar if the standard error is a terminal.
 
     Returns:
       Parameters like `params`, in their dtypes, with zeros where the masks are False.
 
     Raises:
       ValueError: if trees or shapes don't match; if `params` are pruned already and `dense` is missing; if there is
-        no batch, or batches differ in shape; if no weight multiplies activations; if nothing is left to train.
+        no batch, or batches differ in shape; if no weight multiplies activations; if nothing is left to train; if
+        `checkpoint` is the folder of another run.
       TypeError: if parameters are tracers.
 
     Example:
@@ -77,8 +87,6 @@ def refit(
     References:
       Guo et al., EBFT: Effective and Block-Wise Fine-Tuning for Sparse LLMs, 2024, arXiv:2402.12419.
     """
-    from jaxprune.progress import steps_bar
-
     if not isinstance(settings, Refit):
         raise TypeError(f"`settings` must be a `Refit(...)`, got {settings!r}.")
     dense = params if dense is None else dense
@@ -117,12 +125,22 @@ def refit(
     windows = Windows(
         model.program, model.paths, model.values, held, chosen, model.row_weights, settings, strength
     )
+    journal = None
+    if checkpoint is not None:
+        given = {"pruned": now, "masks": held, "where": chosen, "settings": settings}
+        journal = Journal(checkpoint, fingerprint(model, given))
+        finished = journal.result()
+        if finished is not None:
+            if on_layer is not None:
+                for row in finished.rows:
+                    on_layer(row)
+            return stored_result(finished, pruned)[0]
     model = model._replace(program=model.program._replace(uses=[]))
     stream = model._replace(values=now).stream(windows.wanted)
     there = model.stream(windows.wanted_dense) if strength else None
     with steps_bar("refit", len(windows.windows), progress) as advance:
-        for window in windows.windows:
-            result = windows.refit_one(window, stream, there)
+        for number in range(len(windows.windows)):
+            result = windows.refit_one(number, stream, there, journal)
             if on_layer is not None:
                 on_layer(result)
             advance(stream.param(0))
@@ -130,7 +148,10 @@ def refit(
         stream.param(position[path]) if path in position else leaf
         for path, leaf in zip(paths, leaves, strict=True)
     ]
-    return jax.tree.unflatten(treedef, new)
+    new = jax.tree.unflatten(treedef, new)
+    if journal is not None:
+        store_result(journal, pruned, new, jax.tree.map(lambda _: True, new), {})
+    return new
 
 
 def _are_zero(params: PyTree, masks: PyTree) -> bool:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.calibration.engine.fitting import check_structure, fits, misfit
-from jaxprune.calibration.engine.layers import LayerWeights, OnLayer
+from jaxprune.calibration.engine.layers import LayerWeights
 from jaxprune.calibration.engine.model import RowWeights, open_model
+from jaxprune.calibration.engine.results import OnLayer
 from jaxprune.calibration.engine.sending import send_through
 from jaxprune.calibration.methods import Refinement, Swaps
 from jaxprune.jaxprs.program import Use
@@ -31,7 +32,7 @@ def swap_refine(
     *,
     row_weights: RowWeights | None = None,
     on_layer: OnLayer | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> tuple[PyTree, PyTree]:
     """Swaps kept and pruned weights of each output while the error of its layer falls; see `Swaps`.
 
@@ -49,7 +50,7 @@ def swap_refine(
       swaps: `Swaps(...)`, or another refinement such as `LeastSquares()`.
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
       on_layer: function that is called with a `LayerResult` for each weight.
-      progress: whether to show a progress bar.
+      progress: whether to show a progress bar; None for a bar if the standard error is a terminal.
 
     Returns:
       (params, masks), as `reconstruct` returns them.

@@ -40,7 +40,7 @@ def _frozen(value: Any) -> Hashable:
     try:
         hash(value)
     except TypeError:
-        return _Identity(value)
+        return Identity(value)
     return (type(value), value)  # 1, 1.0 and True are equal, but not the same
 
 
@@ -68,14 +68,14 @@ def _constant(value: Any) -> Hashable:
         return (str(value.dtype), np.asarray(value).tobytes())
     if isinstance(value, bool | int | float | complex):
         return (type(value), repr(value))
-    return _Identity(value)
+    return Identity(value)
 
 
 def _aval(aval: Any) -> Hashable:
     return str(aval), getattr(aval, "weak_type", False)
 
 
-class _Identity:
+class Identity:
     """A key that equals only the key of the same object, and keeps the object alive."""
 
     __slots__ = ("value",)
@@ -84,7 +84,7 @@ class _Identity:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and self.value is other.value
+        return isinstance(other, Identity) and self.value is other.value
 
     def __hash__(self) -> int:
         return id(self.value)

@@ -6,6 +6,7 @@ from jaxprune.plots._curves import plot_curves
 from jaxprune.plots._history import history
 from jaxprune.plots._instability import plot_instability
 from jaxprune.plots._latency import plot_latency
+from jaxprune.plots._layer_errors import layer_errors
 from jaxprune.plots._rewinding import plot_rewinding
 from jaxprune.plots._sanity_checks import plot_sanity_checks
 from jaxprune.plots._sensitivity import plot_sensitivity
@@ -14,6 +15,7 @@ from jaxprune.plots._tickets import Line, plot_tickets
 __all__ = [
     "Line",
     "history",
+    "layer_errors",
     "plot_accuracy",
     "plot_connectivity",
     "plot_curves",

@@ -3,6 +3,7 @@
 from jaxprune.scores._batch_norm_scale import batch_norm_scale
 from jaxprune.scores._fisher import fisher
 from jaxprune.scores._fpgm import fpgm
+from jaxprune.scores._gauss_newton import gauss_newton
 from jaxprune.scores._grasp import grasp
 from jaxprune.scores._l1_norm import l1_norm
 from jaxprune.scores._l2_norm import l2_norm
@@ -20,6 +21,7 @@ __all__ = [
     "batch_norm_scale",
     "fisher",
     "fpgm",
+    "gauss_newton",
     "grasp",
     "l1_norm",
     "l2_norm",

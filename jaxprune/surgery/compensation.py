@@ -45,7 +45,7 @@ def compensate(
     statistics: bool = True,
     row_weights: RowWeights | None = None,
     on_layer: Callable[[LayerResult], None] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> PyTree:
     r"""Refits the weights that lose inputs, from calibration batches, in one pass through the model.
 
@@ -73,7 +73,7 @@ def compensate(
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
       on_layer: function that is called with a `LayerResult` for each weight that loses inputs: its error on these
         batches relative to $\|X W_0\|^2$, and the fraction of its inputs that are removed.
-      progress: whether to show a progress bar.
+      progress: whether to show a progress bar; None for a bar if the standard error is a terminal.
 
     Returns:
       The full parameters, with new statistics and with zeros at the entries that the plan removes. `plan.shrink`
@@ -174,7 +174,7 @@ class _Refit:
         self.shared = shared_moments(model)
         self.unseen: dict[int, int] = {}  # kept weights of a leaf whose inputs are always 0
 
-    def run(self, progress: bool) -> dict[str, Any]:
+    def run(self, progress: bool | None) -> dict[str, Any]:
         """The refitted parameters by path."""
         fits, seen = False, False
         for site, pruned in zip(with_progress(self.alive, progress, "compensate"), self.pruned, strict=True):

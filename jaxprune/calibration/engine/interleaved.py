@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxprune.calibration.engine.activation_statistics import ActivationStatistics
+from jaxprune.calibration.engine.journal import Journal
 from jaxprune.calibration.engine.layers import LayerWeights
 from jaxprune.calibration.engine.windows import Windows
 from jaxprune.jaxprs.stream import Stream, sites
@@ -21,7 +22,7 @@ class WindowsOnTheWay:
         last = last_sites(
             windows.program, [[use.x for use in uses] for uses in sites(windows.program)], windows.windows
         )
-        self._waiting = list(zip(last, windows.windows, strict=True))
+        self._waiting = list(zip(last, range(len(windows.windows)), strict=True))
         self._site = -1
 
     def after(
@@ -31,15 +32,17 @@ class WindowsOnTheWay:
         dense: Stream | None,
         statistics: ActivationStatistics | None,
         on_layer: Callable[[Any], None] | None,
+        journal: Journal | None = None,
     ) -> None:
         """Refits the windows that are complete after one more site, once the statistics in them are up to date."""
         self._site += 1
         while self._waiting and self._waiting[0][0] <= self._site:
-            _, window = self._waiting.pop(0)
+            _, number = self._waiting.pop(0)
+            window = self._windows.windows[number]
             if statistics is not None:
                 for out in window.outs:
                     statistics.update_before(out)
-            result = self._windows.refit_one(window, stream, dense)
+            result = self._windows.refit_one(number, stream, dense, journal, layers.output_weights)
             for leaf in {part.leaf for part in window.parts.values()}:
                 layers.put(leaf, stream.param(leaf))
                 if statistics is not None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.calibration.engine.journal import Record
 from jaxprune.calibration.engine.model import CalibrationModel
 from jaxprune.calibration.engine.parts import Part
+from jaxprune.calibration.engine.results import LayerResult
 from jaxprune.calibration.engine.unseen import warn_of_unseen
 from jaxprune.calibration.methods.least_squares import errors
 from jaxprune.calibration.methods.method import Method, Refinement, over_groups
@@ -23,16 +25,6 @@ from jaxprune.structures.matrix import MatrixStructure
 _FLOOR = 1e-3  # of the mean: weight of an output to which the loss is not sensitive
 _SMALLEST = np.finfo(np.float32).tiny
 
-
-class LayerResult(NamedTuple):
-    """The result of pruning one weight: `error` is ||X W - target||^2 / ||target||^2 on the layer's own inputs."""
-
-    path: str
-    error: float
-    sparsity: float
-
-
-OnLayer = Callable[[LayerResult], None]
 
 # (use, target matrices, X^T X, weights and masks so far, values shared by the uses of these inputs)
 # -> pruned matrices and masks.
@@ -74,6 +66,9 @@ class LayerWeights:
         self._done = {leaf: np.zeros(w.shape, bool) for leaf, w in self._dense.items()}
         self._others: dict[int, Any] = {}  # parameters that are not pruned, but refitted
         self.unseen: dict[int, int] = {}  # weights of a leaf whose inputs are always 0
+        self.output_weights: dict[
+            int, np.ndarray
+        ] = {}  # product -> the weights of its outputs' errors, by `fisher`
 
     @np.errstate(all="ignore")  # what leaves the range of a dtype is infinite or 0 there, as on a device
     def prune(
@@ -84,16 +79,15 @@ class LayerWeights:
         start: Start,
         refine: Sequence[Refinement],
         on_layer: Callable[[LayerResult], None] | None,
-    ) -> dict[int, Any]:
-        """Prunes the weights of one site that are not processed yet; returns the parameters that changed.
+    ) -> None:
+        """Prunes the weights of one site that are not processed yet.
 
         `targets` are functions from the dense matrices of a weight to its target matrices.
         """
         shared: dict[str, Any] = {}
-        changed = {}
         xtx, unseen = moments.xtx(), int(np.count_nonzero(moments.unseen))
         for use in uses:
-            if not self._is_open(use):
+            if not self.is_open(use):
                 continue
             self.unseen[use.leaf] = self.unseen.get(use.leaf, 0) + unseen * use.matrix.shape[2]
             w0 = use.matrix.of(self._dense[use.leaf]).astype(np.float32)
@@ -101,6 +95,8 @@ class LayerWeights:
             # What is computed from the entries one by one stays with NumPy, which compiles nothing.
             w0 = w0 / size
             outputs = self._scale_of_outputs(use, w0, xtx)
+            if use.out is not None and outputs.ndim and len(outputs) == 1:
+                self.output_weights[use.out] = np.square(outputs).reshape(-1)
             if use in targets:
                 w0 = np.asarray(targets[use](jax.device_put(w0 * size))) / size
             before = use.matrix.of(self.weights[use.leaf]).astype(np.float32) / size * outputs
@@ -114,10 +110,31 @@ class LayerWeights:
             w, mask = np.asarray(w), np.asarray(mask)
             same = np.abs(w - before) < _SMALLEST  # the device may flush what is smaller to 0
             self._write(use, w / outputs * size, mask, same, np.asarray(diagonal_of(xtx)) == 0)
-            changed[use.leaf] = to_device(self.weights[use.leaf].copy(), self.model.values[use.leaf])
             if on_layer is not None:
                 on_layer(LayerResult(self.model.paths[use.leaf], *_quality(w0, xtx, w / outputs, mask)))
-        return changed
+
+    def arrays_of(self, uses: Sequence[Use]) -> list[np.ndarray]:
+        """The matrices of some weights and their masks, for `put_back`."""
+        return [
+            array
+            for use in uses
+            for array in (
+                use.matrix.of(self.weights[use.leaf]),
+                np.packbits(use.matrix.of(self.masks[use.leaf])),
+            )
+        ]
+
+    def put_back(self, uses: Sequence[Use], record: Record) -> None:
+        """Takes weights that were pruned before."""
+        for use, w, bits in zip(uses, record.arrays[::2], record.arrays[1::2], strict=True):
+            use.matrix.put(self.weights[use.leaf], w.view(self.weights[use.leaf].dtype))
+            mask = np.unpackbits(bits, count=w.size).astype(bool)
+            use.matrix.put(self.masks[use.leaf], mask.reshape(w.shape))
+            use.matrix.put(self._done[use.leaf], np.ones(w.shape, bool))
+        for leaf, n in record.facts["unseen"]:
+            self.unseen[leaf] = self.unseen.get(leaf, 0) + n
+        for out, weights in record.facts["output_weights"]:
+            self.output_weights[out] = np.array(weights, np.float32)
 
     def put(self, leaf: int, value: Any) -> None:
         """Takes a parameter whose kept entries, or all entries if it is not pruned, were refitted."""
@@ -145,10 +162,15 @@ class LayerWeights:
         found = {self.model.paths[leaf]: (n, self.weights[leaf].size) for leaf, n in self.unseen.items()}
         warn_of_unseen(found, then, stacklevel + 1)
 
-    def _is_open(self, use: Use) -> bool:
+    def is_open(self, use: Use) -> bool:
+        """Whether a weight is to be pruned and was not yet."""
         if self._parts is not None and (use.leaf, use.matrix) not in self._parts:
             return False
         return not use.matrix.of(self._done[use.leaf]).any()
+
+    def on_device(self, leaf: int) -> Any:
+        """A weight as it is now, in the sharding of the dense one."""
+        return to_device(self.weights[leaf].copy(), self.model.values[leaf])
 
     def _scale_of_outputs(self, use: Use, w0: np.ndarray, gram: jax.Array) -> np.ndarray:
         """Root of the weight of each output's error, (groups, 1, outputs); 1 if all outputs count equally."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jaxprune.jaxprs.program import Program, flatten
 from jaxprune.jaxprs.stream import Site, Stream
 from jaxprune.jaxprs.views import Matrix
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
+from jaxprune.progress import steps_bar
 from jaxprune.statistics.moments import Kind, Moments, moments_of
 
 RowWeights = Callable[..., Any]
@@ -117,10 +118,22 @@ def inputs_of(
     return inputs
 
 
-def shared_moments(model: CalibrationModel) -> dict[tuple[int, Matrix], Moments]:
-    """Moments in the dense model of weights that are used more than once, over all uses of each weight."""
+def shared_weights(model: CalibrationModel) -> set[tuple[int, Matrix]]:
+    """Weights that are used more than once."""
     uses = [(use.leaf, use.matrix) for use in model.program.uses]
-    again = {key for key in uses if uses.count(key) > 1} if len(set(uses)) < len(uses) else set()
+    return {key for key in uses if uses.count(key) > 1} if len(set(uses)) < len(uses) else set()
+
+
+def shared_moments(
+    model: CalibrationModel, again: Collection[tuple[int, Matrix]] | None = None
+) -> dict[tuple[int, Matrix], Moments]:
+    """Moments in the dense model, over all uses of each weight, of weights that are used more than once.
+
+    Args:
+      model: the model.
+      again: which of them; None for all.
+    """
+    again = shared_weights(model) if again is None else again
     found: dict[tuple[int, Matrix], Moments] = {}
     if again:
         for site in model.stream():
@@ -133,20 +146,32 @@ def shared_moments(model: CalibrationModel) -> dict[tuple[int, Matrix], Moments]
     return found
 
 
-def with_progress(stream: Stream, progress: bool, label: str) -> Iterator[Site]:
-    """The sites of a stream, with a progress bar if requested."""
-    if not progress:
-        yield from stream
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def unseen_when_dense(model: CalibrationModel, unseen: dict[int, int]) -> dict[int, int]:
+    """Of the numbers of unseen weights of each leaf, those whose inputs are 0 in the dense model as well.
 
-    total = len(stream.program.uses)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task(label, total=total)
+    The others multiply units that were pruned whole, on which batches can't say anything. It takes one pass, if there
+    are unseen weights at all.
+    """
+    wanted = {leaf for leaf, n in unseen.items() if n}
+    again = {leaf for leaf, _ in shared_weights(model)}  # pruned on the inputs in the dense model
+    found = {leaf: n if leaf in again else 0 for leaf, n in unseen.items()}
+    if wanted - again:
+        for site in model.stream():
+            uses = [use for use in site.uses if use.leaf in wanted - again]
+            zeros = int(model.moments(site, "diagonal")[0].unseen.sum()) if uses else 0
+            for use in uses:
+                found[use.leaf] += zeros * use.matrix.shape[2]
+    return {leaf: min(n, unseen[leaf]) for leaf, n in found.items()}
+
+
+def with_progress(
+    stream: Stream, progress: bool | None, label: str, told: Callable[[], Any] | None = None
+) -> Iterator[Site]:
+    """The sites of a stream, with a progress bar; `steps_bar` says what `progress` and `told` mean."""
+    with steps_bar(label, len(stream.program.uses), progress, told) as advance:
         for site in stream:
             yield site
-            bar.advance(task, len(site.uses))
+            advance((), len(site.uses))
 
 
 def check_row_weights(weights: list[Any]) -> None:

@@ -36,9 +36,16 @@ class DenseTargets:
         self.stream = model.stream([*(number for pair in streams.values() for number in pair), *also])
         self._sites = iter(self.stream)
 
-    def skip(self) -> None:
-        """Advances the dense model past a site."""
-        next(self._sites)
+    def skip(self, uses: Sequence[Use], passing: Sequence[Any] | None) -> None:
+        """Advances the dense model past a site, as `at` does."""
+        self._reach(uses, passing)
+
+    def _reach(self, uses: Sequence[Use], passing: Sequence[Any] | None) -> tuple[Site, dict[Use, Any]]:
+        """The next site, and the products and residual streams there."""
+        there = next(self._sites)
+        if passing is None or not self._strength:
+            return there, {}
+        return there, {use: tuple(map(self.stream.take, self._streams[use])) for use in uses}
 
     def at(self, site: Site, moments: Moments, passing: Sequence[Any] | None) -> dict[Use, Any]:
         """For each use of a site a function from its dense weights to weights that reproduce the dense outputs.
@@ -46,7 +53,7 @@ class DenseTargets:
         `moments` are the moments of the site's inputs in the pruned model. `passing` is the residual stream of the
         pruned model that the product of the site is added to.
         """
-        there = next(self._sites)
+        there, taken = self._reach(site.uses, passing)
         if not self._strength:
             return {}
         gram, scale = moments.xtx(), moments.largest_scale
@@ -54,7 +61,7 @@ class DenseTargets:
         targets: dict[Use, Any] = {}
         for use in site.uses:
             if passing is not None:
-                products, streams = map(self.stream.take, self._streams[use])
+                products, streams = taken[use]
                 wanted = list(zip(products, streams, passing, strict=True))
                 moment = _output_moment(site.activations, wanted, use.rows, self._row_weights, scale)
                 targets[use] = functools.partial(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.calibration.engine.journal import Journal, Record, window_name
+from jaxprune.calibration.engine.results import WindowResult
 from jaxprune.calibration.engine.training import Training, squared_error, train
 from jaxprune.calibration.methods.refit import Refit
 from jaxprune.host import beside
@@ -20,19 +23,7 @@ from jaxprune.params import PyTree, Where, aligned, resolved
 from jaxprune.tree_nodes import is_float_array, leaves_of
 from jaxprune.weight_names import is_embedding, is_statistic, is_weight
 
-
-class WindowResult(NamedTuple):
-    """The result of refitting one window.
-
-    path: the paths of its pruned weights; error, before: the squared error of its output after and before, relative
-    to that of its branches being left out (to the squared output if nothing bypasses them); sparsity: fraction of
-    the entries of these weights that are pruned.
-    """
-
-    path: str
-    error: float
-    sparsity: float
-    before: float
+_SUMS = ("add", "add_any", "convert_element_type")
 
 
 class Windows:
@@ -87,18 +78,35 @@ class Windows:
         outs = window.outs if window.stream is None else (*window.outs, window.stream)
         return segment(self.program, self._maker, window.steps, outs, parts)
 
-    def refit_one(self, window: Window, stream: Stream, dense: Stream | None) -> WindowResult:
-        """Refits a window; the stream gets its new parameters."""
-        parts = [n for n, part in window.parts.items() if part.leaf in self._trained]
+    def refit_one(
+        self,
+        number: int,
+        stream: Stream,
+        dense: Stream | None,
+        journal: Journal | None = None,
+        outputs: Mapping[int, np.ndarray] = MappingProxyType({}),
+    ) -> WindowResult:
+        """Refits a window; the stream gets its new parameters, which are read from the journal if it has them.
+
+        `outputs` are weights of the errors of products' outputs: those of a window are weighed as the products are that
+        add up to them.
+        """
+        window = self.windows[number]
+        record = None if journal is None else journal.read(window_name(number))
+        if record is not None:
+            self._put_back(window, stream, dense, record)
+            return record.rows[0]
+        parts = self._parts_of(window)
         run, sources, own = self._segment(window, parts)
         given = [stream.peek(n) for n in own]
         inputs = [list(values) for values in zip(*given, strict=True)]
         start = self._values(sources, parts, window, stream.param)
-        targets, energy = self._targets(window, run, sources, parts, stream, inputs, dense)
-        weights = [self._weights(w, t) for w, t in zip(self.row_weights, targets, strict=True)]
+        of_outs = [self._weights_of_out(window, out, outputs) for out in window.outs]
+        targets, energy = self._targets(window, run, sources, parts, stream, inputs, dense, of_outs)
+        weights = [_weights(w, t, of_outs) for w, t in zip(self.row_weights, targets, strict=True)]
         before = self._error(window, stream, targets, weights)
-        error = before
-        if np.isfinite(before) and before > 0:
+        error, trains = before, bool(np.isfinite(before) and before > 0)
+        if trains:
             masks = [self._mask(window.parts[n]) for n in parts]
             optimizer, relative = self.refit.training()
             setting = Training(run, optimizer, relative, self.refit.steps, len(window.outs))
@@ -116,7 +124,35 @@ class Windows:
                 error = before
         for n in (*own, *window.outs):
             stream.release(n)
-        return self._result(window, error, before, energy)
+        result = self._result(window, error, before, energy)
+        if journal is not None:
+            values = [np.asarray(stream.param(p.leaf)[p.at]) for p in map(window.parts.__getitem__, parts)]
+            journal.write(window_name(number), Record(values, {"trains": trains}, [result]))
+        return result
+
+    def _put_back(self, window: Window, stream: Stream, dense: Stream | None, record: Record) -> None:
+        """Runs the streams as `refit_one` does, so that each value has the same bits, with the recorded parameters."""
+        parts = self._parts_of(window)
+        _, _, own = self._segment(window, parts)
+        for n in own:
+            stream.peek(n)
+        if dense is not None and self.strength:
+            for n in window.outs:
+                dense.take(n)
+        for n in window.outs:
+            stream.peek(n)
+        if record.facts["trains"]:
+            values = [
+                array.view(stream.param(window.parts[n].leaf).dtype)
+                for n, array in zip(parts, record.arrays, strict=True)
+            ]
+            self._set(window, stream, dict(zip(parts, values, strict=True)))
+            stream.redo(window.steps)
+        for n in (*own, *window.outs):
+            stream.release(n)
+
+    def _parts_of(self, window: Window) -> list[int]:
+        return [n for n, part in window.parts.items() if part.leaf in self._trained]
 
     def _values(
         self, sources: Sequence[int], parts: Sequence[int], window: Window, param: Callable[[int], Any]
@@ -132,7 +168,9 @@ class Windows:
                 found.append(param(position[n]) if n in position else self.program.constants[n])
         return found
 
-    def _targets(self, window, run, sources, parts, stream, inputs, dense) -> tuple[list[Any], float]:
+    def _targets(
+        self, window, run, sources, parts, stream, inputs, dense, of_outs
+    ) -> tuple[list[Any], float]:
         """The targets of each batch, and the squared error of leaving the branches out."""
         values = self._values(sources, parts, window, self.dense.__getitem__)
         n = len(window.outs)
@@ -145,11 +183,21 @@ class Windows:
                 target = [_mixed(t, d[i], self.strength) for t, d in zip(target, there, strict=True)]
             targets.append(target)
             stays = outs[n:] or [jnp.zeros_like(t) for t in target]
-            energy += float(squared_error(target, stays, self._weights(w, target)))
+            energy += float(squared_error(target, stays, _weights(w, target, of_outs)))
         return targets, energy
 
-    def _weights(self, w: Any, target: Sequence[Any]) -> list[Any]:
-        return [None if w is None else weights_of_entries(w, t.shape) for t in target]
+    def _weights_of_out(self, window: Window, out: int, known: Mapping[int, np.ndarray]) -> Any:
+        """The mean of the weights of the products in the window that add up to a value; None if there are none."""
+        made = {n for i in window.steps for n in self.program.steps[i].outs}
+        stack, terms = [out], []
+        while stack:
+            number = stack.pop()
+            if number in made:
+                terms.append(number)
+                step = self.program.steps[self._maker[number]]
+                stack.extend(step.ins if step.name in _SUMS else ())
+        found = [known[n] for n in terms if n in known]
+        return jnp.asarray(np.mean(found, axis=0)) if found else None
 
     def _error(self, window: Window, stream: Stream, targets: Sequence[Any], weights: Sequence[Any]) -> float:
         outs = zip(*[stream.peek(n) for n in window.outs], strict=True)
@@ -174,6 +222,17 @@ class Windows:
         path = ", ".join(self.paths[p.leaf] + "".join(f"[{i}]" for i in p.at) for p in named)
         scale = energy if energy > 0 else 1.0
         return WindowResult(path, error / scale, 1 - kept / max(total, 1), before / scale)
+
+
+def _weights(rows: Any, target: Sequence[Any], of_outs: Sequence[Any]) -> list[Any]:
+    """The weights of the entries of targets, given those of rows and of the last axis; None if all count equally."""
+    found = []
+    for t, w in zip(target, of_outs, strict=True):
+        each = None if rows is None else weights_of_entries(rows, t.shape)
+        if w is not None and t.shape[-1:] == w.shape:
+            each = w if each is None else each * w
+        found.append(each)
+    return found
 
 
 @jax.jit

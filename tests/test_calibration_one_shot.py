@@ -1,0 +1,138 @@
+"""`one_shot`: what it picks, what it hands to `reconstruct`, and that better qualities are better."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from jaxprune.calibration.engine.splitting import split_batches
+
+WIDTH, HIDDEN = 12, 24
+
+
+def residual_model():
+    """Two residual branches of different weight, and rows to calibrate and to test."""
+    keys = jax.random.split(jax.random.key(0), 6)
+    params = {
+        f"block{i}": {
+            "up": jax.random.normal(keys[2 * i], (WIDTH, HIDDEN)) / 4,
+            "down": jax.random.normal(keys[2 * i + 1], (HIDDEN, WIDTH)) * (0.1 + i),
+        }
+        for i in range(2)
+    }
+    rows = jax.random.normal(keys[4], (192, WIDTH)) * jnp.linspace(0.2, 2, WIDTH)
+    return params, rows[:128], rows[128:]
+
+
+def branches(params, x):
+    for block in params.values():
+        x = x + jnp.tanh(x @ block["up"]) @ block["down"]
+    return x
+
+
+def loss(params, dense, x):
+    return float(jnp.mean(jnp.square(branches(params, x) - branches(dense, x))))
+
+
+def test_better_qualities_keep_more_of_the_outputs_at_the_exact_sparsity():
+    params, rows, others = residual_model()
+    found = []
+    for quality in ("fast", "good", "best"):
+        pruned, masks = jp.one_shot(branches, params, [rows], 0.6, quality)
+        kept = sum(int(mask.sum()) for mask in jax.tree.leaves(masks))
+        total = sum(leaf.size for leaf in jax.tree.leaves(params))
+        assert total - kept == round(0.6 * total) or quality == "fast"
+        assert all(
+            not np.any(np.asarray(w)[~np.asarray(m)])
+            for w, m in zip(jax.tree.leaves(pruned), jax.tree.leaves(masks), strict=True)
+        )
+        found.append(loss(pruned, params, others))
+    assert found[2] < found[1] < found[0]
+
+
+def test_it_is_reconstruct_with_what_it_says_it_picks():
+    params, rows, _ = residual_model()
+    said = []
+    pruned, masks = jp.one_shot(
+        branches, params, [rows], 0.5, "best", structure=jp.NM(2, 4), on_choice=said.append
+    )
+    (choice,) = said
+    assert choice.gradients == 0  # a pattern leaves nothing to share out
+    same, _ = jp.reconstruct(
+        branches,
+        params,
+        split_batches(branches, params, [(rows,)], choice.batches),
+        structure=jp.NM(2, 4),
+        method=choice.method,
+        refine=choice.refine,
+        dense_targets=choice.dense_targets,
+    )
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), pruned, same))
+    assert all(bool((m.reshape(-1, 4, m.shape[1]).sum(1) == 2).all()) for m in jax.tree.leaves(masks))
+
+
+def test_sparsities_given_by_hand_are_kept():
+    params, rows, _ = residual_model()
+    shares = {"block0": {"up": 0.25, "down": 0.5}, "block1": {"up": 0.0, "down": 0.75}}
+    _, masks = jp.one_shot(branches, params, [rows], shares, "good")
+    assert jax.tree.map(lambda m: round(1 - float(jnp.mean(m)), 6), masks) == shares
+
+
+def test_weights_that_multiply_no_activations_stay_dense_and_get_no_share():
+    params, rows, _ = residual_model()
+    params["table"] = {"kernel": jnp.ones((8, WIDTH))}
+
+    def fn(p, x):
+        blocks = {name: p[name] for name in ("block0", "block1")}
+        return branches(blocks, x) + p["table"]["kernel"][jnp.zeros(len(x), int)]
+
+    with pytest.warns(UserWarning, match="multiply no activations"):
+        _, masks = jp.one_shot(fn, params, [rows], 0.5, "good")
+    assert masks["table"]["kernel"] is True or bool(jnp.all(masks["table"]["kernel"]))
+    assert (
+        jp.sparsity({n: params[n] for n in ("block0", "block1")}, {n: masks[n] for n in ("block0", "block1")})
+        == 0.5
+    )
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.98])
+def test_extreme_sparsities(sparsity):
+    params, rows, _ = residual_model()
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+    pruned, masks = jp.one_shot(branches, params, [rows], sparsity, "good")
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert sum(int((~m).sum()) for m in jax.tree.leaves(masks)) == round(sparsity * total)
+    assert {leaf.dtype for leaf in jax.tree.leaves(pruned)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_wrong_arguments_are_named():
+    params, rows, _ = residual_model()
+    with pytest.raises(ValueError, match="`quality` must be one of 'fast', 'good', 'best', got 'perfect'"):
+        jp.one_shot(branches, params, [rows], 0.5, "perfect")
+    with pytest.raises(ValueError, match="`sparsity`"):
+        jp.one_shot(branches, params, [rows], 1.5, "good")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        jp.OneShotChoice(jp.ADMM()).gradients = 3  # type: ignore[misc]
+
+
+def test_batches_are_cut_where_the_function_takes_parts():
+    x, mask = np.arange(24.0).reshape(8, 3), np.ones((8,))
+    parts = split_batches(lambda p, x, m: x * m[:, None], {}, [(x, mask)], 4)
+    assert [part[0].shape for part in parts] == [(2, 3)] * 4
+    np.testing.assert_array_equal(np.concatenate([part[0] for part in parts]), x)
+
+
+@pytest.mark.parametrize(
+    ("fn", "batch"),
+    [
+        (lambda p, x: x.reshape(8, 3), (np.ones((8, 3)),)),  # the size of the batch is written down
+        (lambda p, x, y: x @ y, (np.ones((8, 3)), np.ones((3, 2)))),  # not every input has samples
+        (lambda p, x, scale: x * scale, (np.ones((8, 3)), 2.0)),
+        (lambda p, x: x @ x.T, (np.ones((8, 3)),)),  # samples meet
+    ],
+)
+def test_batches_stay_whole_where_parts_are_something_else(fn, batch):
+    assert split_batches(fn, {}, [batch], 4) == [batch]
