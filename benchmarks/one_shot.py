@@ -91,6 +91,7 @@ class Task(NamedTuple):
     fisher: Callable[[], Any]  # scores of the weights to prune: how much the loss minds
     layer: Callable[[str], str]  # the block that a path belongs to
     groups: Callable[[], Any]  # groups of the whole model, for its units in another order
+    loss: Any = None  # of the inputs of a batch
 
 
 def smollm2(
@@ -125,7 +126,7 @@ def smollm2(
     def groups() -> Any:
         return jp.find_groups(model.nll, params, batches[0])  # its output leaves the residual stream free
 
-    return Task(model.hidden, params, where, batches, None, measure, fisher, _block, groups)
+    return Task(model.hidden, params, where, batches, None, measure, fisher, _block, groups, model.nll)
 
 
 def minilm(data: Path, calibration: str, sequences: int = 512, length: int = 32) -> Task:
@@ -227,7 +228,14 @@ def pruned(task: Task, recipe: Recipe, sparsity: float, structure: Any, log: jp.
     }
     if recipe.quality is not None:
         return jp.one_shot(
-            task.fn, task.params, task.batches, sparsity, recipe.quality, structure=structure, **both
+            task.fn,
+            task.params,
+            task.batches,
+            sparsity,
+            recipe.quality,
+            structure=structure,
+            loss_fn=task.loss,
+            **both,
         )
     shares, fisher = allocated(task, sparsity, recipe.allocation)
     return jp.reconstruct(

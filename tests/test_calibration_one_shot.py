@@ -136,3 +136,17 @@ def test_batches_are_cut_where_the_function_takes_parts():
 )
 def test_batches_stay_whole_where_parts_are_something_else(fn, batch):
     assert split_batches(fn, {}, [batch], 4) == [batch]
+
+
+def test_with_a_loss_the_scores_are_fisher_scores():
+    params, rows, _ = residual_model()
+    batches = list(rows[:16, None])  # samples one by one
+
+    def loss_of(params, x):
+        return jnp.mean(branches(params, x)[:, 0] ** 2)
+
+    fisher = jp.scores.fisher(loss_of, params, rows[:16])
+    shares = jp.allocate.from_scores(fisher, 0.5, minimum=0.05)
+    _, masks = jp.one_shot(branches, params, batches, 0.5, "good", loss_fn=loss_of)
+    found = jax.tree.map(lambda m: 1 - float(jnp.mean(m)), masks)
+    np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(shares), atol=1e-6)

@@ -57,13 +57,17 @@ class OneShotChoice:
 _CHOICES = {
     "fast": OneShotChoice(ADMM()),
     "good": OneShotChoice(
-        ADMM(rounds=40, ramp=30, damping=0.01), (LeastSquares(10),), dense_targets=0.5, gradients=8, batches=8
+        ADMM(rounds=40, ramp=30, damping=0.01),
+        (LeastSquares(10),),
+        dense_targets=0.5,
+        gradients=16,
+        batches=64,
     ),
     "best": OneShotChoice(
         ADMM(rounds=40, ramp=30, damping=0.01),
         (LeastSquares(10), Refit(dense_targets=1.0)),
         dense_targets=0.5,
-        gradients=8,
+        gradients=16,
         batches=64,
     ),
 }
@@ -77,6 +81,7 @@ def one_shot(
     quality: Quality = "good",
     *,
     structure: Structure = Unstructured(),
+    loss_fn: Callable[..., Any] | None = None,
     where: PyTree | None = None,
     permute: Reorderable | None = None,
     row_weights: RowWeights | None = None,
@@ -105,6 +110,9 @@ def one_shot(
         shares by the outputs, "best" for branches that are trained too. SmolLM2-135M takes about 1, 2 and 3 times as
         long as with SparseGPT.
       structure: `Unstructured()`, `NM(n, m)`, or `Block((inputs, outputs))`.
+      loss_fn: function of (params, *inputs) that returns a scalar, if there is one that needs no more than the inputs,
+        such as the loss of a causal model's next tokens. The scores are then of the change of the loss (`fisher`, with
+        a batch as a sample), which keeps a language model better than those of its hidden states.
       where: tree of bools (or a prefix of one, or a function that returns it) that selects the weights to prune;
         None for `prunable(params)`.
       permute: groups of `jp.find_groups` for N:M, as in `reconstruct`.
@@ -152,7 +160,9 @@ def one_shot(
     if choice.gradients:
         selected = _used(model, params, where)
         some = inputs[:: max(len(inputs) // choice.gradients, 1)][: choice.gradients]
-        scores = gauss_newton(fn, params, some, where=selected, row_weights=row_weights)
+        # The sign of a scalar cancels in the square: of a loss these are Fisher scores.
+        minded = fn if loss_fn is None else loss_fn
+        scores = gauss_newton(minded, params, some, where=selected, row_weights=row_weights)
         sparsity = 0.5 if sparsity is None else sparsity
         if is_share(sparsity):
             check_fraction("sparsity", sparsity)
