@@ -46,6 +46,16 @@ def to_device(x: Any, like: Any) -> jax.Array:
     return jax.device_put(x)  # `jnp.asarray` compiles a program for each shape
 
 
+def beside(x: Any, like: Any) -> jax.Array:
+    """An array with the sharding of `like`, which has its shape; committed to devices only if `like` is.
+
+    `jit` compiles once for arrays that are committed and once more for those that are not.
+    """
+    if isinstance(x, np.ndarray):
+        return to_device(x, like)
+    return jax.device_put(x, like.sharding) if isinstance(like, jax.Array) and like.committed else x
+
+
 def namespace(x: Any) -> ModuleType:
     """`numpy` for a NumPy array, `jax.numpy` for anything else."""
     return np if isinstance(x, np.ndarray) else jnp

@@ -177,3 +177,19 @@ def test_each_output_is_pruned_alike_and_ties_go_by_index(shape):
         expected = np.ones(scores.size, bool)
         expected[order[:n_pruned]] = False
         np.testing.assert_array_equal(keep(scores, n_pruned), expected.reshape(shape))
+
+
+@pytest.mark.slow
+def test_sparsegpt_prunes_a_padded_matrix_as_the_same_one_in_a_stack():
+    """A single matrix is padded to one of few shapes; those that are mapped over are not."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(300, 140)).astype(np.float32)
+    x[:, 3] = 0  # an input about which nothing is known
+    gram, w = jnp.asarray(x.T @ x), jnp.asarray(draw.normal(size=(140, 10)), jnp.float32)
+    method, structure, count = jp.SparseGPT(), jp.Unstructured(), jnp.asarray(700)
+    factor = method.factorize(gram)
+    found, mask = method.solve(w, gram, factor, count, structure)
+    stacked, masks = jax.vmap(lambda w: method.solve(w, gram, factor, count, structure))(w[None])
+    assert int((~mask).sum()) == 700 and not mask[3].any()
+    np.testing.assert_array_equal(mask, masks[0])
+    np.testing.assert_allclose(found, stacked[0], rtol=1e-5, atol=1e-6)

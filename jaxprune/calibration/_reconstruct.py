@@ -24,6 +24,7 @@ from jaxprune.calibration.engine.parts import Part, counts_of, parts_of
 from jaxprune.calibration.engine.permuting import Reorderable, found_orders
 from jaxprune.calibration.engine.results import OnLayer
 from jaxprune.calibration.engine.sending import send_through
+from jaxprune.calibration.engine.shares import is_convolutional, shares_by_magnitude
 from jaxprune.calibration.engine.unseen import warn_of_unseen
 from jaxprune.calibration.engine.windows import Windows, are_weights, trainable
 from jaxprune.calibration.methods import Method, Refinement, Refit, SparseGPT
@@ -44,7 +45,7 @@ def reconstruct(
     *,
     refine: Sequence[Refinement | Refit] = (),
     fisher: PyTree | None = None,
-    dense_targets: float = 0.0,
+    dense_targets: float | None = None,
     statistics: bool = True,
     where: PyTree | None = None,
     permute: Reorderable | None = None,
@@ -66,9 +67,12 @@ def reconstruct(
       fn: function of (params, *inputs).
       params: pytree of arrays.
       batches: iterable of batches of the same shape. A batch is a tuple of inputs, or one input.
-      sparsity: fraction of the units of each weight to prune, in [0, 1): a float, or a tree like `params` (an
-        allocation). None for 0.5, or with N:M for the sparsity of the pattern. N:M takes no other sparsity, except 0
-        in a tree: such a weight remains dense.
+      sparsity: fraction of the units to prune, in [0, 1): a float, or a tree like `params` (an allocation). A float is
+        the fraction of each weight, but in a convolutional network that of all weights together: layers have shares
+        of it by their weights' sizes (LAMP); `jp.allocate.uniform(params, sparsity)` gives equal shares. A network is
+        convolutional if kernels of overlapping windows are at least an eighth of its matrices. None for 0.5, or with
+        N:M for the sparsity of the pattern. N:M takes no other sparsity, except 0 in a tree: such a weight remains
+        dense.
       structure: `Unstructured()`, `NM(n, m)`, whose groups run along the inputs as traced from the model,
         or `Block((inputs, outputs))`.
       method: `SparseGPT()`, `ADMM()`, or `MaskOnly(score)`.
@@ -83,7 +87,9 @@ def reconstruct(
       dense_targets: how far, from 0 to 1, the target of a layer moves to its output in the dense model, on the
         inputs from the dense layers. At 1 the layer solves $\min \|X W - X_{dense} W_0\|$: it compensates all errors
         of the layers before it, and may fit their noise if there are few rows. If the product is added to a
-        residual stream, the target is the dense sum. A value above 0 needs a second pass.
+        residual stream, the target is the dense sum. A value above 0 needs a second pass. None for 0.5 in a
+        convolutional network, whose images have many rows, and 0 otherwise (also for `MaskOnly`, whose weights keep
+        their values).
       statistics: whether means and variances that are parameters, such as BatchNorm's in inference, follow the
         pruned weights before them: each normalized channel keeps the mean and the variance over the batches that it
         has in the dense model. Those that several places share remain as they are. It needs a second pass if there
@@ -137,11 +143,12 @@ def reconstruct(
       Li et al., GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration, 2025,
       arXiv:2504.02692, and Arai, Ichikawa, Quantization Error Propagation: Revisiting Layer-Wise Post-Training
       Quantization, 2025, arXiv:2504.09629 (targets from the dense model, in full and in part).
+      Lee et al., Layer-adaptive sparsity for the Magnitude-based Pruning, 2020, arXiv:2010.07611 (shares of layers).
       Pool, Yu, Channel Permutations for N:M Sparsity, 2021 (NeurIPS).
       van der Ouderaa et al., The LLM Surgeon, 2023, arXiv:2312.17244 (Fisher information as the product of what
       the inputs and what the outputs say; here the outputs' part is a diagonal).
     """
-    if not 0 <= dense_targets <= 1:
+    if dense_targets is not None and not 0 <= dense_targets <= 1:
         raise ValueError(f"`dense_targets` must be in [0, 1], got {dense_targets!r}.")
     cutting = check_structure(structure)
     refine, refit = _split(refine)
@@ -152,6 +159,8 @@ def reconstruct(
             f"{', ...' if len(model.lost) > 1 else ''}. If this is intended, leave them out of `where`.",
             stacklevel=2,
         )
+    if dense_targets is None:
+        dense_targets = 0.5 if method.moments == "full" and is_convolutional(model.program.uses) else 0.0
     shares, named = _shares(model, params, sparsity, cutting, where)
     units = cutting.matrix_units()
     if units.kept is not None:
@@ -307,6 +316,12 @@ def _shares(
     chosen = prunable_leaves(params, where)
     shares = shares_of(sparsity, params, chosen)
     named = where is not None or isinstance(shares, list)
+    if (
+        not isinstance(shares, list)
+        and structure.fixed_sparsity is None
+        and is_convolutional(model.program.uses)
+    ):
+        return shares_by_magnitude(model, float(shares)), named
     shares = [float(s) for s in (shares if isinstance(shares, list) else [shares] * len(chosen))]
     for i, share in zip(chosen, shares, strict=True):
         structure.check_sparsity(share, paths[i])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.host import to_device
 from jaxprune.jaxprs.rows import Rows, weights_of_rows
 
 Kind = Literal["diagonal", "full"]
@@ -39,40 +40,43 @@ class Moments(NamedTuple):
     @property
     def squares(self) -> jax.Array:
         """Sum of (x / scale)^2 for each input, (groups, inputs)."""
-        return jnp.diagonal(self.second, axis1=1, axis2=2) if self.is_full else self.second
+        return _diagonal(self.second) if self.is_full else self.second
 
     @property
     def norms(self) -> jax.Array:
         """Norm of each input, (groups, inputs)."""
-        return jnp.sqrt(self.squares) * self.scale
+        return _norms(self.squares, self.scale)
 
     @property
-    def unseen(self) -> jax.Array:
+    def unseen(self) -> np.ndarray:
         """Which inputs are 0 in every row, (groups, inputs): the data say nothing about their weights."""
-        return self.squares == 0
+        return np.asarray(self.squares) == 0
 
     @property
-    def largest_scale(self) -> jax.Array:
+    def largest_scale(self) -> np.float32:
         """The number by which the inputs of `xtx` are divided, ()."""
-        largest = jnp.max(jnp.where(self.unseen, 0.0, self.scale), initial=0.0)
-        return jnp.where(largest > 0, largest, 1.0)
+        largest = np.max(np.asarray(self.scale), where=~self.unseen, initial=0)
+        return np.float32(largest if largest > 0 else 1)
 
-    def xtx(self, scale: jax.Array | None = None) -> jax.Array:
+    def xtx(self, scale: Any = None) -> jax.Array:
         """X^T X, or its diagonal, of x / scale; None for `largest_scale`.
 
         Inputs that are so much smaller than the largest that float32 cannot hold their squares are 0 in it.
         """
-        return _in_one_scale(self.second, self.scale / (self.largest_scale if scale is None else scale))
+        ratio = np.asarray(self.scale) / (self.largest_scale if scale is None else np.asarray(scale))
+        if (ratio == 1).all() and not self.unseen.any():
+            return self.second
+        return _in_one_scale(self.second, ratio)
 
-    def in_scale(self, scale: jax.Array) -> Moments:
+    def in_scale(self, scale: Any) -> Moments:
         """The same moments with other scales."""
         return _in_scale(self, scale)
 
     def __add__(self, other: Moments) -> Moments:  # type: ignore[override]  (sums, not concatenation)
-        if not bool(jnp.array_equal(self.scale, other.scale)):
+        if not np.array_equal(self.scale, other.scale):
             # The scale of an input that one of the two has not seen says nothing.
-            mine = jnp.where(self.unseen, other.scale, self.scale)
-            scale = jnp.where(other.unseen, mine, jnp.maximum(mine, other.scale))
+            mine = np.where(self.unseen, other.scale, self.scale)
+            scale = np.where(other.unseen, mine, np.maximum(mine, other.scale))
             self, other = self.in_scale(scale), other.in_scale(scale)
         sums = (self.total + other.total, self.sums + other.sums, self.second + other.second)
         return Moments(*sums, self.scale)
@@ -87,22 +91,25 @@ def moments_of(
     each = [(x, None if w is None else weights_of_rows(w, rows, x.shape)) for x, w in pairs]
     fits = all(w is None or of_rows is not None for (_, w), (_, of_rows) in zip(pairs, each, strict=True))
 
-    def over_batches(scale: jax.Array) -> tuple[Moments, jax.Array]:
+    def start(x: np.ndarray) -> jax.Array:
+        """An array where the activations are, so that the first batch needs no program of its own."""
+        first = activations[0]
+        one_device = isinstance(first, jax.Array) and len(first.devices()) == 1
+        return to_device(x, first) if one_device else jax.device_put(x)
+
+    def over_batches(scale: np.ndarray) -> tuple[Moments, jax.Array]:
         second = (groups, inputs, inputs) if kind == "full" else (groups, inputs)
-        zeros = (
-            jnp.zeros([], jnp.float32),
-            jnp.zeros(scale.shape, jnp.float32),
-            jnp.zeros(second, jnp.float32),
-        )
-        moments, largest = Moments(*zeros, scale), jnp.zeros(scale.shape, jnp.float32)
+        shapes = [(), scale.shape, second, scale.shape]
+        total, sums, second, largest = (start(np.zeros(shape, np.float32)) for shape in shapes)
+        moments = Moments(total, sums, second, start(scale))
         for x, of_rows in each:
             moments, largest = _accumulate(rows, moments, largest, x, of_rows)
         return moments, largest
 
-    moments, largest = over_batches(jnp.ones((groups, inputs), jnp.float32))
+    moments, largest = over_batches(np.ones((groups, inputs), np.float32))
     scale = safe_scale(np.asarray(largest))
     if (scale != 1).any():
-        moments, _ = over_batches(jnp.asarray(scale))
+        moments, _ = over_batches(scale)
     return moments, fits
 
 
@@ -164,6 +171,16 @@ def _cross(
         x = jnp.where(counts, x * weights.astype(jnp.float32)[None, :, None], 0)
         y = jnp.where(counts, y, 0)
     return total + jnp.einsum("gni,gnj->gij", x, y, precision=lax.Precision.HIGHEST)
+
+
+@jax.jit
+def _diagonal(second: jax.Array) -> jax.Array:
+    return jnp.diagonal(second, axis1=1, axis2=2)
+
+
+@jax.jit
+def _norms(squares: jax.Array, scale: jax.Array) -> jax.Array:
+    return jnp.sqrt(squares) * scale
 
 
 @jax.jit

@@ -23,6 +23,7 @@ from jaxprune.calibration.engine.model import (
 )
 from jaxprune.calibration.engine.unseen import warn_of_unseen
 from jaxprune.calibration.methods.method import over_groups
+from jaxprune.host import beside, to_device
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.jaxprs.program import Use
 from jaxprune.jaxprs.rows import Rows
@@ -130,7 +131,7 @@ class _Products(NamedTuple):
     here: jax.Array  # X_K^T X_K
     cross: jax.Array  # X_K^T X
     dense: jax.Array  # X^T X
-    unseen: jax.Array  # which inputs are always 0
+    unseen: np.ndarray  # which inputs are always 0
 
 
 def _same(moments: Moments) -> _Products:
@@ -189,7 +190,7 @@ class _Refit:
                     fits, seen = fits or fit, True
                 self._refit(use, moments)
             for leaf in {use.leaf for use in uses}:
-                value = jax.device_put(self.weights[leaf].copy(), self.model.values[leaf].sharding)
+                value = to_device(self.weights[leaf].copy(), self.model.values[leaf])
                 self.alive.set_param(leaf, value)
                 self.pruned.set_param(leaf, _masked(value, self.masks[leaf]))
                 if self.statistics is not None:
@@ -202,10 +203,7 @@ class _Refit:
             check_row_weights(self.model.row_weights)
         found = {self.model.paths[leaf]: (n, self.weights[leaf].size) for leaf, n in self.unseen.items()}
         warn_of_unseen(found, "The kept ones among them keep their values", stacklevel=3)
-        return {
-            self.model.paths[leaf]: jax.device_put(w, self.model.values[leaf].sharding)
-            for leaf, w in new.items()
-        }
+        return {self.model.paths[leaf]: beside(w, self.model.values[leaf]) for leaf, w in new.items()}
 
     def _loses(self, use: Use) -> bool:
         """Whether a weight that may be refitted loses inputs."""
@@ -228,7 +226,7 @@ class _Refit:
         if all(bool(_equal(of, rows, x, y)) for x, y in pairs):
             return _same(dense), fit
         here, _ = self.model.moments(pruned, "full")
-        scale = jnp.maximum(here.largest_scale, dense.largest_scale)
+        scale = np.maximum(here.largest_scale, dense.largest_scale)
         cross = cross_moment(pruned.activations, site.activations, of, self.model.row_weights, scale)
         return _Products(here.xtx(scale), cross, dense.xtx(scale), here.unseen), fit
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.calibration.engine.model import CalibrationModel
+from jaxprune.host import beside
 from jaxprune.jaxprs.normalizations import Normalization, normalizations
 from jaxprune.jaxprs.rows import weights_of_entries
 from jaxprune.jaxprs.stream import Stream
@@ -70,7 +71,7 @@ class ActivationStatistics:
 
     def changed(self, leaf: int, value: Any) -> None:
         """Takes note of a new weight."""
-        if not bool(jnp.array_equal(value, self.model.values[leaf])):
+        if not np.array_equal(value, self.model.values[leaf]):
             self._changed.add(leaf)
 
     def finish(self) -> None:
@@ -115,7 +116,7 @@ class ActivationStatistics:
             mean, variance = (stream.param(leaf) for leaf in leaves)
             found = _followed(mean, variance, self._dense[norm], self._sample(stream, norm))
             for leaf, new in zip(leaves, found, strict=True):
-                new = jax.device_put(new, stream.param(leaf).sharding)
+                new = beside(new, stream.param(leaf))
                 stream.set_param(leaf, new)
                 if i == 0:
                     self.values[leaf] = new
@@ -132,9 +133,9 @@ class ActivationStatistics:
         def mean_of(total, center):
             for x, w in zip(activations, rows, strict=True):
                 total = _add(plan, total, x, w, like, given, center)
-            return total[0] / jnp.where(total[1] > 0, total[1], 1.0), total[1] > 0
+            return _mean(total)
 
-        nothing = jnp.zeros((2, *like.shape), jnp.float32)
+        nothing = jax.device_put(np.zeros((2, *like.shape), np.float32))
         mean, _ = mean_of(nothing, None)
         variance, seen = mean_of(nothing, mean)
         return _Sample(mean, variance, seen)
@@ -183,6 +184,12 @@ def _add(
     entries = jax.ShapeDtypeStruct(like.shape, jnp.float32)
     collect = jax.linear_transpose(lambda entries: way.spread(entries, others, shape), entries)
     return total + jnp.stack([collect(part)[0] for part in parts])
+
+
+@jax.jit
+def _mean(total: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean, given (sum of c x, sum of c^2), and which entries have one."""
+    return total[0] / jnp.where(total[1] > 0, total[1], 1.0), total[1] > 0
 
 
 @jax.jit

@@ -16,12 +16,14 @@ from jaxprune.calibration.engine.results import LayerResult
 from jaxprune.calibration.engine.unseen import warn_of_unseen
 from jaxprune.calibration.methods.least_squares import errors
 from jaxprune.calibration.methods.method import Method, Refinement, over_groups
+from jaxprune.host import to_device
 from jaxprune.jaxprs.program import Use
 from jaxprune.params import PyTree, flatten_with_paths
 from jaxprune.statistics.moments import Moments, safe_scale
 from jaxprune.structures.matrix import MatrixStructure
 
 _FLOOR = 1e-3  # of the mean: weight of an output to which the loss is not sensitive
+_SMALLEST = np.finfo(np.float32).tiny
 
 
 # (use, target matrices, X^T X, weights and masks so far, values shared by the uses of these inputs)
@@ -68,6 +70,7 @@ class LayerWeights:
             int, np.ndarray
         ] = {}  # product -> the weights of its outputs' errors, by `fisher`
 
+    @np.errstate(all="ignore")  # what leaves the range of a dtype is infinite or 0 there, as on a device
     def prune(
         self,
         uses: Sequence[Use],
@@ -82,27 +85,31 @@ class LayerWeights:
         `targets` are functions from the dense matrices of a weight to its target matrices.
         """
         shared: dict[str, Any] = {}
-        xtx, unseen = moments.xtx(), int(moments.unseen.sum())
+        xtx, unseen = moments.xtx(), int(np.count_nonzero(moments.unseen))
         for use in uses:
             if not self.is_open(use):
                 continue
             self.unseen[use.leaf] = self.unseen.get(use.leaf, 0) + unseen * use.matrix.shape[2]
             w0 = use.matrix.of(self._dense[use.leaf]).astype(np.float32)
             size = safe_scale(np.max(np.abs(w0), initial=0))  # squares of the weights must fit float32 too
-            w0 = jnp.asarray(w0 / size)
+            # What is computed from the entries one by one stays with NumPy, which compiles nothing.
+            w0 = w0 / size
             outputs = self._scale_of_outputs(use, w0, xtx)
             if use.out is not None and outputs.ndim and len(outputs) == 1:
-                self.output_weights[use.out] = np.square(np.asarray(outputs)).reshape(-1)
+                self.output_weights[use.out] = np.square(outputs).reshape(-1)
             if use in targets:
-                w0 = targets[use](w0 * size) / size
+                w0 = np.asarray(targets[use](jax.device_put(w0 * size))) / size
+            before = use.matrix.of(self.weights[use.leaf]).astype(np.float32) / size * outputs
             kept = use.matrix.of(self.masks[use.leaf])
-            before = jnp.asarray(use.matrix.of(self.weights[use.leaf]), jnp.float32) / size * outputs
-            w, mask = start(use, w0 * outputs, xtx, (before, jnp.asarray(kept)), shared)
+            scaled = jax.device_put(w0 * outputs)
+            w, mask = start(use, scaled, xtx, (jax.device_put(before), jax.device_put(kept)), shared)
             for refinement in refine:
                 w, mask = over_groups(
                     lambda *each, by=refinement: by.refine(*each, structure=self.structure)
-                )(w0 * outputs, xtx, w, mask)
-            self._write(use, w / outputs * size, mask, w == before, diagonal_of(xtx) == 0)
+                )(scaled, xtx, w, mask)
+            w, mask = np.asarray(w), np.asarray(mask)
+            same = np.abs(w - before) < _SMALLEST  # the device may flush what is smaller to 0
+            self._write(use, w / outputs * size, mask, same, np.asarray(diagonal_of(xtx)) == 0)
             if on_layer is not None:
                 on_layer(LayerResult(self.model.paths[use.leaf], *_quality(w0, xtx, w / outputs, mask)))
 
@@ -144,9 +151,8 @@ class LayerWeights:
         for i, path in enumerate(paths):
             leaf = position.get(path)
             if leaf in self.weights:
-                sharding = self.model.values[leaf].sharding
-                new[i] = jax.device_put(self.weights[leaf], sharding)
-                all_masks[i] = jax.device_put(self.masks[leaf], sharding)
+                new[i] = to_device(self.weights[leaf], self.model.values[leaf])
+                all_masks[i] = to_device(self.masks[leaf], self.model.values[leaf])
             elif leaf in self._others:
                 new[i] = self._others[leaf]
         return jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, all_masks)
@@ -164,21 +170,21 @@ class LayerWeights:
 
     def on_device(self, leaf: int) -> Any:
         """A weight as it is now, in the sharding of the dense one."""
-        return jax.device_put(self.weights[leaf].copy(), self.model.values[leaf].sharding)
+        return to_device(self.weights[leaf].copy(), self.model.values[leaf])
 
-    def _scale_of_outputs(self, use: Use, w0: jax.Array, gram: jax.Array) -> Any:
+    def _scale_of_outputs(self, use: Use, w0: np.ndarray, gram: jax.Array) -> np.ndarray:
         """Root of the weight of each output's error, (groups, 1, outputs); 1 if all outputs count equally."""
         if use.leaf not in self._fisher:
-            return jnp.ones((), jnp.float32)
+            return np.ones((), np.float32)
         fisher = jnp.asarray(use.matrix.of(self._fisher[use.leaf]), jnp.float32)
-        return _scale_of_outputs(fisher, w0, gram)
+        return np.asarray(_scale_of_outputs(fisher, w0, gram))
 
-    def _write(self, use: Use, w: jax.Array, mask: Any, same: Any, unseen: Any) -> None:
+    def _write(self, use: Use, w: np.ndarray, mask: np.ndarray, same: np.ndarray, unseen: np.ndarray) -> None:
         """Writes the new weights; kept weights that are the same, or have unseen inputs, keep their exact values."""
         weights, kept = self.weights[use.leaf], use.matrix.of(self.masks[use.leaf])
         old, dense = use.matrix.of(weights), use.matrix.of(self._dense[use.leaf])
-        mask, same, unseen = np.asarray(mask), np.asarray(same), np.asarray(unseen)[:, :, None]
-        new = np.where(unseen, np.where(kept, old, dense), np.asarray(w.astype(weights.dtype)))
+        unseen = unseen[:, :, None]
+        new = np.where(unseen, np.where(kept, old, dense), w.astype(weights.dtype))
         new = np.where(same & kept, old, new)
         use.matrix.put(weights, np.where(mask, new, np.zeros((), weights.dtype)))
         use.matrix.put(self.masks[use.leaf], mask)
@@ -201,6 +207,7 @@ def by_method(method: Method, counts: dict[Part, np.ndarray], structure: MatrixS
     return start
 
 
+@jax.jit
 def diagonal_of(xtx: jax.Array) -> jax.Array:
     """The diagonal of X^T X, (groups, inputs); `xtx` may itself be only the diagonal."""
     return xtx if xtx.ndim == 2 else jnp.diagonal(xtx, axis1=1, axis2=2)
@@ -222,5 +229,5 @@ def _relative_error(w0: jax.Array, gram: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.sum(of(w0, gram, w)) / jnp.where(before > 0, before, 1.0)
 
 
-def _quality(w0: jax.Array, gram: jax.Array, w: jax.Array, mask: jax.Array) -> tuple[float, float]:
+def _quality(w0: np.ndarray, gram: jax.Array, w: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
     return float(_relative_error(w0, gram, w)), 1 - float(jnp.mean(mask))

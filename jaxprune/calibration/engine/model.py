@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from jaxprune.jaxprs import is_array_leaf, trace
@@ -43,7 +44,7 @@ class CalibrationModel(NamedTuple):
         """The checked moments of a site's inputs, and whether the row weights fit them."""
         moments, fit = moments_of(site.activations, site.uses[0].rows, kind, self.row_weights)
         path = self.paths[site.uses[0].leaf]
-        if not bool(jnp.isfinite(moments.squares).all()):
+        if not np.isfinite(moments.squares).all():
             raise ValueError(
                 f"`batches` must give finite inputs to every weight, got NaN or infinite inputs at {path!r}."
             )

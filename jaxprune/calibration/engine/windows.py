@@ -14,6 +14,7 @@ from jaxprune.calibration.engine.journal import Journal, Record, window_name
 from jaxprune.calibration.engine.results import WindowResult
 from jaxprune.calibration.engine.training import Training, squared_error, train
 from jaxprune.calibration.methods.refit import Refit
+from jaxprune.host import beside
 from jaxprune.jaxprs.program import Program
 from jaxprune.jaxprs.rows import weights_of_entries
 from jaxprune.jaxprs.stream import Stream, makers, segment
@@ -211,7 +212,7 @@ class Windows:
             leaf, at = window.parts[n]
             old = stream.param(leaf)
             value = jnp.asarray(value, old.dtype)
-            stream.set_param(leaf, jax.device_put(old.at[at].set(value) if at else value, old.sharding))
+            stream.set_param(leaf, beside(old.at[at].set(value) if at else value, old))
 
     def _result(self, window: Window, error: float, before: float, energy: float) -> WindowResult:
         pruned = self._pruned(window)

@@ -24,7 +24,7 @@ def keep_costly(
     Args:
       costs: costs of at least 0, (inputs, outputs); their values at unseen inputs do not matter.
       w: the weights, of the same shape.
-      unseen: which inputs are always 0, (inputs,).
+      unseen: which inputs are always 0, (inputs,), or which weights belong to such an input.
       n_pruned: number of units to prune.
       structure: the structure that defines the units.
     """
@@ -34,7 +34,7 @@ def keep_costly(
 
 def unit_costs(costs: jax.Array, w: jax.Array, unseen: jax.Array, structure: MatrixStructure) -> jax.Array:
     """Costs of units: at least 0, or below 0 and in the order of their sizes if all their inputs are unseen."""
-    unseen = jnp.broadcast_to(unseen[:, None], costs.shape)
+    unseen = jnp.broadcast_to(unseen[:, None] if unseen.ndim == 1 else unseen, costs.shape)
     units = structure.unit_scores(jnp.where(unseen, 0.0, costs))
     sizes = structure.unit_scores(jnp.abs(w))
     nothing_known = structure.unit_scores(unseen.astype(jnp.float32)) == 1

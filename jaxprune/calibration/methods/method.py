@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import jax
+import numpy as np
 
+from jaxprune.host import is_on_host, to_device
 from jaxprune.statistics.moments import Kind
 from jaxprune.structures.matrix import MatrixStructure
 
@@ -50,7 +52,12 @@ def over_groups(fn: Callable[..., Any]) -> Callable[..., Any]:
     def apply(*args: Any) -> Any:
         if jax.tree.leaves(args)[0].shape[0] != 1:
             return jax.vmap(fn)(*args)
-        first = jax.tree.map(lambda x: x[0], args)
-        return jax.tree.map(lambda x: x[None], fn(*first))
+        first = jax.tree.map(lambda x: _reindexed(x, 0), args)
+        return jax.tree.map(lambda x: _reindexed(x, None), fn(*first))
 
     return apply
+
+
+def _reindexed(x: Any, index: Any) -> Any:
+    """`x[index]`, on the host if x is there: JAX compiles a program for each shape."""
+    return to_device(np.asarray(x)[index, ...], x) if is_on_host(x) else x[index]

@@ -8,13 +8,16 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 from jaxprune.calibration.methods.keep import keep_costly
+from jaxprune.host import is_on_host, to_device
 from jaxprune.statistics.moments import Kind
 from jaxprune.structures.matrix import MatrixStructure
 
+_INPUTS, _OUTPUTS = 128, 64  # small matrices are padded to multiples of these
 _NEVER = 1e38  # a cost above all others; infinite ones would make NaN in the mean of a block
 
 
@@ -63,8 +66,24 @@ class SparseGPT:
         self, w: jax.Array, gram: jax.Array, factor: jax.Array, n_pruned: Any, structure: MatrixStructure
     ) -> tuple[jax.Array, jax.Array]:
         """Pruned weights (inputs, outputs) and their mask."""
-        dead = jnp.diagonal(gram) <= 0
-        return _solve(w, factor, dead, n_pruned, self.block, structure)
+        units = structure.matrix_units()
+        if units.are_weights and units.kept is None and is_on_host(w) and is_on_host(factor):
+            return self._solve_padded(w, gram, factor, n_pruned, structure)
+        return _solve(w, factor, jnp.diagonal(gram) <= 0, n_pruned, None, self.block, structure)
+
+    def _solve_padded(
+        self, w: jax.Array, gram: jax.Array, factor: jax.Array, n_pruned: Any, structure: MatrixStructure
+    ) -> tuple[jax.Array, jax.Array]:
+        """The same for a matrix that is padded to one of few shapes, each of which is compiled once."""
+        inputs, outputs = w.shape
+        step = self.block if inputs > self.block else min(self.block, _INPUTS)
+        below, beside = -inputs % step, -outputs % _OUTPUTS
+        dead = np.pad(np.diagonal(np.asarray(gram)) <= 0, (0, below))
+        wide = np.pad(np.asarray(w), ((0, below), (0, beside)))
+        factor = np.pad(np.asarray(factor), (0, below)) if below else factor
+        found = _solve(wide, factor, dead, n_pruned, (inputs, outputs), self.block, structure)
+        new, mask = (to_device(np.asarray(x)[:inputs, :outputs], w) for x in found)
+        return new, mask
 
 
 def damped(gram: jax.Array, share: float) -> jax.Array:
@@ -83,10 +102,9 @@ def _factorize(gram: jax.Array, share: Any) -> jax.Array:
         return jnp.maximum(10 * share, 1e-6), inverse_factor(damped(gram, share)), tries + 1
 
     def failed(carry):
-        return ~jnp.all(jnp.isfinite(carry[1])) & (carry[2] < 8)
+        return (carry[2] == 0) | (~jnp.all(jnp.isfinite(carry[1])) & (carry[2] < 9))
 
-    first = attempt((jnp.asarray(share, jnp.float32), gram, 0))
-    return lax.while_loop(failed, attempt, first)[1]
+    return lax.while_loop(failed, attempt, (jnp.asarray(share, jnp.float32), gram, 0))[1]
 
 
 def inverse_factor(h: jax.Array) -> jax.Array:
@@ -109,18 +127,27 @@ def _inverse_upper(m: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("block", "structure"))
 def _solve(
-    w: jax.Array, u: jax.Array, dead: jax.Array, n_pruned: Any, block: int, structure: MatrixStructure
+    w: jax.Array,
+    u: jax.Array,
+    dead: jax.Array,
+    n_pruned: Any,
+    size: tuple[Any, Any] | None,
+    block: int,
+    structure: MatrixStructure,
 ) -> tuple[jax.Array, jax.Array]:
+    """Pruned weights and their mask; what is in `w` beyond this `size`, if one is given, is padding."""
     inputs, outputs = w.shape
+    size = w.shape if size is None else size
     units = structure.matrix_units()
     block = min(block, -(-inputs // units.inputs) * units.inputs)
     starts = range(0, inputs, block)
     padding = len(starts) * block - inputs
     w = jnp.pad(w, ((0, padding), (0, 0)))
     dead = jnp.pad(dead, (0, padding))
+    own_columns = jnp.arange(outputs) < size[1]
     u = jnp.pad(u, ((0, padding), (0, padding)))
     rows = len(starts) * block
-    u = u + jnp.diag((jnp.arange(rows) >= inputs).astype(u.dtype))
+    u = u + jnp.diag((jnp.arange(rows) >= size[0]).astype(u.dtype))
     scale = 1 / jnp.square(jnp.diagonal(u))
     order = jnp.arange(rows)
 
@@ -131,16 +158,17 @@ def _solve(
         u_here = lax.dynamic_slice_in_dim(u_rows, start, block, axis=1)
         scale_here = lax.dynamic_slice_in_dim(scale, start, block)
         dead_here = lax.dynamic_slice_in_dim(dead, start, block)
-        real = start + jnp.arange(block) < inputs
+        real = (start + jnp.arange(block) < size[0])[:, None] & own_columns
 
         def costs(weights):
-            return jnp.where(real[:, None], jnp.square(weights) * scale_here[:, None], _NEVER)
+            return jnp.where(real, jnp.square(weights) * scale_here[:, None], _NEVER)
 
         if units.kept is not None:  # N:M: the mask of each group is chosen when the group is reached
             mask = jnp.ones((block, outputs), bool)
         else:
-            count, pruned = _count_up_to(start, block, outputs, inputs, n_pruned, pruned, structure)
-            mask = keep_costly(costs(here), here, dead_here, count, structure)
+            count, pruned = _count_up_to(start, block, size, n_pruned, pruned, structure)
+            unseen = dead_here[:, None] & own_columns
+            mask = keep_costly(costs(here), here, unseen, count, structure)
 
         def prune_input(j, carry):
             here, mask, errors = carry
@@ -170,10 +198,11 @@ def _solve(
 
 
 def _count_up_to(
-    start: Any, block: int, outputs: int, inputs: int, n_pruned: Any, before: Any, structure: MatrixStructure
+    start: Any, block: int, size: tuple[Any, Any], n_pruned: Any, before: Any, structure: MatrixStructure
 ) -> tuple[Any, Any]:
     """Number of units to prune in a block of inputs, and up to its end: `n_pruned` in proportion to the position."""
     length = structure.matrix_units().inputs
+    inputs, outputs = size
     columns = structure.unit_shape((length, outputs))[1]
     total = -(-inputs // length)
     reached = jnp.minimum((start + block) // length, total)

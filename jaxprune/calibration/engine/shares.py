@@ -1,0 +1,73 @@
+"""Shares: the sparsity of each weight of a convolutional network, given one number for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from jaxprune.allocate._exact import share_of_count
+from jaxprune.calibration.engine.model import CalibrationModel
+from jaxprune.jaxprs.program import Use
+from jaxprune.jaxprs.rows import ConvRows
+from jaxprune.selection import count_to_prune
+
+_OF_KERNELS = (
+    8  # a network is convolutional if every eighth of its matrices is a kernel with overlapping windows
+)
+
+
+def is_convolutional(uses: Iterable[Use]) -> bool:
+    """Whether the weights are those of a convolutional network: at least an eighth of them are kernels.
+
+    Kernels of one position, and those whose windows do not overlap (the patches of a vision transformer), are matrices
+    like all others. The two convolutions before an encoder of speech do not make it a convolutional network.
+    """
+    kernels = {(use.leaf, use.matrix): _overlaps(use) for use in uses}
+    return any(kernels.values()) and _OF_KERNELS * sum(kernels.values()) >= len(kernels)
+
+
+def _overlaps(use: Use) -> bool:
+    if not isinstance(use.rows, ConvRows):
+        return False
+    axes = zip(use.rows.window, use.rows.strides, use.rows.rhs_dilation, strict=True)
+    return any(k > 1 and (k - 1) * dilation + 1 > stride for k, stride, dilation in axes)
+
+
+def shares_by_magnitude(model: CalibrationModel, sparsity: float) -> dict[int, float]:
+    r"""Leaf -> its sparsity, by one threshold for the layer-adaptive magnitude of all weights.
+
+    With the weights of a leaf sorted by size, the score is $w_i^2 / \sum_{j \ge i} w_j^2$: the error of a weight
+    relative to what is kept with it. `round(sparsity * n)` of the n weights have the lowest scores; `jp.scores.lamp`
+    are these scores.
+
+    References:
+      Lee, Park, Mo, Ahn, Shin, Layer-adaptive sparsity for the Magnitude-based Pruning, 2020, arXiv:2010.07611.
+    """
+    scores = {leaf: _scores(np.asarray(model.values[leaf])) for leaf in sorted(_leaves(model))}
+    every = np.concatenate(list(scores.values()))
+    left = int(count_to_prune(sparsity, every.size))
+    if not left:
+        return dict.fromkeys(scores, 0.0)
+    threshold = np.partition(every, left - 1)[left - 1]
+    counts = {leaf: int(np.searchsorted(mine, threshold, "left")) for leaf, mine in scores.items()}
+    left -= sum(counts.values())
+    for leaf, mine in scores.items():  # those at the threshold, in the order of leaves
+        tied = min(int(np.searchsorted(mine, threshold, "right")) - counts[leaf], left)
+        counts[leaf] += tied
+        left -= tied
+    return {leaf: share_of_count(counts[leaf], mine.size) for leaf, mine in scores.items()}
+
+
+def _leaves(model: CalibrationModel) -> set[int]:
+    return {use.leaf for use in model.program.uses}
+
+
+def _scores(weight: np.ndarray) -> np.ndarray:
+    """The scores in ascending order; NaN and infinite weights are reported elsewhere, and have the score 1."""
+    sizes = np.sort(np.abs(weight.astype(np.float32)), axis=None)
+    with np.errstate(all="ignore"):
+        squares = np.square((sizes / sizes[-1]).astype(np.float64))
+        kept = np.cumsum(squares[::-1])[::-1]
+        scores = np.nan_to_num(squares / kept, nan=0.0 if sizes[-1] == 0 else 1.0)
+    return scores.astype(np.float32)
