@@ -8,6 +8,7 @@ from typing import Any
 from jaxprune.calibration.engine.cost import CalibrationCost, cost_of
 from jaxprune.calibration.engine.fitting import check_structure
 from jaxprune.calibration.engine.model import open_model
+from jaxprune.calibration.engine.shares import targets_by_default
 from jaxprune.calibration.methods import Method, Refinement, Refit, SparseGPT
 from jaxprune.params import PyTree
 from jaxprune.structures import Structure, Unstructured
@@ -21,7 +22,7 @@ def calibration_cost(
     method: Method = SparseGPT(),
     *,
     refine: Sequence[Refinement | Refit] = (),
-    dense_targets: float = 0.0,
+    dense_targets: float | None = None,
     statistics: bool = True,
     where: PyTree | None = None,
 ) -> CalibrationCost:
@@ -51,12 +52,14 @@ def calibration_cost(
       >>> params = {"w": jnp.ones((64, 32))}
       >>> fn = lambda params, x: x @ params["w"]
       >>> one, two = (jp.calibration_cost(fn, params, [jnp.ones((500, 64))] * n) for n in (1, 2))
-      >>> two.flops - one.flops == 2 * 500 * 64 * 64       # X^T X of one more batch
+      >>> round(two.flops - one.flops) == 2 * 500 * 64 * 64       # X^T X of one more batch
       True
     """
     cutting = check_structure(structure)
     method.check(cutting)
     model = open_model(fn, params, batches, where, None)
+    if dense_targets is None:
+        dense_targets = targets_by_default(model.program.uses, method.moments == "full")
     single = [each for each in refine if not isinstance(each, Refit)]
     refits = [each for each in refine if isinstance(each, Refit)]
     is_full = bool(method.moments == "full" or single or dense_targets)

@@ -24,7 +24,7 @@ from jaxprune.calibration.engine.parts import Part, counts_of, parts_of
 from jaxprune.calibration.engine.permuting import Reorderable, found_orders
 from jaxprune.calibration.engine.results import OnLayer
 from jaxprune.calibration.engine.sending import send_through
-from jaxprune.calibration.engine.shares import is_convolutional, shares_by_magnitude
+from jaxprune.calibration.engine.shares import is_convolutional, shares_by_magnitude, targets_by_default
 from jaxprune.calibration.engine.unseen import warn_of_unseen
 from jaxprune.calibration.engine.windows import Windows, are_weights, trainable
 from jaxprune.calibration.methods import Method, Refinement, Refit, SparseGPT
@@ -160,7 +160,7 @@ def reconstruct(
             stacklevel=2,
         )
     if dense_targets is None:
-        dense_targets = 0.5 if method.moments == "full" and is_convolutional(model.program.uses) else 0.0
+        dense_targets = targets_by_default(model.program.uses, method.moments == "full")
     shares, named = _shares(model, params, sparsity, cutting, where)
     units = cutting.matrix_units()
     if units.kept is not None:

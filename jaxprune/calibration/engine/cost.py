@@ -132,7 +132,10 @@ def _of_matrix(
     try:
         factorizing, _ = work_and_results(method.factorize, gram)
         factor = jax.eval_shape(method.factorize, gram)
-        solving, _ = work_and_results(lambda *args: method.solve(*args, structure), w, gram, factor, count)
+        solving, _ = work_and_results(
+            lambda w, gram, factor, count: method.solve(w, gram, factor, count, structure),
+            w, gram, factor, count,
+        )  # fmt: skip
         for each in refine:
             by, trips = functools.partial(each.refine, structure=structure), getattr(each, "steps", 1)
             solving += work_and_results(by, w, gram, w, mask, trips=trips)[0]

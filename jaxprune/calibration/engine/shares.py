@@ -27,6 +27,11 @@ def is_convolutional(uses: Iterable[Use]) -> bool:
     return any(kernels.values()) and _OF_KERNELS * sum(kernels.values()) >= len(kernels)
 
 
+def targets_by_default(uses: Iterable[Use], is_full: bool) -> float:
+    """How far targets move to the dense model if nobody says it, given whether the method needs X^T X in full."""
+    return 0.5 if is_full and is_convolutional(uses) else 0.0
+
+
 def _overlaps(use: Use) -> bool:
     if not isinstance(use.rows, ConvRows):
         return False
