@@ -95,6 +95,20 @@ def test_work_counts_loops_by_their_length_and_the_dearest_branch():
     assert Work(1, 2) + Work(3, 4).times(2) == (7, 10)
 
 
+def test_a_method_that_cannot_be_traced_counts_as_nothing():
+    class Own:
+        moments = "full"
+
+        def check(self, structure):
+            pass
+
+        def factorize(self, gram):
+            return np.asarray(gram)
+
+    squares = 2 * ROWS * (IN**2 + HIDDEN**2)
+    assert cost(1, Own()).flops == 2 * ROWS * IN * HIDDEN + squares
+
+
 @pytest.mark.slow
 def test_the_bar_is_between_what_a_run_will_take_and_what_it_took(capsys):
     params = {"w": draw(0, 4, 4)}

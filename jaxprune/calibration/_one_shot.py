@@ -12,9 +12,10 @@ import jax
 from jaxprune import allocate
 from jaxprune.allocation import check_fraction, is_share
 from jaxprune.calibration._reconstruct import reconstruct
-from jaxprune.calibration.engine.model import RowWeights, inputs_of, open_model
+from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, inputs_of, open_model
 from jaxprune.calibration.engine.permuting import Reorderable
 from jaxprune.calibration.engine.results import OnLayer
+from jaxprune.calibration.engine.shares import is_convolutional
 from jaxprune.calibration.engine.splitting import split_batches
 from jaxprune.calibration.methods import ADMM, LeastSquares, Method, Refinement, Refit
 from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
@@ -31,8 +32,8 @@ class OneShotChoice:
     """What `one_shot` picks; each field but `gradients` and `batches` is an argument of `reconstruct`.
 
     gradients: number of gradients for the scores that share the sparsity out over the layers and weigh their outputs
-    (0: every layer loses the same share); batches: least number of batches into which the samples are cut, as each
-    step of a `Refit` takes one.
+    (0: shares are those of `reconstruct` for a number). batches: least number of batches into which the samples are
+    cut, as each step of a `Refit` takes one.
     """
 
     method: Method
@@ -48,7 +49,7 @@ class OneShotChoice:
         parts.append(
             f"layers and outputs weighed by Gauss-Newton scores of {self.gradients} gradients"
             if self.gradients
-            else "every layer loses the same share"
+            else "shares as of `reconstruct`"
         )
         return ", ".join(parts)
 
@@ -88,8 +89,9 @@ def one_shot(
 
     It picks the arguments of `reconstruct` (the method, targets from the dense model, the training of residual
     branches) and, for the better qualities, shares the sparsity out over the layers: the entries with the smallest
-    `scores.gauss_newton`, the change of the outputs of `fn`, are counted in each layer. What it picks is an
-    `OneShotChoice`, which `on_choice` is given before it starts.
+    `scores.gauss_newton`, the change of the outputs of `fn`, are counted in each layer. A convolutional network has the
+    shares that `reconstruct` gives it, and N:M has none. What it picks is an `OneShotChoice`, which `on_choice` is
+    given before it starts.
 
     Args:
       fn: function of (params, *inputs). Its outputs are what the pruned model is to keep: hidden states or logits of
@@ -130,7 +132,7 @@ def one_shot(
       >>> fn = lambda p, x: x + jax.nn.relu(x @ p["up"]) @ p["down"]
       >>> batches = [jax.random.normal(keys[2], (64, 8))]
       >>> pruned, masks = jp.one_shot(fn, params, batches, 0.5, "fast", on_choice=print)
-      ADMM(rounds=20, ramp=15, rho=1.0, damping=0.1), every layer loses the same share
+      ADMM(rounds=20, ramp=15, rho=1.0, damping=0.1), shares as of `reconstruct`
       >>> jp.sparsity(pruned, masks)
       0.5
     """
@@ -138,15 +140,17 @@ def one_shot(
         raise ValueError(
             f"`quality` must be one of {', '.join(map(repr, get_args(Quality)))}, got {quality!r}."
         )
+    inputs = inputs_of(batches, "pad it and pass `row_weights`")
+    model = open_model(fn, params, inputs[:1], where, None)
     choice = _CHOICES[quality]
-    if structure.fixed_sparsity is not None:
+    if structure.fixed_sparsity is not None or is_convolutional(model.program.uses):
         choice = dataclasses.replace(choice, gradients=0)
     if on_choice is not None:
         on_choice(choice)
-    inputs = split_batches(fn, params, inputs_of(batches, "pad it and pass `row_weights`"), choice.batches)
+    inputs = split_batches(fn, params, inputs, choice.batches)
     scores = None
     if choice.gradients:
-        selected = _used(fn, params, inputs[:1], where)
+        selected = _used(model, params, where)
         some = inputs[:: max(len(inputs) // choice.gradients, 1)][: choice.gradients]
         scores = gauss_newton(fn, params, some, where=selected, row_weights=row_weights)
         sparsity = 0.5 if sparsity is None else sparsity
@@ -173,11 +177,8 @@ def one_shot(
     )
 
 
-def _used(
-    fn: Callable[..., Any], params: PyTree, batches: list[tuple[Any, ...]], where: PyTree | None
-) -> PyTree:
+def _used(model: CalibrationModel, params: PyTree, where: PyTree | None) -> PyTree:
     """The weights of `where` that multiply activations, as a tree of bools: `reconstruct` prunes no other."""
-    lost = set(open_model(fn, params, batches, where, None).lost)
     paths, _, treedef = flatten_with_paths(params)
-    chosen = set(prunable_leaves(params, where))
-    return jax.tree.unflatten(treedef, [i in chosen and path not in lost for i, path in enumerate(paths)])
+    chosen = set(prunable_leaves(params, where)) - {i for i, path in enumerate(paths) if path in model.lost}
+    return jax.tree.unflatten(treedef, [i in chosen for i in range(len(paths))])

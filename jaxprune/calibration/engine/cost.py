@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.calibration.engine.model import CalibrationModel, shared_weights
-from jaxprune.calibration.engine.passes import Pass, one_pass, work_and_results
+from jaxprune.calibration.engine.passes import Pass, bytes_of, one_pass, work_and_results
 from jaxprune.calibration.methods import Method, Refinement, Refit
+from jaxprune.jaxprs import as_abstract
 from jaxprune.jaxprs.normalizations import normalizations
 from jaxprune.jaxprs.program import Use
 from jaxprune.jaxprs.stream import sites
@@ -66,31 +67,35 @@ def cost_of(
         passes += 1
     work = once.work.times(n * passes)
     largest = 0
+
+    @functools.cache
+    def of_matrix(inputs, outputs):
+        return _of_matrix(method, structure, refine, inputs, outputs, is_full)
+
     for uses in sites(model.program):
-        here, size = _of_site(model, once, uses, structure, method, refine, bool(dense_targets), is_full)
+        here, size = _of_site(once, n, uses, of_matrix, bool(dense_targets), is_full)
         work, largest = work + here, max(largest, size)
     if refit is not None:
         work += _of_windows(model, once, found, refit.steps, n)
-    weights = sum(value.nbytes for value in model.values)
-    pruned = sum(model.values[leaf].nbytes for leaf in {use.leaf for use in model.program.uses})
-    batches = sum(x.nbytes for batch in model.batches for x in batch)
+    weights, batches = (
+        sum(bytes_of(as_abstract(x)) for x in arrays)
+        for arrays in (model.values, [x for batch in model.batches for x in batch])
+    )
+    pruned = sum(bytes_of(model.values[leaf]) for leaf in {use.leaf for use in model.program.uses})
     streams = 1 + bool(dense_targets or strength)
     kept = weights + 3 * pruned + batches + streams * n * once.kept + once.largest + largest
     return CalibrationCost(work.flops, int(kept), _seconds(work))
 
 
 def _of_site(
-    model: CalibrationModel,
     once: Pass,
+    n: int,
     uses: Sequence[Use],
-    structure: MatrixStructure,
-    method: Method,
-    refine: Sequence[Refinement],
+    of_matrix: Callable[[int, int], tuple[Work, Work]],
     targets: bool,
     is_full: bool,
 ) -> tuple[Work, int]:
-    """The work for the weights of one site over all batches, and the bytes of its matrices."""
-    n = len(model.batches)
+    """The work for the weights of one site over n batches, and the bytes of its matrices."""
     patches, (x,) = work_and_results(uses[0].rows, once.values[uses[0].x])
     groups, rows, inputs = x.shape
     entries, square = groups * rows * inputs, groups * inputs * inputs
@@ -98,42 +103,41 @@ def _of_site(
     if targets:
         moments += patches + Work(2 * rows * square, 4 * entries)
     work = moments.times(n)
-    size = _COPIES * 4 * square if is_full else 0
     for i, use in enumerate(uses):
-        factor, solve = _of_matrix(method, structure, tuple(refine), inputs, use.matrix.shape[2], is_full)
+        factor, solve = of_matrix(inputs, use.matrix.shape[2])
         work += (solve if i else factor + solve).times(groups)
         if targets:
             columns = square * use.matrix.shape[2]
             work += Work(groups * inputs**3 / 3 + 6 * columns, 0)
-        size = max(size, (size if is_full else 0) + _COPIES * 4 * math.prod(use.matrix.shape))
-    return work, size
+    largest = max(math.prod(use.matrix.shape) for use in uses)
+    return work, 4 * _COPIES * (largest + (square if is_full else groups * inputs))
 
 
-@functools.lru_cache(maxsize=256)
 def _of_matrix(
     method: Method,
     structure: MatrixStructure,
-    refine: tuple[Refinement, ...],
+    refine: Sequence[Refinement],
     inputs: int,
     outputs: int,
     is_full: bool,
 ) -> tuple[Work, Work]:
     """The work of a factorization, and of pruning and refining one matrix with it."""
     floats = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    w, mask = floats((inputs, outputs)), jax.ShapeDtypeStruct((inputs, outputs), bool)
-    gram = floats((inputs, inputs) if is_full else (inputs,))
-    factorizing, _ = work_and_results(method.factorize, gram)
-    factor = jax.eval_shape(method.factorize, gram)
-    count = jax.ShapeDtypeStruct((), jnp.int32)
-    solving, _ = work_and_results(
-        lambda w, gram, factor, count: method.solve(w, gram, factor, count, structure), w, gram, factor, count
+    w, mask, count = (
+        floats((inputs, outputs)),
+        jax.ShapeDtypeStruct((inputs, outputs), bool),
+        jax.ShapeDtypeStruct((), jnp.int32),
     )
-    for each in refine:
-        found, _ = work_and_results(
-            lambda *args, each=each: each.refine(*args, structure=structure),
-            w, gram, w, mask, trips=getattr(each, "steps", 1),
-        )  # fmt: skip
-        solving += found
+    gram = floats((inputs, inputs) if is_full else (inputs,))
+    try:
+        factorizing, _ = work_and_results(method.factorize, gram)
+        factor = jax.eval_shape(method.factorize, gram)
+        solving, _ = work_and_results(lambda *args: method.solve(*args, structure), w, gram, factor, count)
+        for each in refine:
+            by, trips = functools.partial(each.refine, structure=structure), getattr(each, "steps", 1)
+            solving += work_and_results(by, w, gram, w, mask, trips=trips)[0]
+    except (TypeError, ValueError):  # a method of the caller's own that needs values: it counts as nothing
+        return Work(), Work()
     return factorizing, solving
 
 

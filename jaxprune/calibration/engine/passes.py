@@ -54,7 +54,9 @@ def one_pass(model: CalibrationModel, wanted: Sequence[int] = ()) -> Pass:
     at, last = _lifetimes(model, wanted)
     batched = [i for i in at if any(out in program.batched for out in program.steps[i].outs)]
     steps = {i: work[i] for i in batched}
-    sizes = [sum(_bytes(values[n]) for n in (*s.ins, *s.outs) if n in program.batched) for s in program.steps]
+    sizes = [
+        sum(bytes_of(values[n]) for n in (*s.ins, *s.outs) if n in program.batched) for s in program.steps
+    ]
     return Pass(
         sum(steps.values(), Work()),
         _most(model, values, at, last),
@@ -98,10 +100,11 @@ def _most(model: CalibrationModel, values: dict[int, Any], at: dict[int, int], l
     for i, place in at.items():
         for n in program.steps[i].outs:
             if n in program.batched and (last.get(n, -1) > place or n in inputs):
-                change[place] = change.get(place, 0) + _bytes(values[n])
-                change[last[n] + 1] = change.get(last[n] + 1, 0) - _bytes(values[n])
+                change[place] = change.get(place, 0) + bytes_of(values[n])
+                change[last[n] + 1] = change.get(last[n] + 1, 0) - bytes_of(values[n])
     return max(itertools.accumulate(change[place] for place in sorted(change)), default=0)
 
 
-def _bytes(aval: Any) -> int:
+def bytes_of(aval: Any) -> int:
+    """The size of an array of this shape and dtype."""
     return math.prod(aval.shape) * aval.dtype.itemsize
