@@ -38,7 +38,7 @@ class OneShotChoice:
 
     method: Method
     refine: tuple[Refinement | Refit, ...] = ()
-    dense_targets: float = 0.0
+    dense_targets: float | None = None
     gradients: int = 0
     batches: int = 1
 
