@@ -54,18 +54,14 @@ class OneShotChoice:
         return ", ".join(parts)
 
 
+_LONG = ADMM(rounds=40, ramp=30, damping=0.01)
 _CHOICES = {
     "fast": OneShotChoice(ADMM()),
-    "good": OneShotChoice(
-        ADMM(rounds=40, ramp=30, damping=0.01),
-        (LeastSquares(10),),
-        dense_targets=0.5,
-        gradients=16,
-        batches=64,
-    ),
+    "good": OneShotChoice(_LONG, (LeastSquares(10),), dense_targets=0.5, gradients=16, batches=64),
     "best": OneShotChoice(
-        ADMM(rounds=40, ramp=30, damping=0.01),
-        (LeastSquares(10), Refit(dense_targets=1.0)),
+        _LONG,
+        # Small steps: the layers have made up for most by then, and more would fit the noise of the batches.
+        (LeastSquares(10), Refit(learning_rate=0.005, dense_targets=1.0)),
         dense_targets=0.5,
         gradients=16,
         batches=64,
@@ -106,9 +102,8 @@ def one_shot(
         along their first axis where the choice asks for more of them and `fn` takes a part.
       sparsity: fraction of all weights to prune, in [0, 1), or a tree like `params` of fractions. None for 0.5, or
         with N:M for the sparsity of the pattern.
-      quality: "fast" for one pass of the dense and of the pruned layers, "good" for targets from the dense model and
-        shares by the outputs, "best" for branches that are trained too. SmolLM2-135M takes about 1, 2 and 3 times as
-        long as with SparseGPT.
+      quality: "fast" for one pass of the batches, "good" for targets from the dense model and shares by the outputs,
+        "best" for residual branches that are trained too.
       structure: `Unstructured()`, `NM(n, m)`, or `Block((inputs, outputs))`.
       loss_fn: function of (params, *inputs) that returns a scalar, if there is one that needs no more than the inputs,
         such as the loss of a causal model's next tokens. The scores are then of the change of the loss (`fisher`, with

@@ -144,7 +144,7 @@ def _solve(
     padding = len(starts) * block - inputs
     w = jnp.pad(w, ((0, padding), (0, 0)))
     dead = jnp.pad(dead, (0, padding))
-    own_columns = jnp.arange(outputs) < size[1]
+    own_columns = (jnp.arange(outputs) < size[1])[None, :]
     u = jnp.pad(u, ((0, padding), (0, padding)))
     rows = len(starts) * block
     u = u + jnp.diag((jnp.arange(rows) >= size[0]).astype(u.dtype))
