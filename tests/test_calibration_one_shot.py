@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxprune as jp
 from jaxprune.calibration.engine.splitting import split_batches
@@ -150,3 +151,54 @@ def test_with_a_loss_the_scores_are_fisher_scores():
     _, masks = jp.one_shot(branches, params, batches, 0.5, "good", loss_fn=loss_of)
     found = jax.tree.map(lambda m: 1 - float(jnp.mean(m)), masks)
     np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(shares), atol=1e-6)
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    params, rows, _ = residual_model()
+    whole, _ = jp.one_shot(branches, params, [rows], 0.5, "best")
+    seen = []
+
+    def stop(row):
+        seen.append(row)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jp.one_shot(branches, params, [rows], 0.5, "best", checkpoint=tmp_path / "run", on_layer=stop)
+    rest, _ = jp.one_shot(
+        branches, params, [rows], 0.5, "best", checkpoint=tmp_path / "run", on_layer=seen.append
+    )
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), whole, rest))
+
+
+def test_a_convolutional_network_keeps_the_shares_of_reconstruct():
+    key = jax.random.key(0)
+    params = {
+        "conv": jax.random.normal(key, (3, 3, 1, 4)),
+        "kernel": jax.random.normal(key, (36, 5)),
+    }
+
+    def fn(params, x):
+        x = jax.lax.conv_general_dilated(
+            x, params["conv"], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.tanh(x).reshape(len(x), -1) @ params["kernel"]
+
+    images, said = jax.random.normal(key, (32, 8, 8, 1)), []
+    new, masks = jp.one_shot(fn, params, [images], 0.5, "fast", on_choice=said.append)
+    same, _ = jp.reconstruct(fn, params, [images], 0.5, method=jp.ADMM())
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), new, same))
+    assert not said[0].gradients and "shares as of" in str(said[0])
+    assert sum(int((~m).sum()) for m in jax.tree.leaves(masks)) == 108
+
+
+def test_an_nnx_model_and_leaves_without_entries():
+    model = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(model)
+    pruned, masks = jp.one_shot(
+        lambda state, x: nnx.merge(graph, state)(x), state, [jnp.ones((8, 6)) * jnp.arange(1, 7)], 0.5, "good"
+    )
+    assert jp.sparsity(pruned, masks) == 0.5
+    params = {"w": jnp.ones((4, 2)), "empty": jnp.zeros((0, 3)), "step": jnp.array(3)}
+    pruned, _ = jp.one_shot(lambda p, x: x @ p["w"], params, [jnp.ones((8, 4))], 0.5, "good")
+    assert pruned["empty"].shape == (0, 3) and pruned["step"] == 3

@@ -264,3 +264,28 @@ def test_statistics_of_a_branch_are_settled_before_it_is_trained(dense_targets):
 def test_mistakes_are_named(make, kind, message):
     with pytest.raises(kind, match=message):
         make()
+
+
+def test_a_window_weighs_its_outputs_as_its_last_product_does():
+    """With Fisher scores of nearly one output only, that output comes nearer to the dense one."""
+    keys = jax.random.split(jax.random.key(3), 3)
+    params = {"up": jax.random.normal(keys[0], (8, 12)), "down": jax.random.normal(keys[1], (12, 8))}
+    x = jax.random.normal(keys[2], (64, 8))
+
+    def fn(p, x):
+        return x + jnp.tanh(x @ p["up"]) @ p["down"]
+
+    def error_of_first(scale):
+        fisher = {"up": jnp.ones((8, 12)), "down": jnp.square(params["down"]) * scale}
+        new, _ = jp.reconstruct(
+            fn,
+            params,
+            [x],
+            {"up": 0.6, "down": 0.0},
+            method=jp.MaskOnly("magnitude"),
+            fisher=fisher,
+            refine=(jp.Refit(steps=256, learning_rate=0.05),),
+        )
+        return float(jnp.mean(jnp.square(fn(new, x) - fn(params, x))[:, 0]))
+
+    assert error_of_first(jnp.where(jnp.arange(8) == 0, 1.0, 1e-6)) < 0.7 * error_of_first(jnp.ones(8))

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.allocation import shares_of
 from jaxprune.calibration.engine.activation_statistics import ActivationStatistics
 from jaxprune.calibration.engine.cost import cost_of
 from jaxprune.calibration.engine.fingerprint import fingerprint
 from jaxprune.calibration.engine.finished import store_result, stored_result
 from jaxprune.calibration.engine.fitting import check_structure, fits, misfit
-from jaxprune.calibration.engine.interleaved import WindowsOnTheWay
+from jaxprune.calibration.engine.interleaved import windows_on_the_way
 from jaxprune.calibration.engine.journal import Journal, Record
 from jaxprune.calibration.engine.layers import LayerWeights, by_method
 from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model, unseen_when_dense
@@ -24,11 +23,10 @@ from jaxprune.calibration.engine.parts import Part, counts_of, parts_of
 from jaxprune.calibration.engine.permuting import Reorderable, found_orders
 from jaxprune.calibration.engine.results import OnLayer
 from jaxprune.calibration.engine.sending import send_through
-from jaxprune.calibration.engine.shares import is_convolutional, shares_by_magnitude, targets_by_default
+from jaxprune.calibration.engine.shares import shares_of_leaves, targets_by_default
 from jaxprune.calibration.engine.unseen import warn_of_unseen
-from jaxprune.calibration.engine.windows import Windows, are_weights, trainable
 from jaxprune.calibration.methods import Method, Refinement, Refit, SparseGPT
-from jaxprune.params import PyTree, aligned, flatten_with_paths, prunable_leaves
+from jaxprune.params import PyTree, aligned, flatten_with_paths
 from jaxprune.structures import Structure, Unstructured
 from jaxprune.structures.matrix import MatrixStructure
 
@@ -161,7 +159,7 @@ def reconstruct(
         )
     if dense_targets is None:
         dense_targets = targets_by_default(model.program.uses, method.moments == "full")
-    shares, named = _shares(model, params, sparsity, cutting, where)
+    shares, named = shares_of_leaves(model, params, sparsity, cutting, where)
     units = cutting.matrix_units()
     if units.kept is not None:
         model, uncut = _without_uncut(model, cutting, shares, named)
@@ -197,7 +195,7 @@ def reconstruct(
     start = by_method(method, counts, cutting)
     windows = None
     if refit is not None:
-        windows = _windows(model, params, layers, refit, dense_targets)
+        windows = windows_on_the_way(model, params, layers, refit, dense_targets)
     follow = ActivationStatistics(model) if statistics else None
     told = functools.partial(
         cost_of, model, cutting, method, refine, refit, dense_targets, statistics, kind == "full"
@@ -257,33 +255,6 @@ def _split(refine: Sequence[Refinement | Refit]) -> tuple[list[Refinement], Refi
     return single, refits[0] if refits else None
 
 
-def _windows(
-    model: CalibrationModel, params: PyTree, layers: LayerWeights, refit: Refit, dense_targets: float
-) -> WindowsOnTheWay:
-    """The windows to refit: weights that are pruned, and what is no weight, are trained."""
-    paths, _, _ = flatten_with_paths(params)
-    position = {path: leaf for leaf, path in enumerate(model.paths)}
-    flags, weights = trainable(params, None, refit), are_weights(params)
-    trained = {
-        position[path]
-        for path, flag, is_weight in zip(paths, flags, weights, strict=True)
-        if flag and (not is_weight or position[path] in layers.masks)
-    }
-    strength = dense_targets if refit.dense_targets is None else refit.dense_targets
-    return WindowsOnTheWay(
-        Windows(
-            model.program,
-            model.paths,
-            model.values,
-            layers.masks,
-            trained,
-            model.row_weights,
-            refit,
-            strength,
-        )
-    )
-
-
 def _fisher_scores(
     model: CalibrationModel, params: PyTree, fisher: PyTree | None
 ) -> dict[int, np.ndarray] | None:
@@ -304,29 +275,6 @@ def _fisher_scores(
         # Only their ratios count, so they are scaled such that they and their sums fit float32.
         scores[leaf] = (score / max(score.max(initial=0), np.finfo(np.float64).tiny)).astype(np.float32)
     return scores
-
-
-def _shares(
-    model: CalibrationModel, params: PyTree, sparsity: Any, structure: MatrixStructure, where: PyTree | None
-) -> tuple[dict[int, float], bool]:
-    """The sparsity of each leaf that multiplies activations, and whether the leaves were named one by one."""
-    if sparsity is None:
-        sparsity = 0.5 if structure.fixed_sparsity is None else structure.fixed_sparsity
-    paths, _, _ = flatten_with_paths(params)
-    chosen = prunable_leaves(params, where)
-    shares = shares_of(sparsity, params, chosen)
-    named = where is not None or isinstance(shares, list)
-    if (
-        not isinstance(shares, list)
-        and structure.fixed_sparsity is None
-        and is_convolutional(model.program.uses)
-    ):
-        return shares_by_magnitude(model, float(shares)), named
-    shares = [float(s) for s in (shares if isinstance(shares, list) else [shares] * len(chosen))]
-    for i, share in zip(chosen, shares, strict=True):
-        structure.check_sparsity(share, paths[i])
-    by_path = dict(zip([paths[i] for i in chosen], shares, strict=True))
-    return {use.leaf: by_path[model.paths[use.leaf]] for use in model.program.uses}, named
 
 
 def _without_uncut(

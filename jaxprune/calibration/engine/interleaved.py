@@ -8,9 +8,12 @@ from typing import Any
 from jaxprune.calibration.engine.activation_statistics import ActivationStatistics
 from jaxprune.calibration.engine.journal import Journal
 from jaxprune.calibration.engine.layers import LayerWeights
-from jaxprune.calibration.engine.windows import Windows
+from jaxprune.calibration.engine.model import CalibrationModel
+from jaxprune.calibration.engine.windows import Windows, are_weights, trainable
+from jaxprune.calibration.methods import Refit
 from jaxprune.jaxprs.stream import Stream, sites
 from jaxprune.jaxprs.windows import last_sites
+from jaxprune.params import PyTree, flatten_with_paths
 
 
 class WindowsOnTheWay:
@@ -49,3 +52,30 @@ class WindowsOnTheWay:
                     statistics.changed(leaf, stream.param(leaf))
             if on_layer is not None:
                 on_layer(result)
+
+
+def windows_on_the_way(
+    model: CalibrationModel, params: PyTree, layers: LayerWeights, refit: Refit, dense_targets: float
+) -> WindowsOnTheWay:
+    """The windows to refit: weights that are pruned, and what is no weight, are trained."""
+    paths, _, _ = flatten_with_paths(params)
+    position = {path: leaf for leaf, path in enumerate(model.paths)}
+    flags, weights = trainable(params, None, refit), are_weights(params)
+    trained = {
+        position[path]
+        for path, flag, is_weight in zip(paths, flags, weights, strict=True)
+        if flag and (not is_weight or position[path] in layers.masks)
+    }
+    strength = dense_targets if refit.dense_targets is None else refit.dense_targets
+    return WindowsOnTheWay(
+        Windows(
+            model.program,
+            model.paths,
+            model.values,
+            layers.masks,
+            trained,
+            model.row_weights,
+            refit,
+            strength,
+        )
+    )

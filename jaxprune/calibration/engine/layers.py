@@ -66,9 +66,8 @@ class LayerWeights:
         self._done = {leaf: np.zeros(w.shape, bool) for leaf, w in self._dense.items()}
         self._others: dict[int, Any] = {}  # parameters that are not pruned, but refitted
         self.unseen: dict[int, int] = {}  # weights of a leaf whose inputs are always 0
-        self.output_weights: dict[
-            int, np.ndarray
-        ] = {}  # product -> the weights of its outputs' errors, by `fisher`
+        # Product -> the weights of its outputs' errors, if there are Fisher scores.
+        self.output_weights: dict[int, np.ndarray] = {}
 
     @np.errstate(all="ignore")  # what leaves the range of a dtype is infinite or 0 there, as on a device
     def prune(

@@ -1,20 +1,45 @@
-"""Shares: the sparsity of each weight of a convolutional network, given one number for all of them."""
+"""Shares: the sparsity of each weight that multiplies activations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from jaxprune.allocate._exact import share_of_count
+from jaxprune.allocation import shares_of
 from jaxprune.calibration.engine.model import CalibrationModel
 from jaxprune.jaxprs.program import Use
 from jaxprune.jaxprs.rows import ConvRows
+from jaxprune.params import PyTree, flatten_with_paths, prunable_leaves
 from jaxprune.selection import count_to_prune
+from jaxprune.structures.matrix import MatrixStructure
 
-_OF_KERNELS = (
-    8  # a network is convolutional if every eighth of its matrices is a kernel with overlapping windows
-)
+_OF_KERNELS = 8  # a network is convolutional if every eighth matrix is a kernel with overlapping windows
+
+
+def shares_of_leaves(
+    model: CalibrationModel, params: PyTree, sparsity: Any, structure: MatrixStructure, where: PyTree | None
+) -> tuple[dict[int, float], bool]:
+    """The sparsity of each leaf that multiplies activations, and whether the leaves were named one by one."""
+    if sparsity is None:
+        sparsity = 0.5 if structure.fixed_sparsity is None else structure.fixed_sparsity
+    paths, _, _ = flatten_with_paths(params)
+    chosen = prunable_leaves(params, where)
+    shares = shares_of(sparsity, params, chosen)
+    named = where is not None or isinstance(shares, list)
+    if (
+        not isinstance(shares, list)
+        and structure.fixed_sparsity is None
+        and is_convolutional(model.program.uses)
+    ):
+        return shares_by_magnitude(model, float(shares)), named
+    shares = [float(s) for s in (shares if isinstance(shares, list) else [shares] * len(chosen))]
+    for i, share in zip(chosen, shares, strict=True):
+        structure.check_sparsity(share, paths[i])
+    by_path = dict(zip([paths[i] for i in chosen], shares, strict=True))
+    return {use.leaf: by_path[model.paths[use.leaf]] for use in model.program.uses}, named
 
 
 def is_convolutional(uses: Iterable[Use]) -> bool:
