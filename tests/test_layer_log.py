@@ -43,6 +43,9 @@ def test_the_plot_has_the_errors_and_a_panel_for_windows():
     np.testing.assert_allclose(before.get_ydata(), [0.2, 0.4, 0.6])
     (axes,) = jp.plots.layer_errors({"a": LAYERS, "b": LAYERS[:2]}).axes
     assert axes.get_xlabel() == "layer" and axes.get_yscale() == "log"
+    layers, windows = jp.plots.layer_errors({"a": LAYERS, "b": [*LAYERS, *WINDOWS]}).axes
+    assert windows.lines[0].get_color() == layers.lines[1].get_color() != layers.lines[0].get_color()
+    assert [text.get_text() for text in windows.get_legend().get_texts()] == ["a", "b"]
     (axes,) = jp.plots.layer_errors([LAYERS[0]._replace(error=0.0)]).axes
     assert axes.get_yscale() == "linear"
     with pytest.raises(ValueError, match="no results"):

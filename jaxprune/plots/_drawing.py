@@ -77,9 +77,9 @@ def step_axis(axes: Any, steps: Sequence[int], label: str, name: str) -> None:
     bare(axes)
 
 
-def legend(axes: Any) -> None:
-    """The names of the lines, to the right of them."""
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+def legend(axes: Any, *of: Any) -> None:
+    """The names of the lines, or of these handles and labels, to the right of the axes."""
+    axes.legend(*of, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def bare(axes: Any) -> None:

@@ -53,7 +53,9 @@ def layer_errors(log: Iterable[Any] | Mapping[str, Iterable[Any]], title: str = 
     figure = new_figure(6.5 * len(found), 4.2)
     for label, axes in panels(figure, list(found)).items():
         lines = {name: rows for name, rows in found[label].items() if rows}
-        for i, (name, rows) in enumerate(lines.items()):
+        for i, (name, rows) in enumerate(found[label].items()):  # a log has one color in both panels
+            if not rows:
+                continue
             color, marker = COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)]
             at = np.arange(len(rows))
             axes.plot(at, [row.error for row in rows], color=color, marker=marker, markersize=4, label=name)
@@ -64,7 +66,8 @@ def layer_errors(log: Iterable[Any] | Mapping[str, Iterable[Any]], title: str = 
                 )
         _name(axes, label, list(lines.values()))
     if len(logs) > 1:
-        legend(figure.axes[-1])
+        every = max((axes.get_legend_handles_labels() for axes in figure.axes), key=lambda of: len(of[1]))
+        legend(figure.axes[-1], *every)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
