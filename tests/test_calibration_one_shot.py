@@ -115,6 +115,8 @@ def test_wrong_arguments_are_named():
         jp.one_shot(branches, params, [rows], 0.5, "perfect")
     with pytest.raises(ValueError, match="`sparsity`"):
         jp.one_shot(branches, params, [rows], 1.5, "good")
+    with pytest.raises(ValueError, match="`sparsity` must be a known number"):
+        jax.jit(lambda share: jp.one_shot(branches, params, [rows], share, "good"))(0.5)
     with pytest.raises(dataclasses.FrozenInstanceError):
         jp.OneShotChoice(jp.ADMM()).gradients = 3  # type: ignore[misc]
 

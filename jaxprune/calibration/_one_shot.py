@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 import jax
 
 from jaxprune import allocate
-from jaxprune.allocation import check_fraction, is_share
+from jaxprune.allocate._exact import known_share
+from jaxprune.allocation import is_share
 from jaxprune.calibration._reconstruct import reconstruct
 from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, inputs_of, open_model
 from jaxprune.calibration.engine.permuting import Reorderable
@@ -153,14 +154,14 @@ def one_shot(
     inputs = split_batches(fn, params, inputs, choice.batches)
     scores = None
     if choice.gradients:
+        sparsity = 0.5 if sparsity is None else sparsity
+        sparsity = known_share(sparsity) if is_share(sparsity) else sparsity
         selected = _used(model, params, where)
         some = inputs[:: max(len(inputs) // choice.gradients, 1)][: choice.gradients]
         # The sign of a scalar cancels in the square: of a loss these are Fisher scores.
         minded = fn if loss_fn is None else loss_fn
         scores = gauss_newton(minded, params, some, where=selected, row_weights=row_weights)
-        sparsity = 0.5 if sparsity is None else sparsity
         if is_share(sparsity):
-            check_fraction("sparsity", sparsity)
             minimum = min(_MINIMUM, (1 - sparsity) / 2)
             sparsity = allocate.from_scores(scores, sparsity, selected, structure, minimum=minimum)
     return reconstruct(

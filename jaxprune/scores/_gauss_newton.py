@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxprune.jaxprs import is_array_leaf
-from jaxprune.params import PyTree, Where, prunable_leaves
+from jaxprune.params import PyTree, Where, flatten_with_paths, prunable_leaves
 from jaxprune.scores._gradients import batches_of
 from jaxprune.tree_nodes import is_float_array, split_leaves
 
@@ -45,7 +46,8 @@ def gauss_newton(
       returned unchanged.
 
     Raises:
-      ValueError: if there is no batch, or no output is a float array; if `where` does not fit `params`.
+      ValueError: if there is no batch, or no output is a float array; if `where` does not fit `params`; if weights or
+        gradients are not finite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -81,10 +83,22 @@ def gauss_newton(
         arrays, _ = split_leaves((params, batch), is_array_leaf)
         found = squares(weights, arrays, jax.random.fold_in(key, b))
         total = [a + each for a, each in zip(total, found, strict=True)]
+    _check_finite(params, dict(zip(chosen, zip(weights, total, strict=True), strict=True)))
     scores = [jnp.full(jnp.shape(x), jnp.inf, jnp.float32) if is_float_array(x) else x for x in leaves]
     for i, w, squared in zip(chosen, weights, total, strict=True):
         scores[i] = jnp.square(w.astype(jnp.float32)) * squared / len(given)
     return jax.tree.unflatten(jax.tree.structure(params), scores)
+
+
+def _check_finite(params: PyTree, found: dict[int, tuple[jax.Array, jax.Array]]) -> None:
+    """Raises a ValueError for a leaf whose weights or squared gradients are not finite, unless they are traced."""
+    for i, pair in found.items():
+        weight, squared = (jnp.isfinite(x).all() for x in pair)
+        if isinstance(squared, Tracer) or (weight and squared):
+            continue
+        path = flatten_with_paths(params)[0][i]
+        what = "`batches` must give finite gradients of the outputs" if weight else "`params` must be finite"
+        raise ValueError(f"{what}, got NaN or infinite values at {path!r}.")
 
 
 def _signed_sum(outs: Any, rows: jax.Array | None, key: jax.Array) -> jax.Array:
