@@ -117,6 +117,8 @@ def test_wrong_arguments_are_named():
         jp.one_shot(branches, params, [rows], 1.5, "good")
     with pytest.raises(ValueError, match="`sparsity` must be a known number"):
         jax.jit(lambda share: jp.one_shot(branches, params, [rows], share, "good"))(0.5)
+    with pytest.raises(ValueError, match="`loss_fn` must return one number, got shape"):
+        jp.one_shot(branches, params, [rows], 0.5, "good", loss_fn=branches)
     with pytest.raises(dataclasses.FrozenInstanceError):
         jp.OneShotChoice(jp.ADMM()).gradients = 3  # type: ignore[misc]
 

@@ -85,7 +85,9 @@ def test_outputs_without_floats_and_no_batches_are_errors():
 
 def test_values_that_are_not_finite_are_named():
     params, x = model()
-    with pytest.raises(ValueError, match="`params` must be finite, got NaN or infinite values at 'first'"):
-        jp.scores.gauss_newton(net, {**params, "first": params["first"].at[0, 0].set(jnp.nan)}, [x])
+    with pytest.raises(
+        ValueError, match="`params` must have finite values, got NaN or infinite ones at 'second'"
+    ):
+        jp.scores.gauss_newton(net, {**params, "second": params["second"].at[0, 0].set(jnp.nan)}, [x])
     with pytest.raises(ValueError, match="`batches` must give finite gradients"):
         jp.scores.gauss_newton(net, params, [x.at[0, 0].set(jnp.inf)])

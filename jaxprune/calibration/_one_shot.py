@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 
 from jaxprune import allocate
 from jaxprune.allocate._exact import known_share
@@ -122,7 +123,7 @@ def one_shot(
       (params, masks), as `reconstruct` returns them.
 
     Raises:
-      ValueError: if `quality` is another word, and as `reconstruct` does.
+      ValueError: if `quality` is another word, if `loss_fn` returns no scalar, and as `reconstruct` does.
       TypeError: as `reconstruct` does.
 
     Warns:
@@ -159,7 +160,7 @@ def one_shot(
         selected = _used(model, params, where)
         some = inputs[:: max(len(inputs) // choice.gradients, 1)][: choice.gradients]
         # The sign of a scalar cancels in the square: of a loss these are Fisher scores.
-        minded = fn if loss_fn is None else loss_fn
+        minded = fn if loss_fn is None else _scalar(loss_fn)
         scores = gauss_newton(minded, params, some, where=selected, row_weights=row_weights)
         if is_share(sparsity):
             minimum = min(_MINIMUM, (1 - sparsity) / 2)
@@ -181,6 +182,21 @@ def one_shot(
         on_layer=on_layer,
         progress=progress,
     )
+
+
+def _scalar(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss, which raises a ValueError if it is not a scalar."""
+
+    def loss(params: PyTree, *inputs: Any) -> Any:
+        value = loss_fn(params, *inputs)
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"`loss_fn` must return one number, got shape {jnp.shape(value)}. Return the mean over the batch, "
+                "without auxiliary outputs."
+            )
+        return value
+
+    return loss
 
 
 def _used(model: CalibrationModel, params: PyTree, where: PyTree | None) -> PyTree:

@@ -78,27 +78,28 @@ def gauss_newton(
         return [jnp.square(g.astype(jnp.float32)) for g in jax.grad(signed)(weights)]
 
     weights = [jnp.asarray(leaves[i]) for i in chosen]
+    _check_finite(params, "params", "have finite values", dict(zip(chosen, weights, strict=True)))
     total = [jnp.zeros(w.shape, jnp.float32) for w in weights]
     for b, batch in enumerate(given):
         arrays, _ = split_leaves((params, batch), is_array_leaf)
         found = squares(weights, arrays, jax.random.fold_in(key, b))
         total = [a + each for a, each in zip(total, found, strict=True)]
-    _check_finite(params, dict(zip(chosen, zip(weights, total, strict=True), strict=True)))
+    _check_finite(
+        params, "batches", "give finite gradients of the outputs", dict(zip(chosen, total, strict=True))
+    )
     scores = [jnp.full(jnp.shape(x), jnp.inf, jnp.float32) if is_float_array(x) else x for x in leaves]
     for i, w, squared in zip(chosen, weights, total, strict=True):
         scores[i] = jnp.square(w.astype(jnp.float32)) * squared / len(given)
     return jax.tree.unflatten(jax.tree.structure(params), scores)
 
 
-def _check_finite(params: PyTree, found: dict[int, tuple[jax.Array, jax.Array]]) -> None:
-    """Raises a ValueError for a leaf whose weights or squared gradients are not finite, unless they are traced."""
-    for i, pair in found.items():
-        weight, squared = (jnp.isfinite(x).all() for x in pair)
-        if isinstance(squared, Tracer) or (weight and squared):
-            continue
-        path = flatten_with_paths(params)[0][i]
-        what = "`batches` must give finite gradients of the outputs" if weight else "`params` must be finite"
-        raise ValueError(f"{what}, got NaN or infinite values at {path!r}.")
+def _check_finite(params: PyTree, argument: str, what: str, values: dict[int, jax.Array]) -> None:
+    """Raises a ValueError that names the first leaf whose values are not finite, unless they are traced."""
+    for i, value in values.items():
+        finite = jnp.isfinite(value).all()
+        if not isinstance(finite, Tracer) and not finite:
+            path = flatten_with_paths(params)[0][i]
+            raise ValueError(f"`{argument}` must {what}, got NaN or infinite ones at {path!r}.")
 
 
 def _signed_sum(outs: Any, rows: jax.Array | None, key: jax.Array) -> jax.Array:
