@@ -56,6 +56,18 @@ def beside(x: Any, like: Any) -> jax.Array:
     return jax.device_put(x, like.sharding) if isinstance(like, jax.Array) and like.committed else x
 
 
+def settled(arrays: Any) -> None:
+    """Waits for arrays that are spread over the devices of a CPU.
+
+    Collectives of many programs that wait in line can wait for each other for ever there.
+    """
+    for x in jax.tree.leaves(arrays):
+        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
+            devices = x.devices()
+            if len(devices) > 1 and next(iter(devices)).platform == "cpu":
+                x.block_until_ready()
+
+
 def namespace(x: Any) -> ModuleType:
     """`numpy` for a NumPy array, `jax.numpy` for anything else."""
     return np if isinstance(x, np.ndarray) else jnp

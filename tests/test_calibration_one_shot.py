@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
 from jaxprune.calibration.engine.splitting import split_batches
@@ -206,3 +208,24 @@ def test_an_nnx_model_and_leaves_without_entries():
     params = {"w": jnp.ones((4, 2)), "empty": jnp.zeros((0, 3)), "step": jnp.array(3)}
     pruned, _ = jp.one_shot(lambda p, x: x @ p["w"], params, [jnp.ones((8, 4))], 0.5, "good")
     assert pruned["empty"].shape == (0, 3) and pruned["step"] == 3
+
+
+@pytest.mark.slow
+def test_sharded_parameters_stay_where_they_are():
+    """64 small batches: many programs with collectives, which must not wait for each other."""
+    params, rows, _ = residual_model()
+    params, rows = (
+        jax.tree.map(lambda w: w[:8] if w.shape[0] == WIDTH else w[:, :8], params["block0"]),
+        rows[:64, :8],
+    )
+
+    def fn(p, x):
+        return x + jnp.tanh(x @ p["up"]) @ p["down"]
+
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+    spread = jax.tree.map(lambda w: jax.device_put(w, NamedSharding(mesh, P(None, "d"))), params)
+    here, masks = jp.one_shot(fn, params, [rows], 0.5, "good")
+    there, same = jp.one_shot(fn, spread, [rows], 0.5, "good")
+    assert there["up"].sharding.spec == P(None, "d")
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), masks, same))
+    np.testing.assert_allclose(there["down"], here["down"], atol=1e-3)

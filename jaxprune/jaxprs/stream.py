@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxprune.host import settled
 from jaxprune.jaxprs.program import Program, Step, Use
 
 # (sources, values of one batch) -> results; its first argument is the segment that is compiled.
@@ -139,7 +140,9 @@ class Stream:
         given = [self._shared[n] for n in sources]
         over = [n for n in own if not (self._wanted[n] or self._later_readers(n))]
         for values in self._batches:
-            values.update(zip(outs, run(given, [values[n] for n in own]), strict=True))
+            made = run(given, [values[n] for n in own])
+            settled(made)
+            values.update(zip(outs, made, strict=True))
             for n in over:
                 values.pop(n, None)
 

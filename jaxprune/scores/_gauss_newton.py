@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jaxprune.host import settled
 from jaxprune.jaxprs import is_array_leaf
 from jaxprune.params import PyTree, Where, flatten_with_paths, prunable_leaves
 from jaxprune.scores._gradients import batches_of
@@ -66,7 +67,7 @@ def gauss_newton(
     key = jax.random.key(0) if key is None else key
 
     @jax.jit
-    def squares(weights: list[Any], arrays: list[Any], key: jax.Array) -> list[jax.Array]:
+    def added(total: list[Any], weights: list[Any], arrays: list[Any], key: jax.Array) -> list[jax.Array]:
         def signed(weights: list[Any]) -> jax.Array:
             now = list(arrays)
             for i, w in zip(chosen, weights, strict=True):
@@ -75,15 +76,16 @@ def gauss_newton(
             rows = None if row_weights is None else jnp.asarray(row_weights(*inputs))
             return _signed_sum(fn(params, *inputs), rows, key)
 
-        return [jnp.square(g.astype(jnp.float32)) for g in jax.grad(signed)(weights)]
+        grads = jax.grad(signed)(weights)
+        return [a + jnp.square(g.astype(jnp.float32)) for a, g in zip(total, grads, strict=True)]
 
     weights = [jnp.asarray(leaves[i]) for i in chosen]
     _check_finite(params, "params", "have finite values", dict(zip(chosen, weights, strict=True)))
     total = [jnp.zeros(w.shape, jnp.float32) for w in weights]
     for b, batch in enumerate(given):
         arrays, _ = split_leaves((params, batch), is_array_leaf)
-        found = squares(weights, arrays, jax.random.fold_in(key, b))
-        total = [a + each for a, each in zip(total, found, strict=True)]
+        total = added(total, weights, arrays, jax.random.fold_in(key, b))
+        settled(total)
     _check_finite(
         params, "batches", "give finite gradients of the outputs", dict(zip(chosen, total, strict=True))
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.host import to_device
+from jaxprune.host import settled, to_device
 from jaxprune.jaxprs.rows import Rows, weights_of_rows
 
 Kind = Literal["diagonal", "full"]
@@ -104,6 +104,7 @@ def moments_of(
         moments = Moments(total, sums, second, start(scale))
         for x, of_rows in each:
             moments, largest = _accumulate(rows, moments, largest, x, of_rows)
+            settled(largest)
         return moments, largest
 
     moments, largest = over_batches(np.ones((groups, inputs), np.float32))
