@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from jaxprune.host import settled
 from jaxprune.jaxprs import is_array_leaf
+from jaxprune.jaxprs.rows import weights_of_entries
 from jaxprune.params import PyTree, Where, flatten_with_paths, prunable_leaves
 from jaxprune.scores._gradients import batches_of
 from jaxprune.tree_nodes import is_float_array, split_leaves
@@ -39,7 +40,7 @@ def gauss_newton(
       where: tree of bools (or a prefix of one, or a function that returns it) that selects the leaves to score; None
         for `prunable(params)`.
       row_weights: function of the inputs of a batch that returns the weights of the rows, such as the padding mask.
-        Outputs whose leading axes have its shape are weighted by it.
+        Outputs with these rows as their first axes, or as one first axis, are weighted by them.
       key: PRNG key of the signs; None for `jax.random.key(0)`.
 
     Returns:
@@ -112,8 +113,8 @@ def _signed_sum(outs: Any, rows: jax.Array | None, key: jax.Array) -> jax.Array:
             continue
         y = jnp.asarray(y, jnp.float32)
         signs = jax.random.rademacher(jax.random.fold_in(key, i), y.shape, jnp.float32)
-        if rows is not None and y.shape[: rows.ndim] == rows.shape:
-            weights = rows.reshape(rows.shape + (1,) * (y.ndim - rows.ndim))
+        weights = None if rows is None else weights_of_entries(rows, y.shape)
+        if weights is not None:
             y, signs = jnp.where(weights != 0, y, 0), signs * jnp.sqrt(weights)
         total = jnp.vdot(signs, y) + (0.0 if total is None else total)
     if total is None:
