@@ -18,13 +18,13 @@ from jaxprune.calibration.engine.fitting import check_structure, fits, misfit
 from jaxprune.calibration.engine.interleaved import windows_on_the_way
 from jaxprune.calibration.engine.journal import Journal, Record
 from jaxprune.calibration.engine.layers import LayerWeights, by_method
-from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model, unseen_when_dense
+from jaxprune.calibration.engine.model import CalibrationModel, RowWeights, open_model
 from jaxprune.calibration.engine.parts import Part, counts_of, parts_of
 from jaxprune.calibration.engine.permuting import Reorderable, found_orders
 from jaxprune.calibration.engine.results import OnLayer
 from jaxprune.calibration.engine.sending import send_through
 from jaxprune.calibration.engine.shares import shares_of_leaves, targets_by_default
-from jaxprune.calibration.engine.unseen import warn_of_unseen
+from jaxprune.calibration.engine.unseen import unseen_when_dense, warn_of_unseen_leaves
 from jaxprune.calibration.methods import Method, Refinement, Refit, SparseGPT
 from jaxprune.params import PyTree, aligned, flatten_with_paths
 from jaxprune.structures import Structure, Unstructured
@@ -204,7 +204,7 @@ def reconstruct(
         layers, start, refine, dense_targets, on_layer, progress, kind, follow, windows, journal, told
     )
     unseen = unseen_when_dense(model, layers.unseen)
-    _warn_of_unseen(model, unseen, stacklevel=3)
+    warn_of_unseen_leaves(model, unseen, _THEN, stacklevel=2)
     params, masks = layers.result(params)
     params = params if follow is None else follow.inserted(params)
     if journal is not None:
@@ -237,13 +237,8 @@ def _finished(
     if on_layer is not None:
         for row in record.rows:
             on_layer(row)
-    _warn_of_unseen(model, unseen, stacklevel=4)
+    warn_of_unseen_leaves(model, unseen, _THEN, stacklevel=3)
     return params, masks
-
-
-def _warn_of_unseen(model: CalibrationModel, unseen: dict[int, int], stacklevel: int) -> None:
-    sizes = {model.paths[leaf]: (n, model.values[leaf].size) for leaf, n in unseen.items()}
-    warn_of_unseen(sizes, _THEN, stacklevel)
 
 
 def _split(refine: Sequence[Refinement | Refit]) -> tuple[list[Refinement], Refit | None]:

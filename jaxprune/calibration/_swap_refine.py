@@ -14,6 +14,7 @@ from jaxprune.calibration.engine.layers import LayerWeights
 from jaxprune.calibration.engine.model import RowWeights, open_model
 from jaxprune.calibration.engine.results import OnLayer
 from jaxprune.calibration.engine.sending import send_through
+from jaxprune.calibration.engine.unseen import warn_of_unseen_leaves
 from jaxprune.calibration.methods import Refinement, Swaps
 from jaxprune.jaxprs.program import Use
 from jaxprune.params import PyTree, aligned, flatten_with_paths, is_kept_whole, mask_leaves
@@ -115,7 +116,9 @@ def swap_refine(
         return now
 
     send_through(layers, start, (swaps,), on_layer=on_layer, progress=progress)
-    layers.warn_of_unseen("The kept ones among them keep their values", stacklevel=2)
+    warn_of_unseen_leaves(
+        layers.model, layers.unseen, "The kept ones among them keep their values", stacklevel=2
+    )
     start_from, masks = (jax.tree.unflatten(treedef, x) for x in zip(*given.values(), strict=True))
     return layers.result(start_from, masks)
 

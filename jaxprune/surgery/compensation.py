@@ -21,7 +21,7 @@ from jaxprune.calibration.engine.model import (
     shared_moments,
     with_progress,
 )
-from jaxprune.calibration.engine.unseen import warn_of_unseen
+from jaxprune.calibration.engine.unseen import warn_of_unseen_leaves
 from jaxprune.calibration.methods.method import over_groups
 from jaxprune.host import beside, to_device
 from jaxprune.jaxprs import is_array_leaf
@@ -201,8 +201,9 @@ class _Refit:
             new |= self.statistics.values
         if seen and not fits:
             check_row_weights(self.model.row_weights)
-        found = {self.model.paths[leaf]: (n, self.weights[leaf].size) for leaf, n in self.unseen.items()}
-        warn_of_unseen(found, "The kept ones among them keep their values", stacklevel=3)
+        warn_of_unseen_leaves(
+            self.model, self.unseen, "The kept ones among them keep their values", stacklevel=3
+        )
         return {self.model.paths[leaf]: beside(w, self.model.values[leaf]) for leaf, w in new.items()}
 
     def _loses(self, use: Use) -> bool:

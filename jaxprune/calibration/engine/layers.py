@@ -13,7 +13,6 @@ from jaxprune.calibration.engine.journal import Record
 from jaxprune.calibration.engine.model import CalibrationModel
 from jaxprune.calibration.engine.parts import Part
 from jaxprune.calibration.engine.results import LayerResult
-from jaxprune.calibration.engine.unseen import warn_of_unseen
 from jaxprune.calibration.methods.least_squares import errors
 from jaxprune.calibration.methods.method import Method, Refinement, over_groups
 from jaxprune.host import to_device
@@ -155,11 +154,6 @@ class LayerWeights:
             elif leaf in self._others:
                 new[i] = self._others[leaf]
         return jax.tree.unflatten(treedef, new), jax.tree.unflatten(treedef, all_masks)
-
-    def warn_of_unseen(self, then: str, stacklevel: int) -> None:
-        """Warns of unseen weights, if there are any; `then` says what is done with them."""
-        found = {self.model.paths[leaf]: (n, self.weights[leaf].size) for leaf, n in self.unseen.items()}
-        warn_of_unseen(found, then, stacklevel + 1)
 
     def is_open(self, use: Use) -> bool:
         """Whether a weight is to be pruned and was not yet."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+from jaxprune.calibration.engine.model import CalibrationModel, shared_weights
+
 _NAMED = 20  # paths that a warning names
 
 
@@ -25,3 +27,29 @@ def warn_of_unseen(found: dict[str, tuple[int, int]], then: str, stacklevel: int
         "are all 0 or pruned.",
         stacklevel=stacklevel + 1,
     )
+
+
+def warn_of_unseen_leaves(
+    model: CalibrationModel, unseen: dict[int, int], then: str, stacklevel: int
+) -> None:
+    """The same, given the number of unseen weights of each leaf of a model."""
+    found = {model.paths[leaf]: (n, model.values[leaf].size) for leaf, n in unseen.items()}
+    warn_of_unseen(found, then, stacklevel + 1)
+
+
+def unseen_when_dense(model: CalibrationModel, unseen: dict[int, int]) -> dict[int, int]:
+    """Of the numbers of unseen weights of each leaf, those whose inputs are 0 in the dense model as well.
+
+    The others multiply units that were pruned whole, on which batches can't say anything. It takes one pass, if there
+    are unseen weights at all.
+    """
+    wanted = {leaf for leaf, n in unseen.items() if n}
+    again = {leaf for leaf, _ in shared_weights(model)}  # pruned on the inputs in the dense model
+    found = {leaf: n if leaf in again else 0 for leaf, n in unseen.items()}
+    if wanted - again:
+        for site in model.stream():
+            uses = [use for use in site.uses if use.leaf in wanted - again]
+            zeros = int(model.moments(site, "diagonal")[0].unseen.sum()) if uses else 0
+            for use in uses:
+                found[use.leaf] += zeros * use.matrix.shape[2]
+    return {leaf: min(n, unseen[leaf]) for leaf, n in found.items()}
