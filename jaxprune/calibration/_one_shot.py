@@ -56,13 +56,12 @@ class OneShotChoice:
         return ", ".join(parts)
 
 
-_LONG = ADMM(rounds=40, ramp=30)
-_LEAST_SQUARES = LeastSquares(10, damping=0.1)  # a layer alone fits the noise of the batches
+_LEAST_SQUARES = LeastSquares(10, damping=0.1)  # undamped, a layer fits the noise of the batches
 _CHOICES = {
     "fast": OneShotChoice(ADMM()),
-    "good": OneShotChoice(_LONG, (_LEAST_SQUARES,), dense_targets=0.5, gradients=8, batches=64),
+    "good": OneShotChoice(ADMM(), (_LEAST_SQUARES,), dense_targets=0.5, gradients=8, batches=64),
     "best": OneShotChoice(
-        _LONG,
+        ADMM(),
         # Small steps: the layers have made up for most by then, and more would fit the noise of the batches.
         (_LEAST_SQUARES, Refit(steps=32, learning_rate=0.005, dense_targets=1.0)),
         dense_targets=0.5,

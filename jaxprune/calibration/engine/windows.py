@@ -175,11 +175,15 @@ class Windows:
         values = self._values(sources, parts, window, self.dense.__getitem__)
         n = len(window.outs)
         there = [dense.take(out) for out in window.outs] if dense is not None and self.strength else None
+        whole = there is not None and self.strength == 1
+        if whole:  # what the dense window makes of these inputs has no part in the targets
+            n, bypass = 0, () if window.stream is None else (window.stream,)
+            run, *_ = segment(self.program, self._maker, window.steps, bypass, parts)
         targets, energy = [], 0.0
         for i, (each, w) in enumerate(zip(inputs, self.row_weights, strict=True)):
             outs = run(values, each)
-            target = outs[:n]
-            if there is not None:
+            target = [d[i] for d in there] if whole else outs[:n]
+            if there is not None and not whole:
                 target = [_mixed(t, d[i], self.strength) for t, d in zip(target, there, strict=True)]
             targets.append(target)
             stays = outs[n:] or [jnp.zeros_like(t) for t in target]
