@@ -26,8 +26,8 @@ def residual_model():
         }
         for i in range(2)
     }
-    rows = jax.random.normal(keys[4], (192, WIDTH)) * jnp.linspace(0.2, 2, WIDTH)
-    return params, rows[:128], rows[128:]
+    rows = jax.random.normal(keys[4], (576, WIDTH)) * jnp.linspace(0.2, 2, WIDTH)
+    return params, rows[:512], rows[512:]
 
 
 def branches(params, x):
