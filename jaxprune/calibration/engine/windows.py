@@ -182,9 +182,12 @@ class Windows:
         targets, energy = [], 0.0
         for i, (each, w) in enumerate(zip(inputs, self.row_weights, strict=True)):
             outs = run(values, each)
-            target = [d[i] for d in there] if whole else outs[:n]
-            if there is not None and not whole:
-                target = [_mixed(t, d[i], self.strength) for t, d in zip(target, there, strict=True)]
+            if there is None:
+                target = outs[:n]
+            elif whole:
+                target = [d[i] for d in there]
+            else:
+                target = [_mixed(t, d[i], self.strength) for t, d in zip(outs[:n], there, strict=True)]
             targets.append(target)
             stays = outs[n:] or [jnp.zeros_like(t) for t in target]
             energy += float(squared_error(target, stays, _weights(w, target, of_outs)))
