@@ -47,10 +47,20 @@ def test_diagonal_is_that_of_the_full_moment():
 
 
 @pytest.mark.slow
-def test_wide_inputs_are_symmetric_and_exact():  # several strips of X^T X
-    x = draw(0, 40, 450)
-    stats = jp.calibrate(lambda p, x: x @ p["w"], {"w": jnp.ones((450, 2))}, [x], moments="full")
-    np.testing.assert_allclose(second(stats, "w"), gram(x), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("inputs", [255, 256, 450, 517, 1030])  # one block of X^T X, or several
+@pytest.mark.parametrize("weighted", [False, True])
+def test_wide_inputs_are_symmetric_and_exact(inputs, weighted):
+    x = draw(0, 40, inputs)
+    each = np.linspace(0, 3, 40, dtype=np.float32) if weighted else np.ones(40, np.float32)
+    stats = jp.calibrate(
+        lambda p, x: x @ p["w"],
+        {"w": jnp.ones((inputs, 2))},
+        [x],
+        moments="full",
+        row_weights=(lambda x: jnp.asarray(each)) if weighted else None,
+    )
+    expected = gram(np.asarray(x, np.float64) * np.sqrt(each.astype(np.float64))[:, None])
+    np.testing.assert_allclose(second(stats, "w"), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(second(stats, "w"), second(stats, "w").T)
 
 
