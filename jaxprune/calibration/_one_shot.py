@@ -62,8 +62,8 @@ _CHOICES = {
     "good": OneShotChoice(ADMM(), (_LEAST_SQUARES,), dense_targets=0.5, gradients=8, batches=64),
     "best": OneShotChoice(
         ADMM(),
-        # A step for each batch, as rows that are left out cost more than they save, and small ones: the layers have made
-        # up for most by then, and more would fit the noise of the batches.
+        # A step for each batch, as rows that are left out cost more than they save, and small steps: the layers have
+        # made up for most by then, and more would fit the noise of the batches.
         (_LEAST_SQUARES, Refit(steps=64, learning_rate=0.005, dense_targets=1.0)),
         dense_targets=0.5,
         gradients=8,
