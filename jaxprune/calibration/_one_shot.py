@@ -56,18 +56,19 @@ class OneShotChoice:
         return ", ".join(parts)
 
 
+_BATCHES = 64
 _LEAST_SQUARES = LeastSquares(10, damping=0.1)  # undamped, a layer fits the noise of the batches
 _CHOICES = {
     "fast": OneShotChoice(ADMM()),
-    "good": OneShotChoice(ADMM(), (_LEAST_SQUARES,), dense_targets=0.5, gradients=8, batches=64),
+    "good": OneShotChoice(ADMM(), (_LEAST_SQUARES,), dense_targets=0.5, gradients=8, batches=_BATCHES),
     "best": OneShotChoice(
         ADMM(),
         # A step for each batch, as rows that are left out cost more than they save, and small steps: the layers have
         # made up for most by then, and more would fit the noise of the batches.
-        (_LEAST_SQUARES, Refit(steps=64, learning_rate=0.005, dense_targets=1.0)),
+        (_LEAST_SQUARES, Refit(steps=_BATCHES, learning_rate=0.005, dense_targets=1.0)),
         dense_targets=0.5,
         gradients=8,
-        batches=64,
+        batches=_BATCHES,
     ),
 }
 
